@@ -1,0 +1,121 @@
+"""Machine: resources, memories, lanes, pools and the op table, read from YAML.
+
+Every capacity names its source and must lie in a plausible range: a resource faster than physics
+makes results free of charge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Source = Annotated[str, Field(min_length=3, description="datasheet, paper, calibrated, guessed: ...")]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Resource(Strict):
+    """Something shared while tasks run: FLOP/s of a unit, bytes/s of a memory or link, cores."""
+
+    kind: Literal["flops", "memory", "link", "cores"]
+    capacity: float = Field(gt=0, description="FLOP/s, bytes/s or cores")
+    source: Source
+
+    @model_validator(mode="after")
+    def _plausible(self) -> Resource:
+        low, high, unit = {
+            "flops": (1e8, 1e18, "FLOP/s"), "memory": (1e8, 1e15, "bytes/s"), "link": (1e5, 1e13, "bytes/s"), "cores": (0.1, 4096, "cores"),
+        }[self.kind]  # fmt: skip
+        if not low <= self.capacity <= high:
+            raise ValueError(f"capacity {self.capacity:g} {unit} is outside the plausible range {low:g} to {high:g} of a {self.kind} resource")
+        return self
+
+
+class Memory(Strict):
+    """Bytes that a run may hold at once: a hard limit."""
+
+    bytes: int = Field(gt=0)
+    usable: float = Field(1.0, gt=0, le=1, description="share that a plan may fill")
+    source: Source
+
+    @property
+    def budget_bytes(self) -> int:
+        return int(self.bytes * self.usable)
+
+
+class Lane(Strict):
+    """A queue in front of hardware."""
+
+    name: str
+    order: Literal["submitted", "ready", "priority"] = "submitted"
+    servers: int = Field(1, ge=1, le=65536)
+    kind: Literal["compute", "copy"]
+    compute: str | None = Field(None, description="flops resource of a compute lane")
+    memory: str | None = Field(None, description="memory resource that a compute lane streams from")
+    path: tuple[str, ...] = Field((), description="resources that each copied byte crosses")
+    cores: str | None = Field(None, description="cores resource whose threads do the work")
+    threads: int = Field(0, ge=0, description="threads that a task keeps busy while it runs")
+    home: str | None = Field(None, description="memory that the lane's buffers live in")
+    paced_bytes_per_s: float | None = Field(None, gt=0, description="the executor paces copies to this rate; none: native")
+
+
+class OpRate(Strict):
+    """One row of the op table: how well an op runs on a lane.
+
+    `curve` rows are (rows, seconds per unit), see `sim.costs`: a measured solo time. Without a
+    curve the op is a roofline with the given efficiencies.
+    """
+
+    op: str = Field(description='component name, or "*" for every other one')
+    lane: str
+    dtype: str = "*"
+    latency_s: float = Field(0.0, ge=0, lt=10)
+    flops_efficiency: float = Field(1.0, gt=0, le=1)
+    bytes_efficiency: float = Field(1.0, gt=0, le=1)
+    curve: tuple[tuple[float, float], ...] = ()
+    bytes_scale: float = Field(1.0, ge=0, description="bytes on the memory resource per byte of the work formula (fitted)")
+    source: Source
+
+
+class Machine(Strict):
+    name: str
+    description: str = ""
+    clock: Literal["simulated", "emulated", "measured"] = "simulated"
+    rig: str | None = Field(None, description="the rig that this profile was calibrated for")
+    resources: dict[str, Resource]
+    memories: dict[str, Memory]
+    lanes: tuple[Lane, ...]
+    pools: dict[str, int] = {}
+    ops: tuple[OpRate, ...]
+    repeat_spread: float | None = None
+
+    @model_validator(mode="after")
+    def _refers(self) -> Machine:
+        for lane in self.lanes:
+            named = {"compute": lane.compute, "memory": lane.memory, "cores": lane.cores}
+            for field, resource in [*named.items(), *(("path", p) for p in lane.path)]:
+                if resource is not None and resource not in self.resources:
+                    raise ValueError(f"lanes.{lane.name}.{field}: no resource {resource!r}; have {', '.join(self.resources)}")
+            if lane.home is not None and lane.home not in self.memories:
+                raise ValueError(f"lanes.{lane.name}.home: no memory {lane.home!r}; have {', '.join(self.memories)}")
+        names = [lane.name for lane in self.lanes]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"lanes.{name}: declared {names.count(name)} times")
+        for i, op in enumerate(self.ops):
+            if op.lane not in names:
+                raise ValueError(f"ops[{i}].lane: no lane {op.lane!r}; have {', '.join(names)}")
+        return self
+
+    @cached_property
+    def lane(self) -> dict[str, Lane]:
+        return {lane.name: lane for lane in self.lanes}
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
