@@ -61,6 +61,7 @@ class Lane(Strict):
     cores: str | None = Field(None, description="cores resource whose threads do the work")
     threads: int = Field(0, ge=0, description="threads that a task keeps busy while it runs")
     home: str | None = Field(None, description="memory that the lane's buffers live in")
+    dispatch_s: float = Field(0.0, ge=0, lt=1, description="time that handing a task to the lane takes")
     paced_bytes_per_s: float | None = Field(None, gt=0, description="the executor paces copies to this rate; none: native")
 
 

@@ -1,0 +1,255 @@
+"""The cost model: what a task demands of a machine (a fluid hierarchical roofline).
+
+A task has a fixed latency and then a demand vector over resources, each entry with a rate cap; its
+solo time is max over k of amount_k / min(capacity_k, cap_k) (Hierarchical Roofline Model, eq. 4-8
+of MoE-Lightning 3.2, with caps for what one kernel reaches). The op table gives the caps: either
+efficiencies of a roofline, or a measured curve of solo seconds, which is charged to the cores that
+the kernel keeps busy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import UserError
+from sim.machines.schema import Lane, Machine, OpRate
+from sim.models.spec import ModelSpec
+from sim.ops import COPIES, FREE, Component, components
+from sim.plan import PHASES, Plan
+from sim.tasks import PS_PER_S, Task, Time, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """c price classes.
+
+    latency_ps [c]; the demands of class i are the slice ptr[i]:ptr[i + 1] of resource (index into
+    the machine's resources), amount (FLOPs, bytes or core-seconds), cap (units/s; inf: none) and
+    weight.
+    """
+
+    latency_ps: NDArray[np.int64]
+    ptr: NDArray[np.int32]
+    resource: NDArray[np.int16]
+    amount: NDArray[np.float64]
+    cap: NDArray[np.float64]
+    weight: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class PricedPlan:
+    """A Plan with the price class of each task, cls [n]."""
+
+    plan: Plan
+    cls: NDArray[np.int32]
+    prices: Prices
+    resources: tuple[str, ...]
+    capacity: NDArray[np.float64]
+
+
+class Costs(Protocol):
+    """What an engine needs of a cost model."""
+
+    @property
+    def resources(self) -> tuple[str, ...]: ...
+    @property
+    def capacity(self) -> NDArray[np.float64]: ...
+    def bind(self, plan: Plan) -> PricedPlan: ...
+    def task(self, task: Task) -> Prices: ...
+
+
+class Routing(Protocol):
+    """Where the rows of each expert come from (a recorded trace)."""
+
+    def expert_tokens(self, requests: tuple[int, ...], phase: str, step: int, layer: int) -> tuple[int, ...] | None:
+        """Rows of each expert [experts] of one routed task; None where the trace does not tell."""
+        ...
+
+
+Demand = tuple[str, float, float, float]
+"""(resource, amount, cap in units/s, weight)"""
+
+Row = tuple[Time, list[tuple[int, float, float, float]]]
+"""latency_ps and (resource index, amount, cap, weight) of one class."""
+
+
+class CostModel:
+    """Prices tasks of one model on one machine. Also the `Profile` that schedulers see.
+
+    Raises UserError where the machine's op table has no row for what a task needs.
+    """
+
+    def __init__(self, machine: Machine, model: ModelSpec, routing: Routing | None = None) -> None:
+        self.machine = machine
+        self.model = model
+        self.routing = routing
+        self.resources = tuple(machine.resources)
+        self.capacity = np.array([r.capacity for r in machine.resources.values()], np.float64)
+        self._index = {name: i for i, name in enumerate(self.resources)}
+        self._rates = _rate_table(machine, model.dtype)
+        self._rows: dict[tuple[str | None, Work], Row] = {}
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of what a scheduler can learn from the profile: the machine and the model."""
+        return hashlib.sha256(f"{self.machine.digest} {self.model!r}".encode()).hexdigest()
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        return self.machine.lanes
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Budget of each memory."""
+        return {name: m.budget_bytes for name, m in self.machine.memories.items()}
+
+    def estimate(self, task: Task) -> Time:
+        """Solo time of a task in picoseconds, under expected routing."""
+        return self.solo_ps(task.lane, task.work)
+
+    def solo_ps(self, lane: str | None, work: Work) -> Time:
+        latency, demands = self.row(lane, work)
+        seconds = max((amount / min(self.capacity[k], cap) for k, amount, cap, _ in demands), default=0.0)
+        return latency + int(np.ceil(seconds * PS_PER_S))
+
+    def row(self, lane: str | None, work: Work) -> Row:
+        """Price of one (lane, work); cached."""
+        key = (lane, work)
+        if key not in self._rows:
+            self._rows[key] = self._price(lane, work)
+        return self._rows[key]
+
+    def task(self, task: Task) -> Prices:
+        return pack([self.row(task.lane, self._routed(task.work, task.requests, task.phase, task.step, task.layer))])
+
+    def bind(self, plan: Plan) -> PricedPlan:
+        """Price every task of a Plan: one row per distinct (lane, work), routed tasks by the trace."""
+        nl = len(plan.lanes) + 1
+        key = plan.work.astype(np.int64) * nl + (plan.lane + 1)
+        used = np.zeros(len(plan.works) * nl, np.bool_)
+        used[key] = True
+        keys = np.flatnonzero(used)
+        rows = [self.row(plan.lanes[k % nl - 1] if k % nl else None, plan.works[k // nl]) for k in keys.tolist()]
+        place = np.cumsum(used, dtype=np.int32) - 1
+        cls = place[key]
+        if self.routing is not None:
+            self._bind_routed(plan, cls, rows)
+        return PricedPlan(plan, cls, pack(rows), self.resources, self.capacity)
+
+    def _bind_routed(self, plan: Plan, cls: NDArray[np.int32], rows: list[Row]) -> None:
+        routed_work = np.array([w.experts > 0 for w in plan.works])
+        classes: dict[tuple[str, Work], int] = {}
+        for i in np.flatnonzero(routed_work[plan.work]).tolist():
+            work = plan.works[plan.work[i]]
+            found = self._routed(work, plan.groups[plan.group[i]], PHASES[plan.phase[i]], int(plan.step[i]), int(plan.layer[i]))
+            if found is work:
+                continue
+            key = (plan.lanes[plan.lane[i]], found)
+            if key not in classes:
+                classes[key] = len(rows)
+                rows.append(self.row(*key))
+            cls[i] = classes[key]
+
+    def _routed(self, work: Work, requests: tuple[int, ...], phase: str, step: int, layer: int) -> Work:
+        if self.routing is None or work.experts == 0:
+            return work
+        tokens = self.routing.expert_tokens(requests, phase, step, layer)
+        # The order of experts costs nothing: sorted rows make equal prices share a class.
+        return work if tokens is None else work._replace(expert_tokens=tuple(sorted(tokens, reverse=True)))
+
+    def _price(self, lane: str | None, work: Work) -> Row:
+        if lane is None or work.op in FREE:
+            return work.latency_ps, []
+        where = self.machine.lane.get(lane)
+        if where is None:
+            raise UserError(f"machine {self.machine.name}: no lane {lane!r}; have {', '.join(self.machine.lane)}")
+        if work.op in COPIES:
+            latency_s, demands = self._copy(where, work)
+        else:
+            latency_s, demands = self._compute(where, components(self.model, work))
+        return work.latency_ps + round((latency_s + where.dispatch_s) * PS_PER_S), [
+            (self._index[name], amount, cap, weight) for name, amount, cap, weight in demands if amount > 0
+        ]
+
+    def _rate(self, lane: Lane, op: str) -> OpRate:
+        rate = self._rates.get((lane.name, op)) or self._rates.get((lane.name, "*"))
+        if rate is None:
+            raise UserError(f"machine {self.machine.name}: ops has no row for {op!r} on lane {lane.name!r}; add one, or one for '*'")
+        return rate
+
+    def _copy(self, lane: Lane, work: Work) -> tuple[float, list[Demand]]:
+        """Bytes cross every resource of the path; the cores pay for moving them where a thread copies."""
+        rate = self._rate(lane, work.op)
+        demands = [(name, float(work.bytes), self.machine.resources[name].capacity * (rate.bytes_efficiency if k == 0 else 1.0), 1.0)
+                   for k, name in enumerate(lane.path)]  # fmt: skip
+        if lane.cores is not None and rate.curve:
+            busy_s = work.bytes * curve_at(rate.curve, float(work.bytes))
+            demands.append((lane.cores, busy_s, float(lane.threads), float(lane.threads)))
+        return rate.latency_s, demands
+
+    def _compute(self, lane: Lane, parts: Sequence[Component]) -> tuple[float, list[Demand]]:
+        """Sum of the components: a roofline over their FLOPs and bytes, or their measured seconds."""
+        latency_s = busy_s = flops = flops_at_peak = moved = moved_at_peak = 0.0
+        for part in parts:
+            rate = self._rate(lane, part.op)
+            latency_s += rate.latency_s
+            if rate.curve:
+                busy_s += part.units * curve_at(rate.curve, part.rows)
+                moved += part.cost.bytes * rate.bytes_scale
+                continue
+            flops += part.cost.flops
+            flops_at_peak += part.cost.flops / rate.flops_efficiency
+            moved += part.cost.bytes
+            moved_at_peak += part.cost.bytes / rate.bytes_efficiency
+        demands = []
+        if flops and lane.compute:
+            peak = self.machine.resources[lane.compute].capacity
+            demands.append((lane.compute, flops, peak * flops / flops_at_peak, 1.0))
+        if moved and lane.memory:
+            peak = self.machine.resources[lane.memory].capacity
+            demands.append((lane.memory, moved, peak * moved / moved_at_peak if moved_at_peak else np.inf, 1.0))
+        if busy_s and lane.cores:
+            threads = float(lane.threads)
+            demands.append((lane.cores, busy_s * threads, threads, threads))
+        return latency_s, demands
+
+
+def curve_at(curve: Sequence[tuple[float, float]], rows: float) -> float:
+    """Seconds per unit at `rows`: linear between measured points, flat below them; above them the
+    last two points' line goes on (never below the last point)."""
+    x, y = zip(*curve, strict=True)
+    if rows <= x[-1] or len(x) == 1:
+        return float(np.interp(rows, x, y))
+    slope = max(0.0, (y[-1] - y[-2]) / (x[-1] - x[-2]))
+    return float(y[-1] + slope * (rows - x[-1]))
+
+
+def pack(rows: Sequence[Row]) -> Prices:
+    """Rows of (latency_ps, demands) as arrays."""
+    flat = [d for _, demands in rows for d in demands]
+    ptr = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum([len(demands) for _, demands in rows], out=ptr[1:])
+    return Prices(
+        latency_ps=np.array([latency for latency, _ in rows], np.int64),
+        ptr=ptr,
+        resource=np.array([d[0] for d in flat], np.int16),
+        amount=np.array([d[1] for d in flat], np.float64),
+        cap=np.array([d[2] for d in flat], np.float64),
+        weight=np.array([d[3] for d in flat], np.float64),
+    )
+
+
+def _rate_table(machine: Machine, dtype: str) -> dict[tuple[str, str], OpRate]:
+    """Rows by (lane, op); a row for the model's dtype wins over one for any."""
+    table: dict[tuple[str, str], OpRate] = {}
+    for wanted in ("*", dtype):
+        for row in machine.ops:
+            if row.dtype == wanted:
+                table[(row.lane, row.op)] = row
+    return table

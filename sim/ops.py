@@ -1,0 +1,150 @@
+"""Model-level ops, and the kernels that each one is made of.
+
+The op table of a machine knows kernels ("components"); schedulers speak of model-level ops. Here
+the second become the first: `components(model, work)` lists what a task runs, with its FLOPs and
+bytes by the work formulas in `kernels/`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from kernels import attention, combine, dispatch, embed, expert_ffn, linear, rms_norm, rope, router, sample
+from kernels.cost import Cost
+from sim.models.spec import ModelSpec
+from sim.tasks import Work
+
+COPIES = frozenset({
+    "offload_qkv", "load_hidden", "page_to_pin", "page_to_gpu", "layer_to_gpu",
+    "kv_to_cpu", "kv_to_gpu", "hidden_to_cpu", "hidden_to_gpu",
+})  # fmt: skip
+COMPUTE = frozenset({"embed", "pre_attn", "attn_prefill", "attn_decode", "post_attn", "sample"})
+FREE = frozenset({"timer", "join"})
+OPS = COPIES | COMPUTE | FREE
+
+
+class Component(NamedTuple):
+    """One kernel of a task.
+
+    rows is where a measured curve is read, units what its value (seconds per unit) is multiplied
+    with: elements of the weight matrix for products, KV elements for attention, elements of the
+    activation matrix for the rest. A curve in seconds per unit carries over to other model sizes.
+    """
+
+    op: str
+    rows: float
+    units: float
+    cost: Cost
+
+
+def components(model: ModelSpec, work: Work) -> tuple[Component, ...]:
+    """Kernels of one compute task, in the order in which they run.
+
+    Raises KeyError for an op that is not in COMPUTE.
+    """
+    return _BUILDERS[work.op](model, work)
+
+
+def _linear(name: str, rows: int, k: int, n: int, model: ModelSpec) -> Component:
+    return Component(name, rows, k * n, linear.work(rows, k, n, model.dtype_bytes))
+
+
+def _norm(tokens: int, model: ModelSpec) -> Component:
+    return Component("rms_norm", tokens, tokens * model.hidden, rms_norm.work(tokens, model.hidden, model.dtype_bytes))
+
+
+def _embed(model: ModelSpec, work: Work) -> tuple[Component, ...]:
+    cost = embed.work(work.tokens, model.hidden, model.dtype_bytes)
+    return (Component("embed", work.tokens, work.tokens * model.hidden, cost),)
+
+
+def _pre_attn(model: ModelSpec, work: Work) -> tuple[Component, ...]:
+    rope_heads = model.heads + model.kv_heads
+    return (
+        _norm(work.tokens, model),
+        *(_linear("qkv_proj", work.tokens, k, n, model) for k, n in model.qkv_shapes),
+        Component(
+            "rope", work.tokens, work.tokens * rope_heads * model.head_dim,
+            rope.work(work.tokens, rope_heads, model.head_dim, model.dtype_bytes),
+        ),
+    )  # fmt: skip
+
+
+def _attn_prefill(model: ModelSpec, work: Work) -> tuple[Component, ...]:
+    cost = attention.prefill_work(work.tokens, work.context, model.heads, model.kv_heads, model.head_dim, model.dtype_bytes)
+    mean_prompt = work.tokens / max(1, work.sequences)
+    return (Component("attn_prefill", mean_prompt, work.context * model.heads * model.head_dim, cost),)
+
+
+def _attn_decode(model: ModelSpec, work: Work) -> tuple[Component, ...]:
+    cost = attention.decode_work(
+        work.sequences, work.context, model.heads, model.attention_kv_heads, model.attention_kv_dim, model.dtype_bytes
+    )
+    mean_context = work.context / max(1, work.sequences)
+    return (Component("attn_decode", mean_context, work.context * model.attention_kv_heads * model.attention_kv_dim, cost),)
+
+
+def _post_attn(model: ModelSpec, work: Work) -> tuple[Component, ...]:
+    b = model.dtype_bytes
+    parts = [
+        *(_linear("o_proj", work.tokens, k, n, model) for k, n in model.o_shapes),
+        _norm(work.tokens, model),
+    ]
+    if work.experts == 0:  # a leading dense layer
+        return (*parts, _ffn("dense_ffn", work.tokens, model.hidden, model.dense_ffn, b))
+    k, hidden = model.top_k, model.hidden
+    parts.append(Component("router", work.tokens, hidden * work.experts, router.work(work.tokens, hidden, work.experts, k, b)))
+    parts.append(Component("dispatch", work.tokens, work.tokens * k * hidden, dispatch.work(work.tokens, k, hidden, b)))
+    if model.shared_experts:
+        parts.append(_ffn("shared_ffn", work.tokens, hidden, model.shared_experts * model.shared_ffn, b))
+    for rows, count in expert_rows(work, k):
+        one = _ffn("expert_ffn", rows, hidden, model.ffn, b)
+        parts.append(one._replace(units=one.units * count, cost=Cost(one.cost.flops * count, one.cost.bytes * count)))
+    parts.append(Component("combine", work.tokens, work.tokens * k * hidden, combine.work(work.tokens, k, hidden, b)))
+    return tuple(parts)
+
+
+def _ffn(name: str, rows: int, hidden: int, ffn: int, b: int) -> Component:
+    return Component(name, rows, 3 * hidden * ffn, expert_ffn.work(rows, hidden, ffn, b))
+
+
+def _sample(model: ModelSpec, work: Work) -> tuple[Component, ...]:
+    cost = sample.work(work.sequences, model.hidden, model.vocab, model.dtype_bytes)
+    return (Component("sample", work.sequences, model.hidden * model.vocab, cost),)
+
+
+_BUILDERS = {
+    "embed": _embed,
+    "pre_attn": _pre_attn,
+    "attn_prefill": _attn_prefill,
+    "attn_decode": _attn_decode,
+    "post_attn": _post_attn,
+    "sample": _sample,
+}
+
+
+def expert_rows(work: Work, top_k: int) -> list[tuple[int, float]]:
+    """(rows of an expert, how many experts have that many) of one routed task.
+
+    From the routing trace where `work.expert_tokens` tells it. Otherwise the expectation under
+    independent uniform routing, each expert's rows being Binomial(tokens, top_k / experts): exact
+    probabilities up to 64 tokens, the mean above, where the distribution is narrow beside the
+    slope of any cost curve. Experts without rows cost nothing.
+    """
+    if work.expert_tokens:
+        counts: dict[int, float] = {}
+        for rows in work.expert_tokens:
+            if rows:
+                counts[rows] = counts.get(rows, 0.0) + 1.0
+        return sorted(counts.items())
+    p = top_k / work.experts
+    if work.tokens > 64:
+        return [(max(1, round(work.tokens * p)), work.experts * (1.0 - (1.0 - p) ** work.tokens))]
+    pairs, mass = [], (1.0 - p) ** work.tokens if p < 1 else 0.0
+    if p == 1:
+        return [(work.tokens, float(work.experts))]
+    for rows in range(1, work.tokens + 1):
+        mass *= (work.tokens - rows + 1) / rows * p / (1.0 - p)
+        if mass * work.experts > 1e-6:
+            pairs.append((rows, mass * work.experts))
+    return pairs
