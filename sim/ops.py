@@ -58,36 +58,66 @@ def _embed(model: ModelSpec, work: Work) -> tuple[Component, ...]:
     return (Component("embed", work.tokens, work.tokens * model.hidden, cost),)
 
 
+def _qkv_shapes(model: ModelSpec) -> tuple[tuple[int, int], ...]:
+    """[in, out] of the products before attention. MLA (DeepSeek-V2, 2.1.2): query, latent down, and
+    latent up, which decode absorbs into query and output at the same FLOPs."""
+    m = model.mla
+    if m is None:
+        return ((model.hidden, model.qkv_dim),)
+    q_out = model.heads * (m.qk_nope_head_dim + m.qk_rope_head_dim)
+    q = ((model.hidden, m.q_lora_rank), (m.q_lora_rank, q_out)) if m.q_lora_rank else ((model.hidden, q_out),)
+    up = (m.kv_lora_rank, model.heads * (m.qk_nope_head_dim + m.v_head_dim))
+    return (*q, (model.hidden, m.kv_lora_rank + m.qk_rope_head_dim), up)
+
+
 def _pre_attn(model: ModelSpec, work: Work) -> tuple[Component, ...]:
-    rope_heads = model.heads + model.kv_heads
+    heads, width = model.heads + model.kv_heads, model.head_dim
+    if model.mla is not None:  # one rotated key row a token, shared by the heads
+        heads, width = model.heads + 1, model.mla.qk_rope_head_dim
+    cost = rope.work(work.tokens, heads, width, model.dtype_bytes)
     return (
         _norm(work.tokens, model),
-        *(_linear("qkv_proj", work.tokens, k, n, model) for k, n in model.qkv_shapes),
-        Component(
-            "rope", work.tokens, work.tokens * rope_heads * model.head_dim,
-            rope.work(work.tokens, rope_heads, model.head_dim, model.dtype_bytes),
-        ),
-    )  # fmt: skip
+        *(_linear("qkv_proj", work.tokens, k, n, model) for k, n in _qkv_shapes(model)),
+        Component("rope", work.tokens, work.tokens * heads * width, cost),
+    )
 
 
 def _attn_prefill(model: ModelSpec, work: Work) -> tuple[Component, ...]:
-    cost = attention.prefill_work(work.tokens, work.context, model.heads, model.kv_heads, model.head_dim, model.dtype_bytes)
+    heads, kv_heads, width = model.heads, model.kv_heads, model.head_dim
+    if model.mla is not None:  # scores over nope + rope, sums over v: their mean is what the formula counts twice
+        m = model.mla
+        kv_heads, width = heads, (m.qk_nope_head_dim + m.qk_rope_head_dim + m.v_head_dim) // 2
+    cost = attention.prefill_work(work.tokens, work.context, heads, kv_heads, width, model.dtype_bytes)
     mean_prompt = work.tokens / max(1, work.sequences)
-    return (Component("attn_prefill", mean_prompt, work.context * model.heads * model.head_dim, cost),)
+    return (Component("attn_prefill", mean_prompt, work.context * heads * width, cost),)
 
 
 def _attn_decode(model: ModelSpec, work: Work) -> tuple[Component, ...]:
-    cost = attention.decode_work(
-        work.sequences, work.context, model.heads, model.attention_kv_heads, model.attention_kv_dim, model.dtype_bytes
-    )
     mean_context = work.context / max(1, work.sequences)
-    return (Component("attn_decode", mean_context, work.context * model.attention_kv_heads * model.attention_kv_dim, cost),)
+    if model.mla is not None:
+        cost = _mla_decode_cost(model, work)
+    else:
+        cost = attention.decode_work(
+            work.sequences, work.context, model.heads, model.kv_heads, model.head_dim, model.dtype_bytes
+        )
+    return (Component("attn_decode", mean_context, work.context * model.kv_dim, cost),)
+
+
+def _mla_decode_cost(model: ModelSpec, work: Work) -> Cost:
+    """Absorbed form (DeepSeek-V2, 2.1.2): each head scores the latent and rope row and sums latent
+    rows; every head reads the same row, so its bytes count once."""
+    m = model.mla
+    assert m is not None
+    row = m.kv_lora_rank + m.qk_rope_head_dim
+    flops = 2 * work.context * model.heads * (row + m.kv_lora_rank)
+    rows_in_out = work.sequences * model.heads * (row + m.kv_lora_rank)
+    return Cost(flops, (work.context * row + rows_in_out) * model.dtype_bytes)
 
 
 def _post_attn(model: ModelSpec, work: Work) -> tuple[Component, ...]:
     b = model.dtype_bytes
     parts = [
-        *(_linear("o_proj", work.tokens, k, n, model) for k, n in model.o_shapes),
+        _linear("o_proj", work.tokens, model.attention_out_dim, model.hidden, model),
         _norm(work.tokens, model),
     ]
     if work.experts == 0:  # a leading dense layer
@@ -99,7 +129,9 @@ def _post_attn(model: ModelSpec, work: Work) -> tuple[Component, ...]:
         parts.append(_ffn("shared_ffn", work.tokens, hidden, model.shared_experts * model.shared_ffn, b))
     for rows, count in expert_rows(work, k):
         one = _ffn("expert_ffn", rows, hidden, model.ffn, b)
-        parts.append(one._replace(units=one.units * count, cost=Cost(one.cost.flops * count, one.cost.bytes * count)))
+        stored_elsewise = model.expert_bytes - 3 * hidden * model.ffn * b if model.expert_dtype else 0
+        cost = Cost(one.cost.flops * count, (one.cost.bytes + stored_elsewise) * count)
+        parts.append(one._replace(units=one.units * count, cost=cost))
     parts.append(Component("combine", work.tokens, work.tokens * k * hidden, combine.work(work.tokens, k, hidden, b)))
     return tuple(parts)
 
