@@ -120,4 +120,6 @@ def _decode(row: dict[str, Any], profile: events.Profile) -> Event:
     if kind == "Finished":
         r = row["result"]
         return events.Finished(row["task"], events.Result(tuple(r["ended"]), tuple(r["experts"]), r["facts"]))
-    return {"Failed": events.Failed, "Changed": events.Changed, "Report": events.Report}[kind](**row)
+    plain: dict[str, type[events.Failed] | type[events.Changed] | type[events.Report]]
+    plain = {"Failed": events.Failed, "Changed": events.Changed, "Report": events.Report}
+    return plain[kind](**row)
