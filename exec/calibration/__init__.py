@@ -1,0 +1,1 @@
+"""Measures this computer, op by op and in pairs, into a machine profile."""

@@ -1,0 +1,1 @@
+"""How far the simulator is off, on configurations that it was not calibrated with."""

@@ -1,0 +1,75 @@
+"""The configurations that `exec validate` runs on both clocks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sim.errors import UserError
+
+RATE_LANES = ("h2d", "d2h", "pin")
+
+
+class Case(BaseModel):
+    """One run. Rates are bytes/s; 0 means native copies, as fast as this computer does them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = "tiny-mixtral"
+    scheduler: str
+    prompt: int = Field(gt=0, le=4096, description="longest prompt of the batch, in tokens")
+    gen: int = Field(gt=1, le=4096)
+    batch: int = Field(gt=0)
+    microbatch: int = Field(gt=0)
+    ragged: bool = Field(True, description="prompt lengths between half of `prompt` and all of it")
+    h2d: float | None = Field(None, ge=0, description="bytes/s of the link to the device; none: the rig's")
+    d2h: float | None = Field(None, ge=0)
+    pin: float | None = Field(None, ge=0)
+    seed: int = 0
+
+    @property
+    def rates(self) -> dict[str, float]:
+        return {lane: rate for lane in RATE_LANES if (rate := getattr(self, lane)) is not None}
+
+    def without_scheduler(self) -> tuple[Any, ...]:
+        """What two cases share that may be ranked against each other."""
+        return tuple(sorted((k, v) for k, v in self.model_dump().items() if k != "scheduler" and v is not None))
+
+
+class Grid(BaseModel):
+    """Cases, each field a value or a list of values; lists expand to their product."""
+
+    model_config = ConfigDict(extra="forbid")
+    repeats: int = Field(3, ge=1, le=100)
+    cases: list[dict[str, Any]] = Field(min_length=1)
+
+    def expand(self) -> list[Case]:
+        return [Case(**one) for row in self.cases for one in _product(row)]
+
+
+def _product(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    values = [v if isinstance(v, list) else [v] for v in row.values()]
+    return (dict(zip(row, combination, strict=True)) for combination in itertools.product(*values))
+
+
+def load_grid(path: Path | None) -> tuple[int, list[Case]]:
+    """(repeats, cases) of a YAML grid; without a path, the one that comes with Tandem.
+
+    Raises UserError naming the file and each wrong field.
+    """
+    path = path or Path(__file__).with_name("grid.yaml")
+    try:
+        grid = Grid(**yaml.safe_load(path.read_text()))
+        return grid.repeats, grid.expand()
+    except FileNotFoundError:
+        raise UserError(f"--grid {path}: no such file") from None
+    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as e:
+        raise UserError(f"--grid {path}: not a YAML mapping with `cases`: {' '.join(str(e).split())}") from None
+    except ValidationError as e:
+        wrong = "; ".join(f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in e.errors())
+        raise UserError(f"--grid {path}: {wrong}") from None
