@@ -1,0 +1,256 @@
+"""Routing: which experts a router chose for each token of each layer.
+
+One row stands for one token in one layer. In the prefill (step 0) a request has the positions
+0 .. prompt - 1; decode step d processes the one position prompt + d - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from traces import files
+from traces.errors import TraceError
+from traces.files import Provenance, decode, in_range, integers
+
+KIND = "routing"
+VERSION = 1
+PHASES = ("prefill", "decode")
+_NUMBERS = (("step", pa.int32()), ("request_id", pa.int32()), ("position", pa.int32()), ("layer", pa.int16()))
+_COLUMNS = ("decode", "step", "request_id", "position", "layer", "experts", "weights")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The router that was recorded: `experts` per layer, `k` of them chosen, in `layers` layers of `model`."""
+
+    model: str
+    layers: int
+    experts: int
+    k: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= self.experts <= 32767 or self.layers < 1:
+            found = f"k={self.k}, experts={self.experts}, layers={self.layers}"
+            raise ValueError(f"{found}: must be 1 <= k <= experts <= 32767 and layers >= 1")
+
+
+def schema(k: int) -> pa.Schema:
+    """Columns of a routing trace with k experts a token."""
+    return pa.schema([
+        *(pa.field(name, kind, nullable=False) for name, kind in _NUMBERS),
+        pa.field("experts", pa.list_(pa.field("item", pa.int16(), nullable=False), k), nullable=False),
+        pa.field("weights", pa.list_(pa.float32(), k)),
+        pa.field("phase", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+    ])  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Routing:
+    """Structure of arrays over n (token, layer) rows, in any order.
+
+    Attributes
+    ----------
+    decode [n] bool: whether the row is of the decode; else of the prefill, with step 0.
+    step, request_id, position, layer [n].
+    experts [n, k] int16: chosen experts, in the router's order.
+    weights [n, k] float32: their gate weights; NaN in every slot of a row without weights (written as an empty value).
+    """
+
+    decode: NDArray[np.bool_]
+    step: NDArray[np.int32]
+    request_id: NDArray[np.int32]
+    position: NDArray[np.int32]
+    layer: NDArray[np.int16]
+    experts: NDArray[np.int16]
+    weights: NDArray[np.float32]
+    shape: Shape
+    provenance: Provenance
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def take(self, rows: NDArray[Any]) -> Routing:
+        """The rows of a boolean mask or an index array."""
+        return replace(self, **{n: getattr(self, n)[rows] for n in _COLUMNS})
+
+
+def to_table(routing: Routing) -> pa.Table:
+    """The Arrow table with the columns of `schema(k)`."""
+    k, n = routing.shape.k, len(routing)
+    assert routing.experts.shape == routing.weights.shape == (n, k), f"{routing.experts.shape}, {routing.weights.shape}: must be {(n, k)}"
+    lacking = np.isnan(routing.weights).all(axis=1)
+    experts = np.ascontiguousarray(routing.experts, np.int16).ravel()
+    weights = np.ascontiguousarray(routing.weights, np.float32).ravel()
+    wanted = schema(k)
+    columns = [pa.array(np.ascontiguousarray(getattr(routing, name)).astype(kind.to_pandas_dtype())) for name, kind in _NUMBERS]
+    columns.append(pa.FixedSizeListArray.from_arrays(pa.array(experts), type=wanted.field("experts").type))
+    mask = pa.array(lacking) if lacking.any() else None
+    columns.append(pa.FixedSizeListArray.from_arrays(pa.array(weights), type=wanted.field("weights").type, mask=mask))
+    columns.append(files.encode(routing.decode.astype(np.int32), PHASES))
+    return pa.table(columns, schema=wanted)
+
+
+class RoutingWriter:
+    """Collects the rows that a recorder sees, one router call at a time; see `writing_routing`."""
+
+    def __init__(self, writer: pq.ParquetWriter, path: Path, shape: Shape, provenance: Provenance) -> None:
+        self._writer, self._path, self._shape, self._provenance = writer, path, shape, provenance
+        self._calls: list[Routing] = []
+        self._rows = 0
+
+    def record(
+        self,
+        phase: str,
+        step: int,
+        layer: int,
+        request_id: NDArray[Any],
+        position: NDArray[Any],
+        experts: NDArray[Any],
+        weights: NDArray[Any] | None = None,
+    ) -> None:
+        """Append one call of the router of `layer`: request_id and position [rows], experts and weights [rows, k].
+
+        The arrays are copied. Not for several threads at once.
+        """
+        n = len(request_id)
+        self._calls.append(Routing(
+            decode=np.full(n, phase == "decode"), step=np.full(n, step, np.int32), request_id=np.array(request_id, np.int32),
+            position=np.array(position, np.int32), layer=np.full(n, layer, np.int16), experts=np.array(experts, np.int16),
+            weights=np.full((n, self._shape.k), np.nan, np.float32) if weights is None else np.array(weights, np.float32),
+            shape=self._shape, provenance=self._provenance,
+        ))  # fmt: skip
+        self._rows += n
+        if self._rows >= files.ROW_GROUP:
+            self.flush()
+
+    def append(self, routing: Routing) -> None:
+        """Append rows that are arrays already."""
+        self.flush()
+        self._write(routing)
+
+    def flush(self) -> None:
+        """Write what was recorded so far as a row group."""
+        if self._calls:
+            self._write(_concatenate(self._calls))
+        self._calls, self._rows = [], 0
+
+    def _write(self, routing: Routing) -> None:
+        table = to_table(routing)
+        _check(table, f"{self._path}: written rows", self._shape)
+        self._writer.write_table(table, row_group_size=files.ROW_GROUP)
+
+
+def _concatenate(parts: Sequence[Routing]) -> Routing:
+    columns: dict[str, Any] = {n: np.concatenate([getattr(p, n) for p in parts]) for n in _COLUMNS}
+    return replace(parts[0], **columns)
+
+
+@contextmanager
+def writing_routing(path: str | Path, shape: Shape, provenance: Provenance) -> Iterator[RoutingWriter]:
+    """Stream a routing trace; the file appears at the end, whole, or not at all."""
+    facts = {"model": shape.model, "layers": str(shape.layers), "experts": str(shape.experts), "k": str(shape.k)}
+    provenance = replace(provenance, facts={**provenance.facts, **facts})
+    with files.writing(path, schema(shape.k), provenance.metadata(KIND, VERSION), {"position": "DELTA_BINARY_PACKED"}) as writer:
+        out = RoutingWriter(writer, Path(path), shape, provenance)
+        yield out
+        out.flush()
+
+
+def write_routing(path: str | Path, routing: Routing) -> None:
+    """Write one routing trace whole."""
+    with writing_routing(path, routing.shape, routing.provenance) as out:
+        out.append(routing)
+
+
+def read_routing(path: str | Path) -> Routing:
+    """Read and check a routing trace; raises `TraceError` naming the file, row group and column."""
+    path = Path(path)
+    with files.opening(path) as f:
+        found = f.schema_arrow
+        provenance = files.read_provenance(found.metadata, path, KIND, VERSION)
+        shape = _shape(provenance, path)
+        wanted = schema(shape.k)
+        files.check_schema(found, wanted, (), path)
+        groups = list(files.row_groups(f, path, lambda table, where: _check(table, where, shape)))
+        table = pa.concat_tables(groups) if groups else wanted.empty_table()
+    phase, names = decode(table, "phase", str(path))
+    return Routing(
+        decode=np.array([n == "decode" for n in names], np.bool_)[phase] if names else np.empty(0, np.bool_),
+        experts=_matrix(table, "experts", shape.k), weights=_matrix(table, "weights", shape.k), shape=shape, provenance=provenance,
+        **{name: table.column(name).to_numpy() for name, _ in _NUMBERS},
+    )  # fmt: skip
+
+
+def _shape(provenance: Provenance, path: Path) -> Shape:
+    try:
+        return Shape(provenance.facts["model"], *(int(provenance.facts[f]) for f in ("layers", "experts", "k")))
+    except KeyError as e:
+        raise TraceError(f"{path}: metadata {files.PREFIX}{e.args[0]}: missing; a routing trace needs model, layers, experts, k") from e
+    except ValueError as e:
+        raise TraceError(f"{path}: metadata {files.PREFIX}k, layers, experts: {e}") from e
+
+
+def _matrix(table: pa.Table, name: str, k: int) -> NDArray[Any]:
+    """A fixed-size list column as an array [n, k]; NaN where a row is empty."""
+    parts = [_chunk(c, k) for c in table.column(name).chunks]
+    if not parts:
+        return np.empty((0, k), table.schema.field(name).type.value_type.to_pandas_dtype())
+    return np.concatenate(parts)
+
+
+def _chunk(chunk: pa.FixedSizeListArray, k: int) -> NDArray[Any]:
+    if not chunk.null_count:
+        return np.asarray(chunk.flatten().to_numpy(zero_copy_only=False)).reshape(-1, k)
+    out = np.full((len(chunk), k), np.nan, np.float32)
+    out[chunk.is_valid().to_numpy(zero_copy_only=False)] = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, k)
+    return out
+
+
+def _check(table: pa.Table, where: str, shape: Shape) -> None:
+    for name, high in (("step", None), ("request_id", None), ("position", None), ("layer", shape.layers - 1)):
+        in_range(integers(table, name, where), name, where, 0, high)
+    _check_experts(table, where, shape)
+    _check_weights(table, where, shape.k)
+    codes, names = decode(table, "phase", where)
+    unknown = set(names) - set(PHASES)
+    if unknown:
+        raise TraceError(f"{where}: column phase: has {sorted(unknown)[0]!r}; must be one of {', '.join(map(repr, PHASES))}")
+    in_decode = np.array([n == "decode" for n in names], np.bool_)[codes] if names else np.empty(0, np.bool_)
+    wrong = in_decode != (integers(table, "step", where) > 0)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        found = f"row {row} has {table['step'][row]} in the phase {table['phase'][row]}"
+        raise TraceError(f"{where}: column step: {found}; 0 is the prefill, decode steps count from 1")
+
+
+def _check_experts(table: pa.Table, where: str, shape: Shape) -> None:
+    column = table.column("experts")
+    if column.null_count or any(c.flatten().null_count for c in column.chunks):
+        raise TraceError(f"{where}: column experts: has empty values; every row needs {shape.k} experts")
+    experts = _matrix(table, "experts", shape.k)
+    in_range(experts, "experts", where, 0, shape.experts - 1)
+    ordered = np.sort(experts, axis=1)
+    twice = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+    if twice.any():
+        row = int(np.argmax(twice))
+        raise TraceError(f"{where}: column experts: row {row} has {experts[row].tolist()}; a token goes to {shape.k} different experts")
+
+
+def _check_weights(table: pa.Table, where: str, k: int) -> None:
+    valid = np.asarray(table.column("weights").is_valid().to_numpy())
+    if any(c.flatten().null_count for c in table.column("weights").chunks):
+        raise TraceError(f"{where}: column weights: has an empty weight inside a row; a row has all {k} weights or none")
+    weights = _matrix(table, "weights", k)
+    bad = valid & ~(np.isfinite(weights) & (weights >= 0)).all(axis=1)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise TraceError(f"{where}: column weights: row {row} has {weights[row].tolist()}; must be finite and 0 or more")
