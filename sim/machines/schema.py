@@ -32,7 +32,7 @@ class Resource(Strict):
             "flops": (1e8, 1e18, "FLOP/s"), "memory": (1e8, 1e15, "bytes/s"), "link": (1e5, 1e13, "bytes/s"), "cores": (0.1, 4096, "cores"),
         }[self.kind]  # fmt: skip
         if not low <= self.capacity <= high:
-            raise ValueError(f"capacity {self.capacity:g} {unit} is outside the plausible range {low:g} to {high:g} of a {self.kind} resource")
+            raise ValueError(f"{self.capacity:g} {unit} is outside the plausible range {low:g} to {high:g} of a {self.kind} resource")
         return self
 
 
@@ -83,6 +83,35 @@ class OpRate(Strict):
     source: Source
 
 
+class Fabric(Strict):
+    """Links between devices: what travels from a to b crosses a's egress, the core and b's ingress."""
+
+    endpoints: tuple[str, ...] = Field(min_length=2)
+    egress: tuple[str, ...]
+    ingress: tuple[str, ...]
+    core: str | None = Field(None, description="link that all traffic crosses, where it can be the bottleneck")
+    latency_s: float = Field(ge=0, lt=1)
+    source: Source
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Fabric:
+        for field, links in (("egress", self.egress), ("ingress", self.ingress)):
+            if len(links) != len(self.endpoints):
+                raise ValueError(f"{field}: {len(links)} links for {len(self.endpoints)} endpoints; one each is needed")
+        return self
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        return (*self.egress, *self.ingress, *((self.core,) if self.core else ()))
+
+    def path(self, source: str, target: str) -> tuple[str, ...]:
+        """Resources that a byte from `source` to `target` crosses. Raises ValueError for a name that is no endpoint."""
+        a, b = self.endpoints.index(source), self.endpoints.index(target)
+        if a == b:
+            return ()
+        return (self.egress[a], *((self.core,) if self.core else ()), self.ingress[b])
+
+
 class Machine(Strict):
     name: str
     description: str = ""
@@ -91,7 +120,8 @@ class Machine(Strict):
     resources: dict[str, Resource]
     memories: dict[str, Memory]
     lanes: tuple[Lane, ...]
-    pools: dict[str, int] = {}
+    pools: dict[str, Annotated[int, Field(gt=0)]] = {}
+    fabric: Fabric | None = None
     ops: tuple[OpRate, ...]
     repeat_spread: float | None = None
 
@@ -104,6 +134,9 @@ class Machine(Strict):
                     raise ValueError(f"lanes.{lane.name}.{field}: no resource {resource!r}; have {', '.join(self.resources)}")
             if lane.home is not None and lane.home not in self.memories:
                 raise ValueError(f"lanes.{lane.name}.home: no memory {lane.home!r}; have {', '.join(self.memories)}")
+        for resource in self.fabric.resources if self.fabric else ():
+            if resource not in self.resources:
+                raise ValueError(f"fabric: no resource {resource!r}; have {', '.join(self.resources)}")
         names = [lane.name for lane in self.lanes]
         for name in names:
             if names.count(name) > 1:
@@ -120,3 +153,29 @@ class Machine(Strict):
     @cached_property
     def digest(self) -> str:
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+class RigLink(Strict):
+    """Rate of one direction of the host link."""
+
+    bytes_per_s: float | None = Field(None, ge=1e5, le=1e13, description="the executor paces copies to this rate; none: native")
+    source: Source
+
+
+class Rig(Strict):
+    """Links and budgets that a run on this computer keeps to. It has no op times: calibration measures
+    those, and makes it a Machine."""
+
+    kind: Literal["rig"]
+    name: str
+    description: str = ""
+    links: dict[Literal["h2d", "d2h"], RigLink]
+    memories: dict[Literal["gpu", "cpu", "pinned"], Memory]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Rig:
+        for field, have, need in (("links", set(self.links), ("h2d", "d2h")), ("memories", set(self.memories), ("gpu", "cpu", "pinned"))):
+            for name in need:
+                if name not in have:
+                    raise ValueError(f"{field}.{name}: missing")
+        return self

@@ -132,6 +132,11 @@ def _decoder(c: Config, *, theta: float, eps: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _routed(c: Config, ffn: str, experts: str) -> dict[str, Any]:
+    """Sizes of the routed experts, under the family's own keys."""
+    return {"ffn": c.size(ffn), "experts": c.renamed(experts, "num_local_experts"), "top_k": c.size("num_experts_per_tok")}
+
+
 def _sliding(c: Config, layers: int) -> dict[str, Any]:
     """Layers that slide: `layer_types` where it is given, all of them otherwise."""
     if c.get("sliding_window") is None:
@@ -150,7 +155,7 @@ def _sliding(c: Config, layers: int) -> dict[str, Any]:
 
 def _mixtral(c: Config) -> dict[str, Any]:
     sizes = _decoder(c, theta=1e6, eps=1e-5)
-    routed = {"ffn": c.size("intermediate_size"), "experts": c.size("num_local_experts"), "top_k": c.size("num_experts_per_tok")}
+    routed = _routed(c, "intermediate_size", "num_local_experts")
     return {**sizes, **routed, **_sliding(c, sizes["layers"])}
 
 
@@ -184,14 +189,15 @@ def _qwen3_moe(c: Config) -> dict[str, Any]:
     if c.size("decoder_sparse_step", 1) != 1 or c.get("mlp_only_layers"):
         raise c.error("decoder_sparse_step", "only models with experts in every layer are supported (1, and mlp_only_layers empty)")
     sizes = _decoder(c, theta=1e6, eps=1e-6)
-    routed = {"ffn": c.size("moe_intermediate_size"), "experts": c.renamed("num_experts", "num_local_experts"), "top_k": c.size("num_experts_per_tok")}
+    routed = _routed(c, "moe_intermediate_size", "num_experts")
     slides = _sliding(c, sizes["layers"]) if c.flag("use_sliding_window") else {}
-    return {**sizes, **routed, **slides, "attention_bias": c.flag("attention_bias"), "output_bias": c.flag("attention_bias"), "qk_norm": "head"}
+    biased = c.flag("attention_bias")
+    return {**sizes, **routed, **slides, "attention_bias": biased, "output_bias": biased, "qk_norm": "head"}
 
 
 def _gpt_oss(c: Config) -> dict[str, Any]:
     sizes = _decoder(c, theta=1.5e5, eps=1e-5)
-    routed = {"ffn": c.size("intermediate_size"), "experts": c.size("num_local_experts"), "top_k": c.size("num_experts_per_tok")}
+    routed = _routed(c, "intermediate_size", "num_local_experts")
     quantised = c.get("quantization_config") is not None and c.part("quantization_config").get("quant_method") == "mxfp4"
     biased = c.flag("attention_bias", True)
     return {
@@ -202,8 +208,9 @@ def _gpt_oss(c: Config) -> dict[str, Any]:
 
 def _olmoe(c: Config) -> dict[str, Any]:
     sizes = _decoder(c, theta=1e4, eps=1e-5)
-    routed = {"ffn": c.size("intermediate_size"), "experts": c.renamed("num_experts", "num_local_experts"), "top_k": c.size("num_experts_per_tok")}
-    return {**sizes, **routed, "attention_bias": c.flag("attention_bias"), "output_bias": c.flag("attention_bias"), "qk_norm": "full"}
+    routed = _routed(c, "intermediate_size", "num_experts")
+    biased = c.flag("attention_bias")
+    return {**sizes, **routed, "attention_bias": biased, "output_bias": biased, "qk_norm": "full"}
 
 
 _FAMILIES: dict[str, Callable[[Config], dict[str, Any]]] = {
