@@ -1,0 +1,342 @@
+"""ThreadEngine: the wall clock. One thread for each server of each lane.
+
+A task's way: `submit` turns it into a record and puts it on the board; whoever changes the board
+(the driving thread or the lane thread that has just ended a task) hands every task that may start
+to its lane's inbox; the lane thread stamps the start, runs the op without the lock, stamps the
+end, and tells the board. See docs/decisions/0004-executor-threads.md.
+"""
+
+from __future__ import annotations
+
+import gc
+import heapq
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+
+from exec.runtime.board import Board
+from exec.runtime.errors import Fault, Interrupted, RuntimeStuck, TaskFailed, describe
+from exec.runtime.records import Interrupt, Record, record_of, records_of
+from sim.drive import Deadlock
+from sim.engines.run import CANCELLED, FAILED, Run
+from sim.events import Arrived, Event, Profile, Request, Result, Started
+from sim.machines.schema import Lane, Machine
+from sim.plan import Plan
+from sim.tasks import Cancel, Command, Task, Time
+
+SWITCH_INTERVAL_S = 1e-4
+"""How long a thread keeps the GIL while another wants it. Lanes hold it for microseconds between
+kernels that release it; Python's own 5 ms would let one lane's bookkeeping delay another's start."""
+
+JOIN_TIMEOUT_S = 30.0
+"""How long a stopped run waits for a lane whose op cannot be interrupted."""
+
+
+class Backend(Protocol):
+    """What a lane thread runs."""
+
+    def enter_lane(self, lane: Lane) -> None:
+        """Called once in each server thread of `lane`, before the clock starts."""
+        ...
+
+    def run(self, task: Record, interrupt: Interrupt) -> Result | None:
+        """Do the work of `task`. Raises `Fault` for a failure that the scheduler hears of and
+        `Interrupted` where `interrupt` made it stop early; anything else ends the run."""
+        ...
+
+
+class _Server:
+    """A lane's thread, and what it shares with the others."""
+
+    __slots__ = ("interrupt", "task", "thread")
+
+    def __init__(self) -> None:
+        self.interrupt = Interrupt()
+        self.task: Record | None = None
+        self.thread: threading.Thread | None = None
+
+
+class _LaneThreads:
+    __slots__ = ("inbox", "lane", "servers", "wake")
+
+    def __init__(self, lane: Lane, lock: threading.Lock) -> None:
+        self.lane = lane
+        self.wake = threading.Condition(lock)
+        self.inbox: deque[Record] = deque()
+        self.servers = [_Server() for _ in range(lane.servers)]
+
+
+class ThreadEngine:
+    """Runs commands on this computer, as `sim.drive.Engine`. Use it as a context manager:
+
+        with ThreadEngine(machine, backend, profile, requests, pools) as engine:
+            drive(scheduler, engine, log)
+        run = engine.run()
+
+    Times are picoseconds since the first submission. `wait` raises `TaskFailed` for an op that
+    raised, `Deadlock` where open tasks can never start, `HazardError` for a broken plan; leaving the
+    context stops and joins every thread, whatever happened.
+    """
+
+    def __init__(
+        self, machine: Machine, backend: Backend, profile: Profile, requests: Sequence[Request], pools: Mapping[str, int] | None = None
+    ) -> None:
+        self._backend = backend
+        self._lock = threading.Lock()
+        self._driver = threading.Condition(self._lock)
+        self._board = Board(machine.lanes, {**machine.pools, **(pools or {})})
+        self._lanes = {lane.name: _LaneThreads(lane, self._lock) for lane in machine.lanes}
+        self._entered = 0
+        self._stopping = False
+        self._error: BaseException | None = None
+        self._origin_ns: int | None = None
+        self._last: Time = 0
+        self._events: list[tuple[Time, int, int, Event]] = [(0, -1, 0, Started(profile))]
+        self._arrivals = sorted(requests, key=lambda r: (r.arrival_ps, r.request_id))
+        self._arrived = 0
+        self._sources: list[Plan | Task] = []
+
+    # Life of the threads ------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self._interval = sys.getswitchinterval()
+        self._collecting = gc.isenabled()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        # A collection would stop every lane while it walks the records.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        try:
+            self._start_threads()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop()
+
+    def _start_threads(self) -> None:
+        for lane in self._lanes.values():
+            for i, server in enumerate(lane.servers):
+                server.thread = threading.Thread(target=self._serve, args=(lane, server), name=f"lane-{lane.lane.name}-{i}", daemon=True)
+                server.thread.start()
+        wanted = sum(len(lane.servers) for lane in self._lanes.values())
+        with self._lock:
+            self._driver.wait_for(lambda: self._entered == wanted or self._error is not None)
+            if self._error is not None:
+                raise self._error
+
+    def _stop(self) -> None:
+        """Stop and join every lane thread; running ops are interrupted where they can be."""
+        with self._lock:
+            self._halt()
+        servers = [s for lane in self._lanes.values() for s in lane.servers if s.thread is not None]
+        deadline = time.monotonic() + JOIN_TIMEOUT_S
+        for server in servers:
+            assert server.thread is not None
+            server.thread.join(max(0.0, deadline - time.monotonic()))
+        sys.setswitchinterval(self._interval)
+        gc.unfreeze()
+        if self._collecting:
+            gc.enable()
+        stuck = [f"{s.thread.name}: {describe(s.task)}" for s in servers if s.thread and s.thread.is_alive() and s.task]
+        if stuck:
+            raise RuntimeStuck(f"lane threads did not come back within {JOIN_TIMEOUT_S:g} s: {'; '.join(stuck)}")
+
+    def _halt(self) -> None:
+        """Ask all lanes to stop. The lock is held."""
+        self._stopping = True
+        for lane in self._lanes.values():
+            for server in lane.servers:
+                server.interrupt.set()
+            lane.wake.notify_all()
+        self._driver.notify_all()
+
+    # What a lane thread does --------------------------------------------------------------------
+
+    def _serve(self, lane: _LaneThreads, server: _Server) -> None:
+        try:
+            self._backend.enter_lane(lane.lane)
+        except BaseException as error:
+            with self._lock:
+                self._error = error
+                self._halt()
+            return
+        with self._lock:
+            self._entered += 1
+            self._driver.notify_all()
+            while (task := self._next(lane)) is not None:
+                server.task = task
+                if task.cancelled is None:
+                    server.interrupt.clear()
+                    task.interrupt = server.interrupt
+                    self._execute(task, server.interrupt)
+                else:
+                    self._settle(task, None, None, self._now())
+                server.task = None
+
+    def _next(self, lane: _LaneThreads) -> Record | None:
+        """Next task of the lane; None when the run stops. The lock is held, and let go while waiting."""
+        while not self._stopping:
+            if lane.inbox:
+                return lane.inbox.popleft()
+            lane.wake.wait()
+        return None
+
+    def _execute(self, task: Record, interrupt: Interrupt) -> None:
+        """Run one op. The lock is held at entry and exit, and not while the op runs."""
+        result: Result | None = None
+        error: BaseException | None = None
+        self._lock.release()
+        task.start_ps = self._now()
+        try:
+            result = self._backend.run(task, interrupt)
+        except BaseException as raised:
+            # Every kind of error, whatever the op raised, is the driving thread's to report.
+            error = raised
+        end = self._now()
+        self._lock.acquire()
+        self._settle(task, result, error, end)
+
+    def _settle(self, task: Record, result: Result | None, error: BaseException | None, end: Time) -> None:
+        """Tell the board how a task ended and hand out what may start now. The lock is held."""
+        board = self._board
+        try:
+            if isinstance(error, Fault):
+                board.fail(task, str(error), error.fraction_done, FAILED, end)
+            elif task.cancelled is not None and (error is None or isinstance(error, Interrupted)):
+                board.fail(task, task.cancelled, _fraction(task, error), CANCELLED, end)
+            elif error is None:
+                board.done(task, result, end)
+            elif not (isinstance(error, Interrupted) and self._stopping):
+                failure = TaskFailed(f"{describe(task)} failed on lane {task.lane!r}: {type(error).__name__}: {error}")
+                failure.__cause__ = error
+                raise failure
+            self._hand_out(end)
+        except BaseException as raised:
+            # The lane thread ends here; `wait` raises the first error in the driving thread.
+            self._error = self._error or raised
+            self._halt()
+
+    def _hand_out(self, now: Time) -> None:
+        """Give every task that may start to its lane, and wake the driver where it has something to do."""
+        board = self._board
+        if self._stopping:
+            return
+        armed = len(board.timers)
+        for task in board.start(now):
+            assert task.lane is not None
+            lane = self._lanes[task.lane]
+            lane.inbox.append(task)
+            lane.wake.notify()
+        if board.events or board.running == 0 or len(board.timers) > armed:
+            self._driver.notify()
+
+    # What the driving loop calls ----------------------------------------------------------------
+
+    def submit(self, commands: Sequence[Command]) -> None:
+        """Take commands in. Raises UserError for commands that break the rules of `sim.tasks`."""
+        batches: list[list[Record] | Cancel] = []
+        for command in commands:
+            if isinstance(command, Cancel):
+                batches.append(command)
+            else:
+                batches.append(records_of(command) if isinstance(command, Plan) else [record_of(command)])
+                self._sources.append(command)
+        self._start_clock()
+        with self._lock:
+            now = self._now()
+            for batch in batches:
+                if isinstance(batch, Cancel):
+                    running = self._board.cancel(batch.task, batch.reason, now)
+                    if running is not None and running.interrupt is not None:
+                        running.interrupt.set()
+                else:
+                    self._board.submit(batch, now)
+            self._hand_out(now)
+
+    def wait(self) -> tuple[Time, Event] | None:
+        """The next event by (time, submission number); None when all is done."""
+        with self._lock:
+            while True:
+                if self._error is not None:
+                    raise self._error
+                happened = self._take()
+                if happened is not None:
+                    return happened
+                if self._finished():
+                    return None
+                self._start_clock()
+                self._driver.wait(self._until_due_s())
+
+    def _take(self) -> tuple[Time, Event] | None:
+        now = self._now()
+        board = self._board
+        if board.timers and board.timers[0][0] <= now:
+            board.due_timers(now)
+            self._hand_out(now)
+        while self._arrived < len(self._arrivals) and self._arrivals[self._arrived].arrival_ps <= now:
+            request = self._arrivals[self._arrived]
+            self._arrived += 1
+            event = Arrived(request, last=self._arrived == len(self._arrivals))
+            heapq.heappush(self._events, (request.arrival_ps, -1, self._arrived, event))
+        for when, number, event in board.events:
+            heapq.heappush(self._events, (when, number, 0, event))
+        board.events.clear()
+        if not self._events:
+            return None
+        when, _, _, event = heapq.heappop(self._events)
+        # A lane may report an end that lies before an event already delivered; `now` never goes back.
+        self._last = max(self._last, when)
+        return self._last, event
+
+    def _finished(self) -> bool:
+        """Whether nothing is left. Raises Deadlock where what is left can never happen."""
+        board = self._board
+        if board.running or self._arrived < len(self._arrivals):
+            return False
+        if board.open:
+            raise Deadlock(f"{board.open} tasks are open and none can start: {board.story()}")
+        return True
+
+    def _until_due_s(self) -> float | None:
+        """Seconds until the next timer or arrival; None where there is none."""
+        due = [self._board.timers[0][0]] if self._board.timers else []
+        if self._arrived < len(self._arrivals):
+            due.append(self._arrivals[self._arrived].arrival_ps)
+        return max(0.0, (min(due) - self._now()) / 1e12) if due else None
+
+    def _start_clock(self) -> None:
+        if self._origin_ns is None:
+            self._origin_ns = time.perf_counter_ns()
+
+    def _now(self) -> Time:
+        return (time.perf_counter_ns() - self._origin_ns) * 1000 if self._origin_ns is not None else 0
+
+    def run(self) -> Run:
+        """What ran from when to when, tasks that have ended, in order of their numbers."""
+        rows = sorted(self._board.ended)
+        index = {name: i for i, name in enumerate(self._lanes)}
+        return Run(
+            sources=tuple(self._sources),
+            lanes=tuple(self._lanes),
+            number=np.array([row[0] for row in rows], np.int64),
+            lane=np.array([index[row[1]] if row[1] is not None else -1 for row in rows], np.int16),
+            start_ps=np.array([row[2] for row in rows], np.int64),
+            end_ps=np.array([row[3] for row in rows], np.int64),
+            status=np.array([row[4] for row in rows], np.int8),
+        )
+
+
+def _fraction(task: Record, error: BaseException | None) -> float:
+    """How much of a cancelled task was done: all of it where its op ended before it looked."""
+    if isinstance(error, Interrupted):
+        return error.fraction_done
+    return 1.0 if task.interrupt is not None else 0.0
