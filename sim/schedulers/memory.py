@@ -1,0 +1,170 @@
+"""Peak bytes of a schedule, by memory and consumer, and the refusal of what does not fit.
+
+Formulas follow the memory constraints of MoE-Lightning's released optimizer (home, double buffer,
+workspace; "gpu_home" and "T4"/"L4" forms), with the sizes of the buffers that the schedule really
+keeps in place of its constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sim.errors import UserError
+from sim.events import Request
+from sim.machines.schema import Memory
+from sim.schedulers.batching import cache_tokens, prompt_rows
+from sim.schedulers.passes import KV_STAGE
+from sim.schedulers.prefill import LINES
+from sim.schedulers.sequences import Sequences, generation
+
+if TYPE_CHECKING:
+    from sim.schedulers.base import Scheduler
+
+Peak = dict[str, dict[str, int]]
+"""Bytes by memory ("gpu", "cpu", "pinned") and consumer."""
+
+WORKSPACE_MARGIN = 1.2
+"""Fragmentation beside the MoE kernel's intermediates (released optimizer)."""
+
+KNOBS = {
+    ("gpu", "weights"): "lower static_experts in the policy",
+    ("gpu", "weight_buffer"): "raise static_experts only if the weights then fit, or take a machine with more GPU memory",
+    ("gpu", "kv"): "lower --batch",
+    ("gpu", "activations"): "lower --microbatch",
+    ("gpu", "workspace"): "lower --microbatch",
+    ("cpu", "weights"): "raise static_experts in the policy",
+    ("cpu", "kv"): "lower --batch",
+    ("cpu", "activations"): "lower --batch",
+    ("pinned", "pages"): "raise static_experts in the policy",
+    ("pinned", "activations"): "lower --batch",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The most that is in a batch at a time.
+
+    sequences: in the batch. kv_entries: of all of them at their longest; microbatch_kv: of one
+    micro-batch. prompt_rows: of all of them; microbatch_rows: of one prefill micro-batch.
+    """
+
+    sequences: int
+    kv_entries: int
+    microbatch_kv: int
+    prompt_rows: int
+    microbatch_rows: int
+    microbatches: int
+
+
+def load(scheduler: Scheduler, requests: Sequence[Request]) -> Load:
+    """Largest batch that `requests` lead to. Where they refill each other's places, Algorithm 2's
+    cache size bounds each micro-batch."""
+    policy = scheduler.policy
+    rows, gen = prompt_rows(requests, policy.padded), generation(requests, policy)
+    s = Sequences(policy)
+    s.waiting, s.closed = list(requests), True
+    limit = cache_tokens(policy, list(rows.values()), gen)
+    s.admit()
+    refilled = s.common_length() is None or len({r.output_tokens for r in requests}) > 1
+    prompts, slots = s.prefill_rows(), s.decode_rows()
+    kv = [r.context + r.sequences * gen for r in slots]
+    if refilled or s.waiting:
+        kv = [min(limit, policy.microbatch * (max(rows.values()) + gen))] * len(slots)
+    return Load(
+        sequences=s.live,
+        kv_entries=sum(kv),
+        microbatch_kv=max(kv),
+        prompt_rows=sum(r.tokens for r in prompts),
+        microbatch_rows=max(r.tokens for r in prompts),
+        microbatches=len(prompts),
+    )
+
+
+def peak(scheduler: Scheduler, requests: Sequence[Request]) -> Peak:
+    """Bytes of each consumer in each memory when a run of `requests` needs most.
+
+    Activations are those of prefill or decode, whichever needs more. Raises UserError where the
+    requests cannot be batched at all.
+    """
+    if not requests:
+        raise UserError("requests: there are none; at least one is needed")
+    most = load(scheduler, requests)
+    return {"gpu": _gpu(scheduler, most), "cpu": _cpu(scheduler, most), "pinned": _pinned(scheduler, most)}
+
+
+def _gpu(s: Scheduler, most: Load) -> dict[str, int]:
+    z, m = s.sizes, s.model
+    experts_home = m.moe_layers * (m.layer_expert_bytes - z.layer_bytes)
+    kv = m.layers * most.kv_entries * z.kv_bytes if s.kv == "gpu" else s.pools.get(KV_STAGE, 0) * most.microbatch_kv * z.kv_bytes
+    rows = max(most.microbatch_rows, min(s.policy.microbatch, most.sequences))
+    workspace = WORKSPACE_MARGIN * m.dtype_bytes * rows * m.top_k * (m.hidden + 3 * m.ffn)
+    return {
+        "weights": m.dense_bytes + experts_home,
+        "weight_buffer": 2 * z.layer_bytes,
+        "kv": kv,
+        "activations": _activations(s, most),
+        "workspace": int(workspace),
+    }
+
+
+def _activations(s: Scheduler, most: Load) -> int:
+    """hidden, qkv and attn rows on the GPU."""
+    z = s.sizes
+    transient = z.qkv_bytes + z.attn_bytes
+    if s.kv == "cpu":
+        prefill = most.microbatch_rows * (LINES * (z.hidden_bytes + z.qkv_bytes) + z.attn_bytes)
+    else:
+        held = most.prompt_rows if s.streams else most.microbatch_rows
+        prefill = held * z.hidden_bytes + most.microbatch_rows * transient
+    return max(prefill, most.sequences * (z.hidden_bytes + transient))
+
+
+def _cpu(s: Scheduler, most: Load) -> dict[str, int]:
+    z, m = s.sizes, s.model
+    swapped = s.kv == "cpu" and most.microbatches > LINES
+    return {
+        "weights": m.moe_layers * z.layer_bytes,
+        "kv": m.layers * most.kv_entries * z.kv_bytes if s.kv == "cpu" else 0,
+        "activations": most.prompt_rows * z.hidden_bytes if swapped else 0,
+    }
+
+
+def _pinned(s: Scheduler, most: Load) -> dict[str, int]:
+    z = s.sizes
+    return {
+        "pages": z.layer_bytes if s.stages else 0,
+        "activations": most.sequences * (z.qkv_bytes + z.attn_bytes) if s.attention_on == "cpu" else 0,
+    }
+
+
+def refuse_if_too_big(needed: Peak, memories: Mapping[str, Memory]) -> None:
+    """Raises UserError where a memory's budget is smaller than what is needed of it, naming the
+    bytes that are missing and the knob to turn. Pinned memory counts as the CPU's where the machine
+    states none."""
+    for name, consumers in _by_budget(needed, memories).items():
+        total, budget = sum(consumers.values()), memories[name].budget_bytes
+        if total > budget:
+            (home, what), most = max(consumers.items(), key=lambda kv: kv[1])
+            parts = ", ".join(f"{c} {b:,}" for (_, c), b in consumers.items() if b)
+            raise UserError(
+                f"memory {name!r}: {total - budget:,} bytes are missing; needed {total:,} ({parts}), usable {budget:,}; {_knob(home, what)}"
+            )
+
+
+def _by_budget(needed: Peak, memories: Mapping[str, Memory]) -> dict[str, dict[tuple[str, str], int]]:
+    budgets: dict[str, dict[tuple[str, str], int]] = {}
+    for home, consumers in needed.items():
+        name = "cpu" if home == "pinned" and "pinned" not in memories else home
+        if name not in memories:
+            if any(consumers.values()):
+                total = sum(consumers.values())
+                raise UserError(f"machine: has no memory {name!r}, of which {total:,} bytes are needed; add it to memories")
+            continue
+        budgets.setdefault(name, {}).update({(home, c): b for c, b in consumers.items()})
+    return budgets
+
+
+def _knob(home: str, consumer: str) -> str:
+    return KNOBS[home, consumer]
