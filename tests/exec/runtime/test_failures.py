@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -91,7 +92,7 @@ def test_a_scheduler_that_raises_leaves_no_thread():
 
 def test_ctrl_c_stops_all_lanes():
     backend = Functions({0: until_interrupted})
-    threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT)).start()
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         run(Commands([task(0)]), backend, machine("a", "b"))
     assert not lane_threads()
