@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from sim.errors import UserError
+from sim import configuration
 
 RATE_LANES = ("h2d", "d2h", "pin")
 
@@ -48,9 +47,6 @@ class Grid(BaseModel):
     repeats: int = Field(3, ge=1, le=100)
     cases: list[dict[str, Any]] = Field(min_length=1)
 
-    def expand(self) -> list[Case]:
-        return [Case(**one) for row in self.cases for one in _product(row)]
-
 
 def _product(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     values = [v if isinstance(v, list) else [v] for v in row.values()]
@@ -63,13 +59,5 @@ def load_grid(path: Path | None) -> tuple[int, list[Case]]:
     Raises UserError naming the file and each wrong field.
     """
     path = path or Path(__file__).with_name("grid.yaml")
-    try:
-        grid = Grid(**yaml.safe_load(path.read_text()))
-        return grid.repeats, grid.expand()
-    except FileNotFoundError:
-        raise UserError(f"--grid {path}: no such file") from None
-    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as e:
-        raise UserError(f"--grid {path}: not a YAML mapping with `cases`: {' '.join(str(e).split())}") from None
-    except ValidationError as e:
-        wrong = "; ".join(f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in e.errors())
-        raise UserError(f"--grid {path}: {wrong}") from None
+    grid = configuration.load(path, Grid)
+    return grid.repeats, [configuration.parse(f"{path}: case {i}", one, Case) for i, row in enumerate(grid.cases) for one in _product(row)]
