@@ -45,7 +45,8 @@ class Timeline:
         lane "", a task outside prefill and decode the phase "".
     rank: process that the lane belongs to.
     step, layer, microbatch: labels; -1 for none. Step 0 is the prefill.
-    start_ps, end_ps: picoseconds since the run began; both -1 where the task never started.
+    start_ps, end_ps: picoseconds since the run began; of a task that never started both are the time
+        of its cancelling, or -1.
     bytes, flops: work that the task stands for: bytes moved or streamed, floating point operations.
     provenance: where it comes from; its `clock` says whose time this is.
     """
@@ -81,6 +82,13 @@ class Timeline:
     def duration_ps(self) -> NDArray[np.int64]:
         """[n], 0 where the task never started."""
         return self.end_ps - self.start_ps
+
+    @property
+    def ran(self) -> NDArray[np.bool_]:
+        """[n], whether the task started at all."""
+        never = (self.status == self.code("status", "cancelled")) & (self.start_ps == self.end_ps)
+        started: NDArray[np.bool_] = (self.start_ps >= 0) & ~never
+        return started
 
     @property
     def makespan_ps(self) -> int:

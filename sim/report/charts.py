@@ -1,0 +1,93 @@
+"""The small charts of the report as Vega-Lite specifications, made with Altair."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from sim.report.colours import MEASURED, SIMULATED
+from sim.report.figures import LaneUse, OpError
+
+_SNIPPET = "window.vegaEmbed = vegaEmbed;"
+FONT = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_SERIES = {"simulated": SIMULATED, "measured": MEASURED, "emulated": MEASURED}
+
+
+def bundle() -> str:
+    """The JavaScript of vega, vega-lite and vega-embed, to be put into the page (about 0.9 MB).
+
+    Mentions of web addresses are cut out, so that nothing in the page points outside. XML namespaces
+    and schema names stay: they are compared, never fetched.
+    """
+    import vl_convert
+
+    script: str = vl_convert.javascript_bundle(_SNIPPET)
+    return re.sub(r"https?://(?!www\.w3\.org|vega\.github\.io/schema)[^\s\"'`)\\]+", "about:blank", script)
+
+
+def _finish(chart: Any, height: int) -> dict[str, Any]:
+    chart = chart.properties(width="container", height=height).configure_view(stroke=None)
+    chart = chart.configure(font=FONT, background="transparent").configure_axis(
+        labelFontSize=12, titleFontSize=12, titleFontWeight="normal", labelColor="#3B424C", titleColor="#5A6370", gridColor="#E6E8EC",
+        domainColor="#C4C8CF", tickColor="#C4C8CF",
+    )  # fmt: skip
+    chart = chart.configure_legend(labelFontSize=12, orient="top", title=None, symbolType="square")
+    spec: dict[str, Any] = chart.to_dict()
+    spec.pop("$schema", None)
+    return spec
+
+
+def _clock_colour(alt: Any, names: list[str]) -> Any:
+    scale = alt.Scale(domain=names, range=[_SERIES[n] for n in names])
+    return alt.Color("clock:N", scale=scale, legend=alt.Legend(title=None) if len(names) > 1 else None)
+
+
+def lanes(uses: dict[str, list[LaneUse]]) -> dict[str, Any]:
+    """Share of the makespan in which each lane was busy, one bar a clock."""
+    import altair as alt
+
+    rows = [
+        {"clock": clock, "lane": u.lane, "utilization": u.utilization, "busy": round(u.busy_s, 6), "tasks": u.tasks}
+        for clock, found in uses.items() for u in found
+    ]  # fmt: skip
+    names = list(uses)
+    order = list(dict.fromkeys(r["lane"] for r in rows))
+    chart = alt.Chart(alt.Data(values=rows)).mark_bar(cornerRadiusEnd=2).encode(
+        x=alt.X("utilization:Q", title="busy share of the makespan", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
+        y=alt.Y("lane:N", sort=order, title=None), yOffset=alt.YOffset("clock:N", sort=names), color=_clock_colour(alt, names),
+        tooltip=["clock:N", "lane:N", alt.Tooltip("utilization:Q", format=".1%"), alt.Tooltip("busy:Q", title="busy s"), "tasks:Q"],
+    )  # fmt: skip
+    return _finish(chart, 30 + 20 * len(names) * len(order))
+
+
+def steps(curves: dict[str, tuple[list[int], list[float]]]) -> dict[str, Any]:
+    """Seconds of each decode step, one line a clock."""
+    import altair as alt
+
+    rows = [{"clock": c, "step": s, "ms": v * 1e3} for c, (xs, ys) in curves.items() for s, v in zip(xs, ys, strict=True)]
+    few = max((len(xs) for xs, _ in curves.values()), default=0) <= 40
+    chart = alt.Chart(alt.Data(values=rows)).mark_line(point=few, strokeWidth=2).encode(
+        x=alt.X("step:Q", title="decode step", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False, padding=8)),
+        y=alt.Y("ms:Q", title="milliseconds", scale=alt.Scale(zero=True)), color=_clock_colour(alt, list(curves)),
+        tooltip=["clock:N", "step:Q", alt.Tooltip("ms:Q", format=".4~g")],
+    )  # fmt: skip
+    return _finish(chart, 230)
+
+
+def ops(errors: list[OpError]) -> dict[str, Any]:
+    """Simulated less measured seconds of each op: where the makespan's error may come from."""
+    import altair as alt
+
+    rows = [
+        {"op": f"{e.op} ({e.phase})" if e.phase else e.op, "difference": (e.simulated_s - e.measured_s) * 1e3,
+         "relative": e.error, "side": "simulated longer" if e.simulated_s >= e.measured_s else "simulated shorter"}
+        for e in errors if e.error is not None
+    ]  # fmt: skip
+    scale = alt.Scale(domain=["simulated longer", "simulated shorter"], range=[SIMULATED, MEASURED])
+    chart = alt.Chart(alt.Data(values=rows)).mark_bar(cornerRadiusEnd=2).encode(
+        x=alt.X("difference:Q", title="simulated minus measured, total milliseconds"),
+        y=alt.Y("op:N", sort=[r["op"] for r in rows], title=None, axis=alt.Axis(labelLimit=220)),
+        color=alt.Color("side:N", scale=scale, legend=alt.Legend(title=None)),
+        tooltip=["op:N", alt.Tooltip("difference:Q", title="ms", format="+.4~g"), alt.Tooltip("relative:Q", title="error", format="+.1%")],
+    )  # fmt: skip
+    return _finish(chart, 40 + 22 * len(rows))
