@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from sim.costs import Routing
 from sim.events import Result
 from sim.tasks import Task
+
+if TYPE_CHECKING:
+    from sim.costs import Routing
 
 
 class Outcomes:

@@ -1,0 +1,101 @@
+"""python -m sim: list, run, compare, check, bench."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sim.cli import entry, options
+
+app = typer.Typer(
+    name="sim", add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Simulate a schedule of Mixture-of-Experts serving on a machine.",
+)  # fmt: skip
+
+
+class Kind(StrEnum):
+    models = "models"
+    machines = "machines"
+    workloads = "workloads"
+    schedulers = "schedulers"
+
+
+class EngineChoice(StrEnum):
+    auto = "auto"
+    simpy = "simpy"
+    compiled = "compiled"
+
+
+Engine = Annotated[EngineChoice, typer.Option(help="auto: compiled where the whole schedule is known in advance.")]
+
+
+@app.command("list")
+def list_(kind: Kind, json: options.Json = False) -> None:
+    """What is built in: models, machines, workloads or schedulers."""
+    from sim.cli import listing
+
+    listing.show(kind.value, json)
+
+
+@app.command()
+def run(
+    model: options.Model, machine: options.Machine, workload: options.Workload, scheduler: options.Scheduler,
+    gen: options.Gen = None, batch: options.Batch = None, microbatch: options.Microbatch = None, padded: options.Padded = False,
+    policy: options.PolicyFile = None, trace: options.Trace = None, seed: options.Seed = 0, engine: Engine = EngineChoice.auto,
+    timeline: options.Timeline = None, json: options.Json = False,
+) -> None:  # fmt: skip
+    """Simulate one scheduler."""
+    from sim.cli import running
+
+    running.run(
+        lambda: options.job(
+            model, machine, workload, scheduler, gen=gen, batch=batch, microbatch=microbatch, padded=padded, policy=policy, seed=seed
+        ),
+        trace=trace, engine=engine.value, timeline=timeline, as_json=json,
+    )  # fmt: skip
+
+
+@app.command()
+def compare(
+    model: options.Model, machine: options.Machine, workload: options.Workload,
+    schedulers: Annotated[str, typer.Option(help="Names or FILE.py:CLASS, separated by commas.", show_default=False)],
+    gen: options.Gen = None, batch: options.Batch = None, microbatch: options.Microbatch = None, padded: options.Padded = False,
+    policy: options.PolicyFile = None, trace: options.Trace = None, seed: options.Seed = 0, engine: Engine = EngineChoice.auto,
+    json: options.Json = False,
+) -> None:  # fmt: skip
+    """Simulate several schedulers on the same requests."""
+    from sim.cli import running
+
+    def job(scheduler: str) -> object:
+        return options.job(
+            model, machine, workload, scheduler, gen=gen, batch=batch, microbatch=microbatch, padded=padded, policy=policy, seed=seed
+        )
+
+    running.compare(job, schedulers, trace=trace, engine=engine.value, as_json=json)
+
+
+@app.command()
+def check(
+    scheduler: Annotated[str, typer.Argument(metavar="FILE.py:CLASS", help="Your scheduler, or the name of a built-in one.")],
+    json: options.Json = False,
+) -> None:
+    """Run the conformance battery on a scheduler."""
+    from sim.cli import checking
+
+    checking.check(scheduler, json)
+
+
+@app.command()
+def bench(json: options.Json = False) -> None:
+    """Tasks per second of both engines, on one plan, in one process."""
+    from sim.cli import benching
+
+    benching.bench(json)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return entry.run(app, "python -m sim", sys.argv[1:] if arguments is None else arguments)

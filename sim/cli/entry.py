@@ -1,0 +1,54 @@
+"""Runs a typer application by the project's rules: exit 0 done, 2 bad input in one line, 1 the run failed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+try:
+    from typer._click.exceptions import ClickException
+except ImportError:  # typer before 0.26 does not bundle click
+    from click import ClickException  # type: ignore[assignment]
+
+from sim.errors import UserError
+
+DONE, RUN_FAILED, BAD_INPUT = 0, 1, 2
+
+
+def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) -> int:
+    """Exit code of one call. Messages go to stderr, in one line each."""
+    try:
+        code = app(args=arguments, prog_name=program, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else DONE
+    except ClickException as e:
+        return _say(f"{program}: {e.format_message().replace('Value error, ', '')}", BAD_INPUT)
+    except UserError as e:
+        return _say(str(e), BAD_INPUT)
+    except BrokenPipeError:  # the reader of our stdout went away; Python must not complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return RUN_FAILED
+    except (KeyboardInterrupt, typer.Abort):
+        return _say(f"{program}: interrupted", RUN_FAILED)
+    except Exception as e:
+        return _unexpected(e)
+
+
+def _unexpected(error: Exception) -> int:
+    """Trace files that cannot be read or written are bad input, a deadlock is a failed run; all else is a bug, shown whole."""
+    from sim.drive import Deadlock
+    from traces.errors import TraceError
+
+    if isinstance(error, TraceError):
+        return _say(str(error), BAD_INPUT)
+    if isinstance(error, Deadlock):
+        return _say(f"the run failed, nothing was saved: {error}", RUN_FAILED)
+    raise error
+
+
+def _say(message: str, code: int) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return code
