@@ -1,0 +1,122 @@
+"""Arena: one memory of the machine, a single allocation under a hard byte budget.
+
+What lives there is taken by name and given back by name. Pieces are 64-byte aligned and placed
+first-fit; `peak_bytes` is the most that was taken at a time, as it happened.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+import threading
+from bisect import insort
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import UserError
+
+ALIGN = 64
+"""Bytes; a cache line, and the widest vector."""
+
+_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+"""MAP_NORESERVE (Python 3.13 names it): a budget may be larger than this computer's memory, what is
+touched may not."""
+
+KNOBS = {
+    "gpu": "lower --microbatch or --batch, or raise memories.gpu of the machine",
+    "cpu": "lower --batch, or raise memories.cpu of the machine",
+    "pinned": "lower --batch, raise static_experts in the policy, or raise memories.pinned of the machine",
+}
+
+
+class Arena:
+    """Memory `name` with room for `budget_bytes`.
+
+    poison: fill what is taken with NaN, so that a read before the write shows (tests).
+    """
+
+    def __init__(self, name: str, budget_bytes: int, *, poison: bool = False) -> None:
+        assert budget_bytes > 0, f"memory {name}: {budget_bytes} bytes"
+        self.name = name
+        self.budget_bytes = budget_bytes
+        self.used_bytes = 0
+        self.peak_bytes = 0
+        self._poison = poison
+        self._lock = threading.Lock()
+        size = _rounded(budget_bytes)
+        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        self._memory: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
+        self._free: list[tuple[int, int]] = [(0, size)]
+        """(offset, bytes) of each gap, by offset; no two touch."""
+        self._taken: dict[str, tuple[int, int]] = {}
+
+    def take(self, name: str, shape: int | tuple[int, ...]) -> NDArray[np.float32]:
+        """A piece of `shape` float32, its contents undefined. Raises UserError where the budget has no room for it."""
+        count = int(np.prod(shape))
+        size = _rounded(max(1, count) * 4)
+        with self._lock:
+            assert name not in self._taken, f"memory {self.name}: {name} was taken already"
+            self._charge(name, size)
+            self._taken[name] = (offset := self._place(name, size)), size
+        piece = self._memory[offset : offset + count * 4].view(np.float32).reshape(shape)
+        if self._poison:
+            piece.fill(np.nan)
+        return piece
+
+    def give(self, name: str) -> None:
+        """Give a piece back; nobody may use it any more."""
+        with self._lock:
+            offset, size = self._taken.pop(name)
+            self.used_bytes -= size
+            if self._poison:
+                self._memory[offset : offset + size].view(np.float32).fill(np.nan)
+            self._insert_gap(offset, size)
+
+    def adopt(self, name: str, nbytes: int) -> None:
+        """Charge memory that somebody else has allocated (weights as they were loaded) to the budget."""
+        with self._lock:
+            self._charge(name, nbytes)
+
+    def _charge(self, name: str, size: int) -> None:
+        missing = self.used_bytes + size - self.budget_bytes
+        if missing > 0:
+            raise UserError(
+                f"memory {self.name!r}: {missing:,} bytes are missing for {name} ({size:,} bytes; {self.used_bytes:,} of "
+                f"{self.budget_bytes:,} are in use); {KNOBS.get(self.name, f'raise memories.{self.name} of the machine')}"
+            )
+        self.used_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.used_bytes)
+
+    def _place(self, name: str, size: int) -> int:
+        """Offset of the first gap that is large enough; the gap shrinks."""
+        for i, (offset, gap) in enumerate(self._free):
+            if gap >= size:
+                if gap == size:
+                    del self._free[i]
+                else:
+                    self._free[i] = (offset + size, gap - size)
+                return offset
+        self.used_bytes -= size
+        largest = max((gap for _, gap in self._free), default=0)
+        raise UserError(
+            f"memory {self.name!r}: {size - largest:,} bytes are missing in one piece for {name} ({size:,} bytes; the largest gap "
+            f"has {largest:,}); {KNOBS.get(self.name, f'raise memories.{self.name} of the machine')}"
+        )
+
+    def _insert_gap(self, offset: int, size: int) -> None:
+        """Put a gap back, one with its neighbours."""
+        insort(self._free, (offset, size))
+        merged: list[tuple[int, int]] = []
+        for start, length in self._free:
+            if merged and sum(merged[-1]) == start:
+                merged[-1] = (merged[-1][0], merged[-1][1] + length)
+            else:
+                merged.append((start, length))
+        self._free = merged
+
+
+def _rounded(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN
