@@ -124,8 +124,9 @@ class Transfer:
         """Move one contiguous piece. Raises Interrupted with the share of the transfer that has moved."""
         assert target.nbytes == source.nbytes, f"link {self._link.name}: {source.nbytes} bytes into {target.nbytes}"
         link = self._link
-        size = _copy(as_bytes(target), as_bytes(source), link.bytes_per_s or 0.0, link._chunk, self._origin_ns, self.moved, self.total, self._flag)
-        self._count(size)
+        self._count(_copy(
+            as_bytes(target), as_bytes(source), link.bytes_per_s or 0.0, link._chunk, self._origin_ns, self.moved, self.total, self._flag
+        ))  # fmt: skip
 
     def count(self, nbytes: int) -> None:
         """Account for bytes that the caller has moved itself (a strided piece), and keep to the rate."""

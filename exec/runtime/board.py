@@ -14,8 +14,8 @@ from exec.runtime.hazards import BufferGuard
 from exec.runtime.lanes import LaneQueue
 from exec.runtime.pools import Pools
 from exec.runtime.records import ENDED, OPEN, RUNNING, Record
-from sim.errors import UserError, unknown
 from sim.engines.run import CANCELLED, DONE, FAILED
+from sim.errors import UserError, unknown
 from sim.events import Event, Failed, Finished, Result
 from sim.machines.schema import Lane
 from sim.tasks import Time
@@ -71,7 +71,8 @@ class Board:
         for dep in task.deps:
             other = self._known.get(dep)
             if other is None:
-                raise UserError(f"task {task.number} ({task.work.op}): depends on task {dep}, which was not submitted before it; deps name earlier tasks")
+                who = f"task {task.number} ({task.work.op})"
+                raise UserError(f"{who}: depends on task {dep}, which was not submitted before it; deps name earlier tasks")
             if isinstance(other, Record):
                 other.dependents.append(task)
                 task.waiting += 1

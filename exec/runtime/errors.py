@@ -38,6 +38,8 @@ class RuntimeStuck(RuntimeError):
 
 def describe(task: Record) -> str:
     """Name of a task for people: number, op and the labels that it has."""
-    labels = [f"{task.phase} step {task.step}" if task.phase and task.step >= 0 else task.phase]
-    labels += [f"{name} {value}" for name, value in (("layer", task.layer), ("micro-batch", task.microbatch), ("page", task.page)) if value >= 0]
-    return " ".join(filter(None, [f"task {task.number}", f"({', '.join([task.work.op, *filter(None, labels)])})"]))
+    labels = [task.work.op]
+    if task.phase:
+        labels.append(f"{task.phase} step {task.step}" if task.step >= 0 else task.phase)
+    labels += [f"{name} {at}" for name, at in (("layer", task.layer), ("micro-batch", task.microbatch), ("page", task.page)) if at >= 0]
+    return f"task {task.number} ({', '.join(labels)})"

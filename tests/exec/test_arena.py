@@ -24,7 +24,8 @@ def test_pieces_are_aligned_apart_and_counted():
 def test_over_budget_names_what_is_missing_and_the_knob():
     arena = Arena("gpu", 1024)
     arena.take("weights", 200)
-    with pytest.raises(UserError, match=r"memory 'gpu': 256 bytes are missing for kv \(448 bytes; 832 of 1,024 are in use\); lower --microbatch"):
+    says = r"memory 'gpu': 256 bytes are missing for kv \(448 bytes; 832 of 1,024 are in use\); lower --microbatch"
+    with pytest.raises(UserError, match=says):
         arena.take("kv", 110)
     assert arena.used_bytes == 832
     arena.take("small", 48)

@@ -181,7 +181,8 @@ def test_a_deadlock_tells_its_story():
     story = str(caught.value)
     assert "2 tasks are open" in story
     assert "task 2 (op) on lane 'a' waits for task 1 (page_to_gpu)" in story
-    assert "task 1 (page_to_gpu, decode step 1, layer 2, page 3) on lane 'b' waits for 1 of pool 'slots' (0 of 1 free, held by task 0)" in story
+    assert "task 1 (page_to_gpu, decode step 1, layer 2, page 3) on lane 'b' waits for 1 of pool 'slots'" in story
+    assert "(0 of 1 free, held by task 0)" in story
     assert not lane_threads()
 
 
@@ -196,7 +197,8 @@ def test_threads_switch_interval_and_collector_are_put_back():
 
 def test_any_log_replays_through_a_fresh_scheduler():
     def scheduler():
-        return Commands([task(n, "ab"[n % 2], notify=True) for n in range(20)], lambda now, e: [task(100, "a")] if e == Finished(19) else ())
+        first = [task(n, "ab"[n % 2], notify=True) for n in range(20)]
+        return Commands(first, lambda now, e: [task(100, "a")] if e == Finished(19) else ())
 
     log = Log()
     run(scheduler(), Functions(), machine("a", "b"), log=log)
