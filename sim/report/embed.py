@@ -50,14 +50,18 @@ def windows(timelines: list[Timeline]) -> list[Window]:
 
 
 def chosen(timeline: Timeline, spans: list[tuple[int, int]]) -> NDArray[np.int64]:
-    """Rows of tasks on a lane that run within one of the spans, at most `LIMIT`: the first of each span in equal parts."""
+    """Rows of tasks on a lane that run within one of the spans, at most `LIMIT`.
+
+    A span that has more than its share of the limit is cut to its first tasks; what the short ones
+    leave over goes to the long ones.
+    """
     on_lane = (timeline.lane != timeline.code("lane", "")) & timeline.ran
-    kept: list[NDArray[np.int64]] = []
-    for begin, end in spans:
-        rows = np.flatnonzero(on_lane & (timeline.start_ps < end) & (timeline.end_ps > begin))
-        rows = rows[np.argsort(timeline.start_ps[rows], kind="stable")]
-        kept.append(rows[: LIMIT // len(spans)] if len(spans) > 1 else rows[:LIMIT])
-    return np.unique(np.concatenate(kept)) if kept else np.empty(0, np.int64)
+    found = [np.flatnonzero(on_lane & (timeline.start_ps < end) & (timeline.end_ps > begin)) for begin, end in spans]
+    kept = np.empty(0, np.int64)
+    for left, rows in zip(range(len(found), 0, -1), sorted(found, key=len), strict=True):
+        first = rows[np.argsort(timeline.start_ps[rows], kind="stable")]
+        kept = np.union1d(kept, first[: (LIMIT - len(kept)) // left])
+    return kept
 
 
 def pack(timeline: Timeline, rows: NDArray[np.int64], path: CriticalPath, name: str) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def facts_tables(facts: Mapping[str, Any]) -> str:
     parts = [_section("Facts of the run", _pairs(plain))] if plain else []
     for name, value in nested.items():
         if value:
-            parts.append(_section(_words(name), _pairs(value if isinstance(value, Mapping) else dict(enumerate(value)))))
+            parts.append(_section(_words(name), _pairs(value if isinstance(value, Mapping) else dict(enumerate(value)), name)))
     return f'<div class="flow">{"".join(parts)}</div>' if parts else ""
 
 
@@ -135,8 +135,13 @@ def _section(title: str, inner: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{inner}</section>"
 
 
-def _pairs(values: Mapping[Any, Any]) -> str:
-    rows = "".join(f'<tr><td class="key">{escape(_words(str(k)))}</td><td>{_value(str(k), v)}</td></tr>' for k, v in values.items())
+def _pairs(values: Mapping[Any, Any], parent: str = "") -> str:
+    """Key and value; a key without a unit has its parent's (`peak_bytes`: {"gpu": ...})."""
+    rows = ""
+    for key, value in values.items():
+        name = str(key)
+        unit = name if name.endswith(("_s", "bytes")) else parent
+        rows += f'<tr><td class="key">{escape(_words(name))}</td><td>{_value(unit, value)}</td></tr>'
     return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
 
 
@@ -151,7 +156,7 @@ def _words(name: str) -> str:
 def _value(name: str, value: Any) -> str:
     """A value with the unit that its name ends in."""
     if isinstance(value, Mapping):
-        return _pairs(value)
+        return _pairs(value, name)
     if isinstance(value, list | tuple):
         return ", ".join(_value("", v) for v in value)
     if isinstance(value, bool) or value is None:
