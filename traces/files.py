@@ -7,10 +7,11 @@ file that does not say so.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -81,10 +82,28 @@ class Provenance:
 _OWN = ("kind", "schema_version", "made", "origin", "clock", "command", "version")
 
 
+def facts_of(metadata: Mapping[bytes, bytes] | None, path: Path) -> dict[str, str]:
+    """Our key-value metadata without the prefix; `TraceError` where a damaged footer no longer fits its digest."""
+    try:
+        found = {k.decode(): v.decode() for k, v in (metadata or {}).items() if k.startswith(PREFIX.encode())}
+    except UnicodeDecodeError as e:
+        raise TraceError(f"{path}: metadata: not UTF-8 text (damaged?): {e}") from e
+    facts = {k.removeprefix(PREFIX): v for k, v in found.items()}
+    digest = facts.pop("digest", None)
+    if digest is not None and digest != _digest(facts):
+        raise TraceError(f"{path}: metadata {PREFIX}digest: does not fit the rest of the metadata; the file is damaged")
+    return facts
+
+
+def _digest(facts: Mapping[str, str]) -> str:
+    """SHA-256 of the metadata: page checksums cover the columns, this covers what the footer says of them."""
+    return hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
+
+
 def read_provenance(metadata: Mapping[bytes, bytes] | None, path: Path, kind: str, schema_version: int) -> Provenance:
     """Provenance of a file of this kind; `TraceError` where the metadata does not say or says another kind."""
-    found = {k.decode(): v.decode() for k, v in (metadata or {}).items() if k.startswith(PREFIX.encode())}
-    facts = {k.removeprefix(PREFIX): v for k, v in found.items()}
+    facts = facts_of(metadata, path)
+    facts.pop("rows", None)
     missing = [k for k in _OWN if k not in facts]
     if missing:
         raise TraceError(f"{path}: metadata {PREFIX}{missing[0]}: missing; this is no Tandem {kind} trace")
@@ -127,26 +146,50 @@ def writing(
     """
     plain = set(encodings or {})
     dictionary = [f.name for f in schema if f.name not in plain]
-    with replacing(path) as part, pq.ParquetWriter(
-        part, schema.with_metadata(dict(metadata)), compression="zstd", compression_level=1,
-        use_dictionary=dictionary, column_encoding=dict(encodings or {}) or None, write_statistics=True,
+    with replacing(path) as part, _CountingWriter(
+        part, schema.with_metadata(dict(metadata)), compression="zstd", compression_level=1, use_dictionary=dictionary,
+        column_encoding=dict(encodings or {}) or None, write_statistics=True, write_page_checksum=True,
     ) as writer:  # fmt: skip
         yield writer
+        facts = {k.removeprefix(PREFIX): v for k, v in metadata.items()} | {"rows": str(writer.rows)}
+        writer.add_key_value_metadata({f"{PREFIX}rows": facts["rows"], f"{PREFIX}digest": _digest(facts)})
+
+
+class _CountingWriter(pq.ParquetWriter):  # type: ignore[misc]
+    """Counts its rows, so that the footer can say how many there must be."""
+
+    rows = 0
+
+    def write_table(self, table: pa.Table, row_group_size: int | None = None) -> None:
+        super().write_table(table, row_group_size)
+        self.rows += table.num_rows
 
 
 @contextmanager
-def opening(path: str | Path) -> Iterator[pq.ParquetFile]:
-    """An open Parquet file; every way in which it can be unreadable becomes a `TraceError`."""
+def opening(path: str | Path, *, memory_map: bool = True) -> Iterator[pq.ParquetFile]:
+    """An open Parquet file; every way in which it can be unreadable becomes a `TraceError`.
+
+    `memory_map=False` keeps what was read out of the process's resident memory: for scans of long files.
+    """
     path = Path(path)
     if path.is_dir():
         raise TraceError(f"{path}: is a directory; a Parquet file is needed")
     try:
-        with pq.ParquetFile(path, memory_map=True) as f:
+        with pq.ParquetFile(path, memory_map=memory_map, page_checksum_verification=True) as f:
+            _check_rows(f, path)
             yield f
     except FileNotFoundError as e:
         raise TraceError(f"{path}: no such file") from e
     except (pa.ArrowException, OSError) as e:
         raise TraceError(f"{path}: not a readable Parquet file (truncated or damaged?): {_first_line(e)}") from e
+
+
+def _check_rows(f: pq.ParquetFile, path: Path) -> None:
+    """The row groups hold as many rows as were written."""
+    said = (f.metadata.metadata or {}).get(f"{PREFIX}rows".encode())
+    held = sum(f.metadata.row_group(g).num_rows for g in range(f.num_row_groups))
+    if said is not None and said != str(held).encode():
+        raise TraceError(f"{path}: metadata {PREFIX}rows: says {said.decode(errors='replace')}, the row groups hold {held}; the file is damaged")
 
 
 def _first_line(error: Exception) -> str:
@@ -183,11 +226,14 @@ def _same_type(found: pa.DataType, needed: pa.DataType) -> bool:
     return bool(found == needed)
 
 
-def row_groups(f: pq.ParquetFile, path: Path, check: Check) -> Iterator[pa.Table]:
-    """The row groups one after another, each checked; `check(table, where)` raises on bad values."""
+def row_groups(f: pq.ParquetFile, path: Path, check: Check, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The row groups one after another, each checked; `check(table, where)` raises on bad values.
+
+    With `columns`, nothing but these is read from the disk.
+    """
     for g in range(f.num_row_groups):
         try:
-            table = f.read_row_group(g)
+            table = f.read_row_group(g, columns=None if columns is None else list(columns))
         except (pa.ArrowException, OSError) as e:
             raise TraceError(f"{path}: row group {g}: not readable (truncated or damaged?): {_first_line(e)}") from e
         check(table, f"{path}: row group {g}")

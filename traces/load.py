@@ -58,7 +58,7 @@ def read_load(path: str | Path) -> Load:
     """Read and check count matrices; raises `TraceError` naming the file, row group and column."""
     path = Path(path)
     with files.opening(path) as f:
-        provenance = files.read_provenance(f.schema_arrow.metadata, path, KIND, VERSION)
+        provenance = files.read_provenance(f.metadata.metadata, path, KIND, VERSION)
         files.check_schema(f.schema_arrow, SCHEMA, (), path)
         sizes = _sizes(provenance, path)
         counts = np.zeros(sizes, np.int64)

@@ -52,13 +52,19 @@ class Requests:
 def to_table(requests: Requests) -> pa.Table:
     """The Arrow table with the columns of `SCHEMA`, those that the trace does not tell left out."""
     columns: dict[str, Any] = {
-        name: pa.array(np.ascontiguousarray(getattr(requests, name)).astype(kind.to_pandas_dtype())) for name, kind in _NUMBERS
+        name: pa.array(_narrow(np.ascontiguousarray(getattr(requests, name)), name, kind.to_pandas_dtype())) for name, kind in _NUMBERS
     }
     if requests.region is not None:
         columns["region"] = pa.array(requests.region, pa.string()).dictionary_encode()
     if requests.prefix_hashes is not None:
         columns["prefix_hashes"] = pa.array(requests.prefix_hashes, SCHEMA.field("prefix_hashes").type)
     return pa.table(list(columns.values()), schema=pa.schema([SCHEMA.field(n) for n in columns]))
+
+
+def _narrow(values: NDArray[Any], name: str, dtype: type) -> NDArray[Any]:
+    """In the column's type; a value that it cannot hold is refused and not wrapped round."""
+    in_range(values, name, "written rows", np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return values.astype(dtype, copy=False)
 
 
 def write_requests(path: str | Path, requests: Requests) -> None:
@@ -75,7 +81,7 @@ def read_requests(path: str | Path) -> Requests:
     path = Path(path)
     with files.opening(path) as f:
         schema = f.schema_arrow
-        provenance = files.read_provenance(schema.metadata, path, KIND, VERSION)
+        provenance = files.read_provenance(f.metadata.metadata, path, KIND, VERSION)
         files.check_schema(schema, SCHEMA, OPTIONAL, path)
         groups = list(files.row_groups(f, path, _check))
         table = pa.concat_tables(groups) if groups else schema.empty_table()

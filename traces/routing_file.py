@@ -176,7 +176,7 @@ def read_routing(path: str | Path) -> Routing:
     path = Path(path)
     with files.opening(path) as f:
         found = f.schema_arrow
-        provenance = files.read_provenance(found.metadata, path, KIND, VERSION)
+        provenance = files.read_provenance(f.metadata.metadata, path, KIND, VERSION)
         shape = _shape(provenance, path)
         wanted = schema(shape.k)
         files.check_schema(found, wanted, (), path)

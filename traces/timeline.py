@@ -166,7 +166,7 @@ def read_timeline(path: str | Path) -> Timeline:
     path = Path(path)
     with files.opening(path) as f:
         schema = f.schema_arrow
-        provenance = files.read_provenance(schema.metadata, path, KIND, VERSION)
+        provenance = files.read_provenance(f.metadata.metadata, path, KIND, VERSION)
         files.check_schema(schema, SCHEMA, (), path)
         groups = list(files.row_groups(f, path, _check))
         table = pa.concat_tables(groups) if groups else schema.empty_table()
