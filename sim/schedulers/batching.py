@@ -30,15 +30,15 @@ def prompt_rows(requests: Sequence[Request], padded: bool) -> dict[int, int]:
     return {r.request_id: longest if padded else r.prompt_tokens for r in requests}
 
 
-def cache_tokens(policy: Policy, rows: Sequence[int], gen: int) -> int:
-    """`cache_size` of Algorithm 2: microbatch * (average prompt + gen) cache entries.
+def cache_tokens(policy: Policy, rows: Sequence[int], gen: int, so_far: int = 0) -> int:
+    """`cache_size` of Algorithm 2: microbatch * (average prompt + gen) cache entries, with the average
+    of the first batch; `so_far`: what it was until now. The longest sequence always fits.
 
-    Raises UserError where the policy's own figure is too small for the longest sequence: it would
-    wait for ever.
+    Raises UserError where the policy's own figure is too small for that: it would wait for ever.
     """
     needed = max(rows) + gen
     if policy.cache_tokens is None:
-        return max(needed, policy.microbatch * (sum(rows) // len(rows) + gen))
+        return max(needed, so_far or policy.microbatch * (sum(rows) // len(rows) + gen))
     if policy.cache_tokens < needed:
         raise UserError(f"policy.cache_tokens: is {policy.cache_tokens}; the longest sequence alone needs {needed} entries")
     return policy.cache_tokens

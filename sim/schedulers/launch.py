@@ -125,15 +125,15 @@ class Launcher:
     def give_up(self, since: int, reason: str) -> list[Cancel]:
         """Cancels for all that was handed out from task `since` on.
 
-        The buffers are nobody's then, and the next Plan starts with a join that gives back every
-        hold which no cancelled task would have released.
+        The buffers are nobody's then. The next Plan starts with a join that gives back whatever any
+        of these tasks may still hold: its releaser may have been cancelled before it took it.
         """
         self._writer.clear()
         self._readers.clear()
-        holds = tuple(n for name in sorted(self._holds) for n in self.give_back(name))
-        if holds:
-            self.add(Work("join"), None, releases=holds)
-        return [Cancel(n, reason) for n in range(since, self._ended)]
+        self._holds.clear()
+        ended = range(since, self._ended)
+        self.add(Work("join"), None, releases=ended)
+        return [Cancel(n, reason) for n in ended]
 
     # Repetition ---------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ keeps in place of its constants.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 from sim.errors import UserError
@@ -16,6 +16,7 @@ from sim.events import Request
 from sim.machines.schema import Memory
 from sim.schedulers.batching import cache_tokens, prompt_rows
 from sim.schedulers.passes import KV_STAGE
+from sim.schedulers.policy import Policy
 from sim.schedulers.prefill import LINES
 from sim.schedulers.sequences import Sequences, generation
 
@@ -59,27 +60,40 @@ class Load:
 
 
 def load(scheduler: Scheduler, requests: Sequence[Request]) -> Load:
-    """Largest batch that `requests` lead to. Where they refill each other's places, Algorithm 2's
-    cache size bounds each micro-batch."""
+    """Largest batch that `requests` lead to: over the batches, where each is served to its end; where
+    newcomers take the places of what ended, whatever Algorithm 2's cache size lets in."""
     policy = scheduler.policy
     rows, gen = prompt_rows(requests, policy.padded), generation(requests, policy)
+    limit = cache_tokens(policy, [rows[r.request_id] for r in requests[: policy.batch]], gen)
+    limit = cache_tokens(policy, list(rows.values()), gen, limit)
+    lengths = {r.output_tokens for r in requests}
+    if None in lengths or len(lengths) > 1:
+        return _refilled(policy, max(rows.values()), gen, limit, len(requests))
     s = Sequences(policy)
     s.waiting, s.closed = list(requests), True
-    limit = cache_tokens(policy, list(rows.values()), gen)
-    s.admit()
-    refilled = s.common_length() is None or len({r.output_tokens for r in requests}) > 1
-    prompts, slots = s.prefill_rows(), s.decode_rows()
-    kv = [r.context + r.sequences * gen for r in slots]
-    if refilled or s.waiting:
-        kv = [min(limit, policy.microbatch * (max(rows.values()) + gen))] * len(slots)
-    return Load(
-        sequences=s.live,
-        kv_entries=sum(kv),
-        microbatch_kv=max(kv),
-        prompt_rows=sum(r.tokens for r in prompts),
-        microbatch_rows=max(r.tokens for r in prompts),
-        microbatches=len(prompts),
-    )
+    batches = []
+    while s.waiting:
+        s.admit()
+        batches.append(_batch(s, gen))
+        s.clear()
+    return Load(*(max(column) for column in zip(*map(astuple, batches), strict=True)))
+
+
+def _batch(s: Sequences, gen: int) -> Load:
+    prompts = [r.tokens for r in s.prefill_rows()]
+    kv = [r.context + r.sequences * gen for r in s.decode_rows()]
+    return Load(s.live, sum(kv), max(kv), sum(prompts), max(prompts), len(prompts))
+
+
+def _refilled(policy: Policy, longest: int, gen: int, limit: int, requests: int) -> Load:
+    sequences = min(policy.batch, requests)
+    together = min(policy.microbatch, sequences)
+    kv = min(limit, together * (longest + gen))
+    prompts = min(limit - gen, together * longest)
+    slots = min(policy.microbatches, -(-sequences // together))
+    rows = min(prompts, policy.prefill_rows * longest)
+    pieces = -(-together // policy.prefill_rows) * slots
+    return Load(sequences, slots * kv, kv, slots * prompts, rows, pieces)
 
 
 def peak(scheduler: Scheduler, requests: Sequence[Request]) -> Peak:

@@ -62,10 +62,10 @@ class Pass:
 
     # Compute on the GPU -------------------------------------------------------------------------
 
-    def embed(self, r: Rows, takes: Sequence[tuple[str, int]] = ()) -> None:
+    def embed(self, r: Rows, takes: Sequence[tuple[str, int]] = ()) -> int:
         """Look up the next tokens: the prompts, or what was sampled last."""
         reads = (buffers.token(r.cache),) if self.at.phase == "decode" else ()
-        self._compute("embed", r, reads=reads, writes=(buffers.hidden(r.microbatch),), takes=takes)
+        return self._compute("embed", r, reads=reads, writes=(buffers.hidden(r.microbatch),), takes=takes)
 
     def pre_attn(self, i: int, r: Rows, takes: Sequence[tuple[str, int]] = ()) -> int:
         """RMSNorm, QKV projection, RoPE."""
@@ -148,10 +148,10 @@ class Pass:
         reads, writes = (buffers.hidden(j),), (buffers.hidden_host(j),)
         self._copy("hidden_to_cpu", "d2h", r, i, self.sizes.hidden_bytes, reads, writes, releases=releases)
 
-    def hidden_to_gpu(self, i: int, r: Rows, takes: Sequence[tuple[str, int]] = ()) -> int:
+    def hidden_to_gpu(self, i: int, r: Rows, *, after: Sequence[int] = (), takes: Sequence[tuple[str, int]] = ()) -> int:
         j = r.microbatch
         reads, writes = (buffers.hidden_host(j),), (buffers.hidden(j),)
-        return self._copy("hidden_to_gpu", "h2d", r, i, self.sizes.hidden_bytes, reads, writes, takes=takes)
+        return self._copy("hidden_to_gpu", "h2d", r, i, self.sizes.hidden_bytes, reads, writes, after=after, takes=takes)
 
     # What all of them come to -------------------------------------------------------------------
 

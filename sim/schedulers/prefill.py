@@ -29,13 +29,16 @@ def zigzag(p: Pass) -> None:
     """
     swaps = len(p.rows) > LINES
     slots: dict[int, int] = {}
+    embedded: tuple[int, ...] = ()
     for i in p.layers:
         for k, r in enumerate(p.rows):
             if i == 0:
-                slots[k] = p.launch.next
-                p.embed(r, takes=((HIDDEN_SLOTS, 1),))
+                slots[k] = p.embed(r, takes=((HIDDEN_SLOTS, 1),))
+                embedded = (slots[k],)
             elif swaps:
-                slots[k] = p.hidden_to_gpu(i, r, takes=((HIDDEN_SLOTS, 1),))
+                # Behind the last embedding: it takes slots on another lane, and if layer 1 had them
+                # all before, layer 0 would never end.
+                slots[k] = p.hidden_to_gpu(i, r, takes=((HIDDEN_SLOTS, 1),), after=embedded if i == 1 and k == 0 else ())
             if k == min(1, p.last):
                 p.weights.layer_to_gpu(i + 1)
             _layer(p, i, r)

@@ -34,6 +34,7 @@ class Sequences:
         self.closed = False
         """No further request will arrive."""
         self._slots: list[list[Live]] = [[] for _ in range(policy.microbatches)]
+        self._cache_tokens = 0
 
     # Arrivals and admission ---------------------------------------------------------------------
 
@@ -71,7 +72,7 @@ class Sequences:
         candidates = self.waiting[: self.policy.batch - self.live]
         gen = generation(candidates, self.policy)
         rows = prompt_rows(candidates, self.policy.padded)
-        limit = cache_tokens(self.policy, list(rows.values()), gen)
+        limit = self._cache_tokens = cache_tokens(self.policy, list(rows.values()), gen, self._cache_tokens)
         partitions = [Partition(sum(s.rows for s in slot), len(slot)) for slot in self._slots]
         if fresh and len(candidates) < self.policy.microbatch:
             partitions = partitions[:1]

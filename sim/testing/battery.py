@@ -1,0 +1,128 @@
+"""The conformance battery: what any scheduler must pass to run on both clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from random import Random
+from typing import NamedTuple
+
+from sim.drive import Deadlock, Diverged, replay
+from sim.tasks import Task
+from sim.testing import footprint, rules
+from sim.testing.cases import Case, cases
+from sim.testing.observed import Endless, Observed, SchedulerClass, fresh, on_dice, on_simpy
+
+
+class Verdict(NamedTuple):
+    """story: of the first violation; empty where it passed."""
+
+    name: str
+    passed: bool
+    story: str
+
+
+Rule = Callable[[Observed], str]
+
+RULES: dict[str, Rule] = {
+    "dependencies": rules.dependencies,
+    "lanes": rules.lanes,
+    "pools": rules.pools,
+    "read after write": rules.read_after_write,
+    "write after read": rules.write_after_read,
+    "write after write": rules.write_after_write,
+    "tokens once": rules.tokens_once,
+    "weights present": rules.weights_present,
+    "memory": footprint.memory,
+}
+"""Rules of a single run, see their docstrings."""
+
+MORE = ("termination", "same seed", "replay", "failure")
+"""Rules over several runs: every case ends on both clocks, whatever the order of events; the same seed
+gives the same log, and the log replays; after a failure either every token is made once, or nothing more is asked for."""
+
+DICE_SEEDS = (0, 1, 2)
+"""Draws of durations for each case, beside one machine on the SimPy clock."""
+
+
+def check(make: SchedulerClass, seed: int = 0) -> list[Verdict]:
+    """Run the battery on a scheduler class. The same seed gives the same runs."""
+    stories: dict[str, str] = {}
+    for observed, where in _runs(make, seed, stories):
+        for name, rule in RULES.items():
+            story = "" if name in stories else rule(observed)
+            if story:
+                stories[name] = f"{where}: {story}"
+    for case in cases(seed):
+        if "termination" in stories:
+            break
+        _repeatable(make, case, seed, stories)
+        _failing(make, case, seed, stories)
+    if "termination" in stories:
+        reason = "not looked at: a run did not end"
+        stories.update({name: reason for name in ("same seed", "replay", "failure") if name not in stories})
+    return [Verdict(name, name not in stories, stories.get(name, "")) for name in (*RULES, *MORE)]
+
+
+def _runs(make: SchedulerClass, seed: int, stories: dict[str, str]) -> Iterator[tuple[Observed, str]]:
+    """Every case on the dice clock and on SimPy; a run that does not end is told under "termination"."""
+    for case in cases(seed):
+        clocks: list[tuple[str, Callable[[], Observed]]] = [
+            (f"dice seed {s}", lambda case=case, s=s: on_dice(make, case, seed + s)) for s in DICE_SEEDS  # type: ignore[misc]
+        ]  # fmt: skip
+        clocks.append(("simpy", lambda case=case: on_simpy(make, case, seed)))  # type: ignore[misc]
+        for clock, run in clocks:
+            where = f"case {case.name!r} on {clock}"
+            try:
+                yield run(), where
+            except (Deadlock, Endless) as e:
+                stories.setdefault("termination", f"{where}: {e}")
+
+
+def _repeatable(make: SchedulerClass, case: Case, seed: int, stories: dict[str, str]) -> None:
+    first, second = (on_dice(make, case, seed) for _ in range(2))
+    if first.log.digest() != second.log.digest():
+        stories.setdefault("same seed", f"case {case.name!r}: two runs with seed {case.seed} answered the same events with other commands")
+    try:
+        replay(first.log, fresh(make, case))
+    except Diverged as e:
+        stories.setdefault("replay", f"case {case.name!r}: {e}")
+
+
+def _failing(make: SchedulerClass, case: Case, seed: int, stories: dict[str, str]) -> None:
+    """One task after the other fails, each in a run of its own."""
+    tasks = [r.task for r in on_dice(make, case, seed).ran]
+    for task in _sampled_tasks(tasks, Random(seed)):
+        where = f"case {case.name!r}, when {rules.told(task)} fails"
+        try:
+            story = after_failure(on_dice(make, case, seed, doomed=_only(task.number)))
+        except (Deadlock, Endless) as e:
+            story = str(e)
+        if story:
+            stories.setdefault("failure", f"{where}: {story}")
+
+
+def _sampled_tasks(tasks: list[Task], rng: Random) -> Iterable[Task]:
+    """One of each op that runs on a lane."""
+    ops = sorted({t.op for t in tasks if t.lane is not None})
+    return [rng.choice([t for t in tasks if t.op == op]) for op in ops]
+
+
+def _only(number: int) -> Callable[[Task], bool]:
+    return lambda task: task.number == number
+
+
+def after_failure(o: Observed) -> str:
+    """Either the schedule recovered, and every token was sampled once, or it stopped and left nothing
+    open; buffers and weights are as they must be in both cases."""
+    short = [r.request_id for r in o.case.requests if _tokens(o, r.request_id) != o.case.lengths[r.request_id]]
+    over = [q for q in short if _tokens(o, q) > o.case.lengths[q]]
+    if over:
+        return f"request {over[0]} got {_tokens(o, over[0])} tokens, not {o.case.lengths[over[0]]}"
+    if short and not o.failures:
+        return f"request {short[0]} is short of tokens, and no failure was reported"
+    return rules.lanes(o) or rules.dependencies(o) or rules.write_after_read(o) or rules.weights_present(o)
+
+
+def _tokens(o: Observed, request: int) -> int:
+    return sum(request in r.task.requests for r in o.done if r.task.op == "sample")
+
