@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sim.report.colours import MEASURED, SIMULATED
+from sim.report.colours import MEASURED, SIMULATED, colour
 from sim.report.figures import LaneUse, OpError
 
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"
@@ -79,15 +79,16 @@ def ops(errors: list[OpError]) -> dict[str, Any]:
     import altair as alt
 
     rows = [
-        {"op": f"{e.op} ({e.phase})" if e.phase else e.op, "difference": (e.simulated_s - e.measured_s) * 1e3,
-         "relative": e.error, "side": "simulated longer" if e.simulated_s >= e.measured_s else "simulated shorter"}
-        for e in errors if e.error is not None
+        {"op": f"{e.op} ({e.phase})" if e.phase else e.op, "name": e.op, "difference": (e.simulated_s - e.measured_s) * 1e3,
+         "relative": e.error}
+        for e in sorted(errors, key=lambda e: -abs(e.simulated_s - e.measured_s)) if e.error is not None
     ]  # fmt: skip
-    scale = alt.Scale(domain=["simulated longer", "simulated shorter"], range=[SIMULATED, MEASURED])
+    names = list(dict.fromkeys(str(r["name"]) for r in rows))
+    scale = alt.Scale(domain=names, range=[colour(n) for n in names])
     chart = alt.Chart(alt.Data(values=rows)).mark_bar(cornerRadiusEnd=2).encode(
-        x=alt.X("difference:Q", title="simulated minus measured, total milliseconds"),
+        x=alt.X("difference:Q", title="simulated minus measured, milliseconds in all (left of 0: the simulation was too fast)"),
         y=alt.Y("op:N", sort=[r["op"] for r in rows], title=None, axis=alt.Axis(labelLimit=220)),
-        color=alt.Color("side:N", scale=scale, legend=alt.Legend(title=None)),
+        color=alt.Color("name:N", scale=scale, legend=None),
         tooltip=["op:N", alt.Tooltip("difference:Q", title="ms", format="+.4~g"), alt.Tooltip("relative:Q", title="error", format="+.1%")],
     )  # fmt: skip
     return _finish(chart, 40 + 22 * len(rows))

@@ -69,9 +69,9 @@ def lanes_table(given: Mapping[str, Timeline]) -> str:
     """Busy seconds, utilisation and tasks of each lane, and how far the clocks are apart."""
     uses = {clock: {u.lane: u for u in lane_use(t)} for clock, t in given.items()}
     names = list(dict.fromkeys(lane for found in uses.values() for lane in found))
-    head = ["lane", *(f"{clock}{what}" for clock in given for what in (" busy", ""))]
+    head = ["lane", *(what.format(clock) for clock in given for what in ("{} busy", "share"))]
     if len(given) == 2:
-        head.append("error of busy time")
+        head.append("error")
     rows = []
     for lane in names:
         row = [escape(lane)]
@@ -89,7 +89,7 @@ def critical_table(given: Mapping[str, Timeline], paths: Mapping[str, CriticalPa
     """Which ops on which lanes make up the longest chain, with seconds and share of the makespan."""
     found = {clock: {(s.op, s.lane): s for s in shares(t, paths[clock])} for clock, t in given.items()}
     keys = sorted({k for f in found.values() for k in f}, key=lambda k: -max(f[k].share for f in found.values() if k in f))
-    head = ["op", "lane", *(f"{clock}{what}" for clock in given for what in ("", " share")), ""]
+    head = ["op", "lane", *(name for clock in given for name in (clock, "share")), ""]
     rows = [_critical_row(op, lane, [f.get((op, lane)) for f in found.values()]) for op, lane in keys]
     lengths = ", ".join(f"{len(paths[clock].rows):,} tasks {clock}" for clock in given)
     meaning = "The chain of tasks that each waited for the one before, up to the last end"
@@ -136,12 +136,12 @@ def _section(title: str, inner: str) -> str:
 
 
 def _pairs(values: Mapping[Any, Any], parent: str = "") -> str:
-    """Key and value; a key without a unit has its parent's (`peak_bytes`: {"gpu": ...})."""
+    """Key and value; a key inside of another stays as it is, and has that one's unit (`peak_bytes`: {"gpu": ...})."""
     rows = ""
     for key, value in values.items():
         name = str(key)
         unit = name if name.endswith(("_s", "bytes")) else parent
-        rows += f'<tr><td class="key">{escape(_words(name))}</td><td>{_value(unit, value)}</td></tr>'
+        rows += f'<tr><td class="key">{escape(name.replace("_", " ") if parent else _words(name))}</td><td>{_value(unit, value)}</td></tr>'
     return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
 
 
@@ -161,6 +161,8 @@ def _value(name: str, value: Any) -> str:
         return ", ".join(_value("", v) for v in value)
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "&ndash;"}[value]
+    if isinstance(value, float) and name.endswith(("spread", "error", "utilization")):
+        return percent(value)
     if isinstance(value, int | float) and name.endswith("_s") and not name.endswith("per_s"):
         return seconds_text(value)
     if isinstance(value, int | float) and name.endswith("bytes"):

@@ -109,6 +109,8 @@
     draw2d.textAlign = "left";
   };
 
+  // Bars of the step before or after are there for the eye only.
+  const outside = (c, i, span) => c.start[i] >= span[1] || c.start[i] + c.duration[i] <= span[0];
   const faint = (c, i) => (critical.checked && !c.critical[i]) || (focus !== null && c.ops[c.op[i]] !== focus);
 
   const paintBars = (c, k, w) => {
@@ -118,11 +120,11 @@
       if (end < from + base || start > edge) continue;
       const x = LEFT + (start - base - from) * s, wide = Math.max(0.8, c.duration[i] * s);
       const y = c.lineOf[c.row[i]], op = c.ops[c.op[i]], pale = faint(c, i);
-      draw2d.globalAlpha = pale ? 0.16 : 1;
+      draw2d.globalAlpha = pale ? 0.16 : outside(c, i, chosen.spans[k]) ? 0.4 : 1;
       draw2d.fillStyle = data.colours[op][0];
       draw2d.fillRect(x, y, wide > 3 ? wide - 0.6 : wide, ROW - 2);
       if (!c.done[i]) { draw2d.fillStyle = "#1b1f24"; draw2d.fillRect(x, y + ROW - 5, wide, 3); }
-      if (wide > 34 && !pale) label(c, i, op, Math.max(x, LEFT), y, x + wide - Math.max(x, LEFT));
+      if (wide > 18 && !pale) label(c, i, op, Math.max(x, LEFT), y, x + wide - Math.max(x, LEFT));
     }
     draw2d.globalAlpha = 1;
     if (hover) outline(c, k, s);
@@ -132,7 +134,7 @@
     const place = c.microbatch[i] >= 0 ? `${c.layer[i] >= 0 ? c.layer[i] + "." : ""}${c.microbatch[i]}` : c.layer[i] >= 0 ? `${c.layer[i]}` : "";
     draw2d.font = `11.5px ${FONT}`; draw2d.fillStyle = data.colours[op][1]; draw2d.textBaseline = "middle";
     for (const words of [`${op} ${place}`.trim(), op, place]) {
-      if (words && draw2d.measureText(words).width + 8 <= room) { draw2d.fillText(words, x + 4, y + ROW / 2 - 1); return; }
+      if (words && draw2d.measureText(words).width + 7 <= room) { draw2d.fillText(words, x + 4, y + ROW / 2 - 1); return; }
     }
   };
 
