@@ -1,0 +1,86 @@
+"""Memory layout of the rate solver's state, its constants, and how its functions are compiled."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ONE = 1 << 40
+"""The whole of a resource, in units of shares."""
+WEIGHT_ONE = 1 << 36
+NEVER = 1 << 62
+"""Due time of a task that cannot end as things are."""
+TIGHTNESS = float(1 << 20)
+"""Tightness is compared in units of 2^-20, so that a rounding error never chooses the order."""
+SLACK = 1 << 10
+"""A resource is full when no more than this and one unit a user are left: 2^-30 of its capacity."""
+NOISE = 2.0**-46
+"""Relative float noise that is not rounded up to another picosecond."""
+
+CLASS = np.dtype([("latency", "i8"), ("solo", "f8"), ("first", "i4"), ("last", "i4")], align=True)
+"""A price class: latency and solo span in ps, its slice of the demands."""
+DEMAND = np.dtype([("share", "i8"), ("weight", "i8"), ("amount", "f8"), ("cap", "f8"), ("resource", "i4")], align=True)
+RESOURCE = np.dtype(
+    [("total", "i8"), ("used", "i8"), ("base", "i8"), ("weight", "i8"), ("capacity", "f8"), ("head", "i4"), ("users", "i4"), ("over", "i4")],
+    align=True,
+)  # fmt: skip
+"""Sums over the users: `total` at speed 1, `used` at present speeds, `base` before cut tasks ask
+again; `head` of the list of users, `over`: place in lists[OVER] or -1."""
+SLOT = np.dtype(
+    [("anchor", "i8"), ("end", "i8"), ("left", "f8"), ("span", "f8"), ("speed", "f8"), ("base", "f8"),
+     ("cls", "i4"), ("heap", "i4"), ("cut", "i4"), ("touched", "i1"), ("fluid", "i1")],
+    align=True,
+)  # fmt: skip
+"""A running task: at `anchor` ps the fraction `left` was to do, at `span` ps for the whole; due at
+`end`; `heap`, `cut`: places in those lists or -1."""
+NODE = np.dtype([("slot", "i4"), ("demand", "i4"), ("next", "i4"), ("prev", "i4")])
+"""Entry of a resource's list of users; those of slot s are s * width and up."""
+
+# Rows of `lists` and, at the same places, their lengths in `counts`.
+HEAP, CUT, TOUCHED, OVER, DUE = range(5)
+# Further counts: whether to solve anew; most demands of a class.
+SOLVE, WIDTH = 5, 6
+
+
+class Shared(NamedTuple):
+    """All arrays of the solver, see `sim.engines.slots.Rates`."""
+
+    classes: NDArray[Any]
+    demands: NDArray[Any]
+    resources: NDArray[Any]
+    slots: NDArray[Any]
+    nodes: NDArray[Any]
+    lists: NDArray[np.int32]
+    counts: NDArray[np.int64]
+
+
+def _stamp() -> str:
+    """Hash of every compiled source. Numba keys its cache on the function's own file only, and would
+    go on using an old solver inside a cached loop."""
+    here = Path(__file__).parent
+    sources = (here / "layout.py", here / "heap.py", here / "loop.py", here / "lanes.py", here.parent / "rates.py")
+    return f"{zlib.crc32(b''.join(p.read_bytes() for p in sources)):08x}"
+
+
+_STAMP = _stamp()
+
+
+def jit(function: F) -> F:
+    """Compile with exact IEEE arithmetic (no fastmath), for use by other compiled functions."""
+    compiled: F = numba.njit(nogil=True, error_model="numpy", _nrt=False)(function)
+    return compiled
+
+
+def entry(function: F) -> F:
+    """Compile a function that Python calls; its machine code is kept for later processes."""
+    function.__qualname__ += "_" + _STAMP
+    compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function)
+    return compiled

@@ -1,0 +1,75 @@
+"""Run: what an engine hands back, the times of every task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.plan import Plan
+from sim.tasks import Task, Time
+
+STATUSES = ("done", "failed", "cancelled", "skipped")
+DONE, FAILED, CANCELLED, SKIPPED = range(4)
+
+
+class LaneLike(Protocol):
+    """What engines need of a lane."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def order(self) -> str: ...
+    @property
+    def servers(self) -> int: ...
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Run:
+    """Times of n tasks in order of their numbers.
+
+    Attributes
+    ----------
+    sources: the Plans and Tasks that were handed out, in order of submission.
+    lanes: names of the machine's lanes; lane [n] indexes them, -1 for joins and timers.
+    number [n], start_ps [n], end_ps [n]: a task that never started has both times at its cancelling.
+    status [n]: index into STATUSES.
+    """
+
+    sources: tuple[Plan | Task, ...]
+    lanes: tuple[str, ...]
+    number: NDArray[np.int64]
+    lane: NDArray[np.int16]
+    start_ps: NDArray[np.int64]
+    end_ps: NDArray[np.int64]
+    status: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    @property
+    def makespan_ps(self) -> Time:
+        """End of the last task on the clock that began at 0."""
+        return int(self.end_ps.max(initial=0))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in (self.number, self.lane, self.start_ps, self.end_ps, self.status))
+
+    def busy_ps(self) -> dict[str, Time]:
+        """Server time that each lane's tasks took, in ps; up to `servers` times the makespan."""
+        spans = self.end_ps - self.start_ps
+        return {name: int(spans[self.lane == i].sum()) for i, name in enumerate(self.lanes)}
+
+    def same_times(self, other: Run) -> bool:
+        """Whether both clocks saw exactly the same: numbers, picoseconds and statuses."""
+        return all(
+            np.array_equal(getattr(self, c), getattr(other, c)) for c in ("number", "start_ps", "end_ps", "status")
+        )
+
+
+def lane_names(lanes: Sequence[LaneLike]) -> tuple[str, ...]:
+    return tuple(lane.name for lane in lanes)

@@ -1,0 +1,146 @@
+"""The rate solver's state as an object, and the three calls that Python makes into it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim import rates
+from sim.engines.heap import due
+from sim.engines.layout import CLASS, DEMAND, NEVER, NODE, RESOURCE, SLOT, WEIGHT_ONE, WIDTH, Shared, entry
+
+if TYPE_CHECKING:
+    from sim.costs import Prices
+
+
+@entry
+def step(
+    classes: Any, demands: Any, resources: Any, slots: Any, nodes: Any, lists: Any, counts: Any,
+    now: int, leaving: Any, entering: Any, entering_cls: Any, entering_left: Any,
+) -> Any:  # fmt: skip
+    """One instant in one call: tasks leave, tasks enter, speeds are settled.
+
+    Returns the next due time (NEVER: none) and the number of slots then due, listed in lists[DUE].
+    Arrays come one by one because numba checks the type of a tuple of arrays much more slowly.
+    """
+    x = Shared(classes, demands, resources, slots, nodes, lists, counts)
+    for s in leaving:
+        rates.leave(x, s)
+    for i in range(len(entering)):
+        rates.enter(x, entering[i], entering_cls[i], entering_left[i], now)
+    rates.settle(x, now)
+    return due(x)
+
+
+@entry
+def price(classes: Any, demands: Any, resources: Any, slots: Any, nodes: Any, lists: Any, counts: Any, since: int) -> None:
+    rates.price(Shared(classes, demands, resources, slots, nodes, lists, counts), since)
+
+
+@entry
+def rebuild(classes: Any, demands: Any, resources: Any, slots: Any, nodes: Any, lists: Any, counts: Any) -> None:
+    rates.rebuild(Shared(classes, demands, resources, slots, nodes, lists, counts))
+
+
+def check_prices(prices: Prices) -> None:
+    """Assert what the solver relies on."""
+    assert np.all((prices.amount >= 0) & np.isfinite(prices.amount)), "amounts must be finite and not negative"
+    assert np.all(prices.cap > 0), "caps must be positive"
+    assert np.all(prices.latency_ps >= 0), "latencies must not be negative"
+    assert np.all((prices.weight >= 2.0**-16) & (prices.weight <= 1024)), "weights must lie between 2^-16 and 1024"
+    owner = np.repeat(np.arange(len(prices.latency_ps)), np.diff(prices.ptr))
+    pairs = owner.astype(np.int64) << 16 | prices.resource
+    assert len(np.unique(pairs)) == len(pairs), "a class must name each resource once: merge its demands"
+
+
+def class_table(prices: Prices, first: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Rows of CLASS and DEMAND; `first` is the index of their first demand in a longer table."""
+    check_prices(prices)
+    classes = np.zeros(len(prices.latency_ps), CLASS)
+    classes["latency"] = prices.latency_ps
+    classes["first"], classes["last"] = prices.ptr[:-1] + first, prices.ptr[1:] + first
+    demands = np.zeros(len(prices.resource), DEMAND)
+    demands["resource"], demands["amount"], demands["cap"] = prices.resource, prices.amount, prices.cap
+    demands["weight"] = np.rint(prices.weight * WEIGHT_ONE)
+    return classes, demands
+
+
+class Rates:
+    """Price classes, capacities, and the tasks that run now, each in a slot.
+
+    Attributes
+    ----------
+    classes [c], demands [d], resources [r], slots [m], nodes [m * width], lists [5, max(m, r)],
+        counts [7]: see the dtypes of `sim.engines.layout`.
+    """
+
+    def __init__(self, capacity: NDArray[np.float64], slots: int) -> None:
+        assert np.all((capacity >= 0) & np.isfinite(capacity)), f"capacities must be finite and not negative: {capacity}"
+        self._classes, self._demands = np.zeros(0, CLASS), np.zeros(0, DEMAND)
+        self.classes, self.demands = self._classes, self._demands
+        self.resources = np.zeros(len(capacity), RESOURCE)
+        self.resources["capacity"] = capacity
+        self.resources["head"] = self.resources["over"] = -1
+        self.counts = np.zeros(7, np.int64)
+        self.counts[WIDTH] = 1
+        self.slots = _fresh_slots(0)
+        self.lists = np.zeros((5, len(capacity)), np.int32)
+        self.reserve(max(slots, 1))
+
+    @property
+    def arrays(self) -> Shared:
+        return Shared(self.classes, self.demands, self.resources, self.slots, self.nodes, self.lists, self.counts)
+
+    def reserve(self, slots: int) -> None:
+        """Make room for `slots` running tasks, keeping those that run. Between instants only."""
+        lists = np.zeros((5, max(slots, len(self.resources))), np.int32)
+        lists[:, : self.lists.shape[1]] = self.lists
+        self.lists = lists
+        self.slots = np.concatenate([self.slots, _fresh_slots(slots - len(self.slots))])
+        self._new_nodes()
+
+    def extend(self, prices: Prices) -> int:
+        """Append classes; returns the index of the first. Amortised O(rows): the tables double."""
+        since = len(self.classes)
+        classes, demands = class_table(prices, len(self.demands))
+        self._classes, self.classes = _append(self._classes, since, classes)
+        self._demands, self.demands = _append(self._demands, len(self.demands), demands)
+        price(*self.arrays, since)
+        width = int(np.diff(prices.ptr).max(initial=1))
+        if width > self.counts[WIDTH]:
+            self.counts[WIDTH] = width
+            self._new_nodes()
+        return since
+
+    def set_capacity(self, k: int, capacity: float) -> None:
+        """From the next `step` on, resource `k` gives `capacity`; fractions done are kept."""
+        self.resources["capacity"][k] = capacity
+        rebuild(*self.arrays)
+
+    def left(self, slot: int, now: int) -> float:
+        """Fraction of the fluid phase that a slot has still to do at `now` ps."""
+        row = self.slots[slot]
+        return float(row["left"] - (now - row["anchor"]) / row["span"])
+
+    def _new_nodes(self) -> None:
+        self.nodes = np.zeros(len(self.slots) * int(self.counts[WIDTH]), NODE)
+        rebuild(*self.arrays)
+
+
+def _append(buffer: NDArray[Any], used: int, rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The buffer, twice as long where needed, and the part of it in use."""
+    need = used + len(rows)
+    if need > len(buffer):
+        longer = np.zeros(max(need, 2 * len(buffer)), buffer.dtype)
+        longer[:used] = buffer[:used]
+        buffer = longer
+    buffer[used:need] = rows
+    return buffer, buffer[:need]
+
+
+def _fresh_slots(n: int) -> NDArray[Any]:
+    slots = np.zeros(n, SLOT)
+    slots["end"], slots["heap"], slots["cut"] = NEVER, -1, -1
+    return slots

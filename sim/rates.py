@@ -1,0 +1,359 @@
+"""How running tasks share the machine: the one rate solver of both engines.
+
+A task that runs alone needs T = max over k of amount_k / min(capacity_k, cap_k) and then uses the
+share u_k = amount_k / (T capacity_k) of each resource. While the shares of all running tasks fit on
+every resource, each runs at speed 1. Otherwise the oversubscribed resources are shared by weighted
+max-min, tightest first; docs/decisions/0002-sharing-rule.md has the rule and what lost.
+
+Shares are int64 in units of 2^-40 of the capacity, rounded down, so that n users of an nth each fit
+and no sum depends on an order of addition; weights are int64 in units of 2^-36. The solution is a
+pure function of the set of running tasks, hence a task whose neighbourhood did not change keeps its
+speed to the last bit, and with it its progress anchor.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from sim.engines.heap import schedule, unschedule
+from sim.engines.layout import CUT, HEAP, NEVER, NOISE, ONE, OVER, SLACK, SOLVE, TIGHTNESS, TOUCHED, WIDTH, Shared, jit
+
+
+@jit
+def price(x: Shared, since: int) -> None:
+    """Solo spans in ps and shares of the classes `since` and up, at the present capacities."""
+    demands, resources = x.demands, x.resources
+    for i in range(since, len(x.classes)):
+        c = x.classes[i]
+        solo, rate = 0.0, 0.0
+        bound = -1
+        for j in range(c.first, c.last):
+            d = demands[j]
+            speed = min(resources[d.resource].capacity, d.cap)
+            if d.amount > 0.0:
+                span = d.amount / speed if speed > 0.0 else math.inf
+                if span > solo:
+                    solo, rate, bound = span, speed, j
+        c.solo = solo * 1e12
+        for j in range(c.first, c.last):
+            d = demands[j]
+            if solo < math.inf and d.amount > 0.0:
+                share = (d.amount / demands[bound].amount) * (rate / resources[d.resource].capacity)
+                d.share = min(np.int64(share * ONE), ONE)
+            else:
+                d.share = 0
+
+
+@jit
+def link(x: Shared, s: int) -> None:
+    """Add the demands of slot `s`, at speed 1, to the sums and user lists of its resources."""
+    nodes = x.nodes
+    c = x.classes[x.slots[s].cls]
+    node = s * x.counts[WIDTH]
+    for j in range(c.first, c.last):
+        d = x.demands[j]
+        if d.share > 0:
+            r = x.resources[d.resource]
+            nodes[node].slot = s
+            nodes[node].demand = j
+            nodes[node].prev = -1
+            nodes[node].next = r.head
+            if r.head >= 0:
+                nodes[r.head].prev = node
+            r.head = node
+            r.users += 1
+            r.weight += d.weight
+            r.total += d.share
+            r.used += d.share
+            if r.total > ONE:
+                x.counts[SOLVE] = 1
+                if r.over < 0:
+                    r.over = x.counts[OVER]
+                    x.lists[OVER, r.over] = d.resource
+                    x.counts[OVER] += 1
+        node += 1
+
+
+@jit
+def unlink(x: Shared, s: int) -> None:
+    """Take the demands of slot `s`, at its present speed, out again."""
+    nodes = x.nodes
+    c = x.classes[x.slots[s].cls]
+    node = s * x.counts[WIDTH]
+    for j in range(c.first, c.last):
+        d = x.demands[j]
+        if d.share > 0:
+            r = x.resources[d.resource]
+            before, after = nodes[node].prev, nodes[node].next
+            if before >= 0:
+                nodes[before].next = after
+            else:
+                r.head = after
+            if after >= 0:
+                nodes[after].prev = before
+            r.users -= 1
+            r.weight -= d.weight
+            r.total -= d.share
+            r.used -= np.int64(x.slots[s].speed * d.share)
+            if r.over >= 0:
+                x.counts[SOLVE] = 1
+                if r.total <= ONE:
+                    drop_over(x, r.over)
+        node += 1
+
+
+@jit
+def drop_over(x: Shared, i: int) -> None:
+    """The i-th oversubscribed resource no longer is one."""
+    x.counts[OVER] -= 1
+    last = x.lists[OVER, x.counts[OVER]]
+    x.resources[x.lists[OVER, i]].over = -1
+    if i < x.counts[OVER]:
+        x.lists[OVER, i] = last
+        x.resources[last].over = i
+
+
+@jit
+def touch(x: Shared, s: int) -> None:
+    """Remember that the speed of slot `s` may be another one after this instant."""
+    if x.slots[s].touched == 0:
+        x.slots[s].touched = 1
+        x.lists[TOUCHED, x.counts[TOUCHED]] = s
+        x.counts[TOUCHED] += 1
+
+
+@jit
+def enter(x: Shared, s: int, cls: int, left: float, now: int) -> None:
+    """Slot `s` begins its fluid phase with the fraction `left` of class `cls` to do."""
+    slot = x.slots[s]
+    slot.cls = cls
+    slot.left = left
+    slot.anchor = now
+    slot.span = -1.0
+    slot.speed = 1.0
+    slot.base = 1.0
+    slot.cut = -1
+    slot.fluid = 1
+    link(x, s)
+    touch(x, s)
+
+
+@jit
+def leave(x: Shared, s: int) -> None:
+    """Slot `s` is done, or given up."""
+    unlink(x, s)
+    i = x.slots[s].cut
+    if i >= 0:
+        x.counts[CUT] -= 1
+        last = x.lists[CUT, x.counts[CUT]]
+        x.lists[CUT, i] = last
+        x.slots[last].cut = i
+        x.slots[s].cut = -1
+    if x.slots[s].heap >= 0:
+        unschedule(x, s)
+    x.slots[s].fluid = 0
+
+
+@jit
+def set_speed(x: Shared, s: int, speed: float) -> None:
+    old = x.slots[s].speed
+    x.slots[s].speed = speed
+    c = x.classes[x.slots[s].cls]
+    for j in range(c.first, c.last):
+        share = x.demands[j].share
+        x.resources[x.demands[j].resource].used += np.int64(speed * share) - np.int64(old * share)
+
+
+@jit
+def tightest(x: Shared) -> int:
+    """The resource most oversubscribed by what is wanted of what it has left; -1: all fit."""
+    best, most = -1, 0.0
+    for i in range(x.counts[OVER]):
+        k = x.lists[OVER, i]
+        r = x.resources[k]
+        if r.used > ONE:
+            ratio = math.floor((r.used - r.base) / (ONE - r.base) * TIGHTNESS + 0.5)
+            if best < 0 or ratio > most or (ratio == most and k < best):
+                best, most = k, ratio
+    return best
+
+
+@jit
+def want(slot: Any, share: int, again: bool) -> int:
+    """What a user asks for: its share at its present speed; what is above its base where it asks again."""
+    wanted = np.int64(slot.speed * share)
+    return wanted - np.int64(slot.base * share) if again else wanted
+
+
+@jit
+def askers(x: Shared, k: int) -> Any:
+    """Weight and number of the users of `k` that ask again."""
+    weight, n = 0, 0
+    node = x.resources[k].head
+    while node >= 0:
+        slot = x.slots[x.nodes[node].slot]
+        if slot.speed > slot.base:
+            weight += x.demands[x.nodes[node].demand].weight
+            n += 1
+        node = x.nodes[node].next
+    return weight, n
+
+
+@jit
+def find_level(x: Shared, k: int, again: bool) -> float:
+    """The level at which users of `k`, each given min(want, weight * level), fill it exactly.
+
+    Raises the level until the set that wants more no longer shrinks: as many passes as that takes,
+    one or two where nearly all are light or nearly all are heavy.
+    """
+    room, weight, heavy = ONE, x.resources[k].weight, np.int64(x.resources[k].users)
+    if again:
+        # One unit a user: the sum of two shares rounded down may be one short of their rounded sum.
+        room -= x.resources[k].base + heavy
+        weight, heavy = askers(x, k)
+    level = room / weight
+    while True:
+        light, weight, n = 0, 0, 0
+        node = x.resources[k].head
+        while node >= 0:
+            d = x.demands[x.nodes[node].demand]
+            wanted = want(x.slots[x.nodes[node].slot], d.share, again)
+            if wanted > d.weight * level:
+                weight += d.weight
+                n += 1
+            else:
+                light += wanted
+            node = x.nodes[node].next
+        level = (room - light) / weight
+        if n == heavy:
+            return level
+        heavy = n
+
+
+@jit
+def fill(x: Shared, k: int, again: bool) -> None:
+    """Cut the users of `k` that want more than their weight's part of the level."""
+    level = find_level(x, k, again)
+    node = x.resources[k].head
+    while node >= 0:
+        s = x.nodes[node].slot
+        d = x.demands[x.nodes[node].demand]
+        slot = x.slots[s]
+        if want(slot, d.share, again) > d.weight * level:
+            speed = d.weight * level / d.share
+            if again:
+                speed = min(slot.base + speed, slot.speed)
+            set_speed(x, s, speed)
+            if slot.cut < 0:
+                slot.cut = x.counts[CUT]
+                x.lists[CUT, slot.cut] = s
+                x.counts[CUT] += 1
+                touch(x, s)
+        node = x.nodes[node].next
+
+
+@jit
+def may_ask(x: Shared, cls: int) -> bool:
+    """Whether no resource that this class uses is full, by the sums from before this round of asking."""
+    c = x.classes[cls]
+    for j in range(c.first, c.last):
+        r = x.resources[x.demands[j].resource]
+        if x.demands[j].share > 0 and r.over >= 0 and ONE - r.base <= SLACK + r.users:
+            return False
+    return True
+
+
+@jit
+def ask_again(x: Shared) -> int:
+    """Begin a round: cut tasks with room want full speed, everybody else what it has. Returns how many ask."""
+    for i in range(x.counts[OVER]):
+        r = x.resources[x.lists[OVER, i]]
+        r.base = r.used
+    asking = 0
+    for i in range(x.counts[CUT]):
+        s = x.lists[CUT, i]
+        x.slots[s].base = x.slots[s].speed
+        if x.slots[s].speed < 1.0 and may_ask(x, x.slots[s].cls):
+            set_speed(x, s, 1.0)
+            asking += 1
+    return asking
+
+
+@jit
+def share_out(x: Shared) -> None:
+    """Speeds of all tasks that use an oversubscribed resource.
+
+    Filling one resource never overfills another, so the first pass fills each at most once. What a
+    later cut leaves unused on an earlier one is handed to the cut tasks that have room, by the same
+    rule; each such round fills a resource or ends the asking: at most as many rounds as resources.
+    """
+    for i in range(x.counts[CUT]):
+        s = x.lists[CUT, i]
+        set_speed(x, s, 1.0)
+        x.slots[s].cut = -1
+        x.slots[s].base = 1.0
+        touch(x, s)
+    x.counts[CUT] = 0
+    for i in range(x.counts[OVER]):
+        x.resources[x.lists[OVER, i]].base = 0
+    filled = 0
+    k = tightest(x)
+    while k >= 0:
+        fill(x, k, False)
+        filled += 1
+        k = tightest(x)
+    while filled > 1 and ask_again(x) > 0:
+        k = tightest(x)
+        while k >= 0:
+            fill(x, k, True)
+            k = tightest(x)
+
+
+@jit
+def rearm(x: Shared, s: int, now: int) -> None:
+    """Anchor the progress of slot `s` at `now` if its speed changed, and make it due again."""
+    slot = x.slots[s]
+    span = x.classes[slot.cls].solo / slot.speed
+    if span == slot.span:
+        return
+    if now > slot.anchor:
+        slot.left = max(0.0, slot.left - (now - slot.anchor) / slot.span)
+    slot.anchor = now
+    slot.span = span
+    ahead = slot.left * span if slot.left > 0.0 else 0.0
+    if ahead < NEVER:
+        schedule(x, s, now + np.int64(math.ceil(ahead - ahead * NOISE)))
+    else:
+        schedule(x, s, NEVER)
+
+
+@jit
+def settle(x: Shared, now: int) -> None:
+    """End of an instant: solve if an oversubscribed resource changed, then rearm what changed speed."""
+    if x.counts[SOLVE] != 0:
+        x.counts[SOLVE] = 0
+        share_out(x)
+    for i in range(x.counts[TOUCHED]):
+        s = x.lists[TOUCHED, i]
+        x.slots[s].touched = 0
+        if x.slots[s].fluid != 0:
+            rearm(x, s, now)
+    x.counts[TOUCHED] = 0
+
+
+@jit
+def rebuild(x: Shared) -> None:
+    """Capacities or the node width changed: price anew and sum up again. Progress keeps its anchors."""
+    price(x, 0)
+    for k in range(len(x.resources)):
+        r = x.resources[k]
+        r.total, r.used, r.base, r.weight, r.head, r.users, r.over = 0, 0, 0, 0, -1, 0, -1
+    x.counts[OVER], x.counts[CUT], x.counts[SOLVE] = 0, 0, 1
+    for s in range(len(x.slots)):
+        if x.slots[s].fluid != 0:
+            x.slots[s].speed, x.slots[s].base, x.slots[s].cut = 1.0, 1.0, -1
+            link(x, s)
+            touch(x, s)
