@@ -88,7 +88,8 @@ def _check_positions(model: ModelSpec, workload: Workload) -> None:
     longest = workload.longest_prompt + workload.longest_generation
     if longest > model.max_positions:
         raise UserError(
-            f"workload {workload.name}: prompt and generation reach {longest} positions, {model.name} has {model.max_positions}; lower --gen"
+            f"workload {workload.name}: prompt and generation reach {longest} positions, {model.name} has {model.max_positions}; "
+            "lower --gen"
         )
 
 

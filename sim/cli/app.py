@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sim.cli import entry, options
+
+if TYPE_CHECKING:
+    from sim.job import Job
 
 app = typer.Typer(
     name="sim", add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -70,7 +72,7 @@ def compare(
     """Simulate several schedulers on the same requests."""
     from sim.cli import running
 
-    def job(scheduler: str) -> object:
+    def job(scheduler: str) -> Job:
         return options.job(
             model, machine, workload, scheduler, gen=gen, batch=batch, microbatch=microbatch, padded=padded, policy=policy, seed=seed
         )
@@ -82,11 +84,11 @@ def compare(
 def check(
     scheduler: Annotated[str, typer.Argument(metavar="FILE.py:CLASS", help="Your scheduler, or the name of a built-in one.")],
     json: options.Json = False,
-) -> None:
+) -> int:
     """Run the conformance battery on a scheduler."""
     from sim.cli import checking
 
-    checking.check(scheduler, json)
+    return checking.check(scheduler, json)
 
 
 @app.command()

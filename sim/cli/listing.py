@@ -97,10 +97,8 @@ def _models_table(rows: list[dict[str, Any]]) -> _Table:
 
 def _machines_table(rows: list[dict[str, Any]]) -> _Table:
     columns = ("name", "kind", "GPU memory", "H2D", "description")
-    return columns, [
-        (r["name"], r["kind"], output.size(r["memory_bytes"]["gpu"]), f"{output.size(r['capacities']['link.h2d'] or 0)}/s", r["description"])
-        for r in rows
-    ]
+    gpu, h2d = [output.size(r["memory_bytes"]["gpu"]) for r in rows], [output.size(r["capacities"]["link.h2d"] or 0) for r in rows]
+    return columns, [(r["name"], r["kind"], m, f"{b}/s", r["description"]) for r, m, b in zip(rows, gpu, h2d, strict=True)]
 
 
 def _workloads_table(rows: list[dict[str, Any]]) -> _Table:

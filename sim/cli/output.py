@@ -25,12 +25,13 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     from rich.table import Table
 
     terminal = sys.stdout.isatty()
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD if terminal else box.ASCII2, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD if terminal else box.ASCII2, show_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in numeric else "left", no_wrap=not terminal)
     for row in rows:
         table.add_row(*(str(v) for v in row))
     console = Console() if terminal else Console(width=400, no_color=True)
+    console.print(title, style="bold", soft_wrap=True, highlight=False)
     console.print(table)
 
 

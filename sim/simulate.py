@@ -1,0 +1,116 @@
+"""simulate: one job on the simulated clock, from names or objects to an Outcome."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sim.bounds import lower_bound_s
+from sim.costs import CostModel, Routing
+from sim.drive import Log, drive
+from sim.engines.run import Run
+from sim.handout import Reacts, WholeEngine
+from sim.job import Job, prepare
+from sim.machines import Machine
+from sim.machines import load as load_machine
+from sim.models import ModelSpec
+from sim.models import load as load_model
+from sim.schedulers.policy import Policy
+from sim.summary import About, summarize
+from sim.workloads import Outcomes, Workload
+from sim.workloads import load as load_workload
+
+EngineName = Literal["auto", "simpy", "compiled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A simulated job.
+
+    log: events and the hashes of the commands that answered them. summary: the object of `run --json`.
+    wall_s: real time from the scheduler's first event to the last.
+    """
+
+    job: Job
+    costs: CostModel
+    run: Run
+    log: Log
+    summary: dict[str, Any]
+    wall_s: float
+
+
+def simulate(
+    model: str | Path | ModelSpec,
+    machine: str | Path | Machine,
+    workload: str | Path | Workload,
+    scheduler: str,
+    policy: Policy | None = None,
+    *,
+    seed: int = 0,
+    engine: EngineName = "auto",
+    routing: Routing | None = None,
+) -> Outcome:
+    """Simulate a schedule. Names are those of the command line; `routing` drives the experts' loads.
+
+    Raises `UserError` for bad input and `sim.drive.Deadlock` where tasks wait for each other for ever.
+    """
+    job = prepare(
+        model if isinstance(model, ModelSpec) else load_model(model),
+        machine if isinstance(machine, Machine) else load_machine(machine),
+        workload if isinstance(workload, Workload) else load_workload(workload),
+        scheduler, policy, seed=seed,
+    )  # fmt: skip
+    return simulate_job(job, engine=engine, routing=routing)
+
+
+def simulate_job(job: Job, *, engine: EngineName = "auto", routing: Routing | None = None) -> Outcome:
+    """Run a prepared job on the simulated clock.
+
+    `auto` is the compiled engine where the scheduler hands everything out on the arrivals; where it
+    reacts to what happens, the job begins again on SimPy.
+    """
+    costs = CostModel(job.machine, job.model, routing)
+    began = time.perf_counter()
+    try:
+        run, log = _simpy(job, costs, routing) if engine == "simpy" else _compiled(job, costs)
+    except Reacts:
+        if engine == "compiled":
+            raise
+        run, log = _simpy(job, costs, routing)
+    wall_s = time.perf_counter() - began
+    about = About(
+        clock="simulated",
+        routing="synthetic" if routing is None else "trace",
+        model=job.model.name,
+        machine=job.machine,
+        workload=job.workload.name,
+        scheduler=job.scheduler,
+        policy=job.policy.model_dump(mode="json", exclude_none=True),
+        peak_bytes=job.peak_by_memory,
+        lower_bound_s=lower_bound_s(run.sources, costs, {lane.name: lane.servers for lane in job.machine.lanes}),
+    )
+    return Outcome(job, costs, run, log, summarize(about, run, job.requests, job.lengths, wall_s), wall_s)
+
+
+def pools_of(job: Job, scheduler: Any) -> dict[str, int]:
+    """Capacity of each pool: the machine's, and what the scheduler adds or overrides."""
+    return {**job.machine.pools, **scheduler.pools}
+
+
+def _compiled(job: Job, costs: CostModel) -> tuple[Run, Log]:
+    scheduler, log = job.fresh(), Log()
+    engine = WholeEngine(costs, job.requests, pools_of(job, scheduler))
+    drive(scheduler, engine, log)
+    return engine.result(), log
+
+
+def _simpy(job: Job, costs: CostModel, routing: Routing | None) -> tuple[Run, Log]:
+    from sim.engines.simpy_engine import SimPyEngine  # numba
+
+    scheduler, log = job.fresh(), Log()
+    outcomes = Outcomes(job.lengths, routing)
+    engine = SimPyEngine(costs.lanes, pools_of(job, scheduler), costs, arrivals=job.requests, outcomes=outcomes)
+    drive(scheduler, engine, log)
+    return engine.result(), log
