@@ -144,15 +144,20 @@ def writing(
 
     `encodings`: column -> Parquet encoding for those that no dictionary serves (times, ids).
     """
-    plain = set(encodings or {})
-    dictionary = [f.name for f in schema if f.name not in plain]
+    encoding = {_leaf(schema.field(name)): how for name, how in (encodings or {}).items()}
+    dictionary = [_leaf(f) for f in schema if _leaf(f) not in encoding]
     with replacing(path) as part, _CountingWriter(
         part, schema.with_metadata(dict(metadata)), compression="zstd", compression_level=1, use_dictionary=dictionary,
-        column_encoding=dict(encodings or {}) or None, write_statistics=True, write_page_checksum=True,
+        column_encoding=encoding or None, write_statistics=True, write_page_checksum=True,
     ) as writer:  # fmt: skip
         yield writer
         facts = {k.removeprefix(PREFIX): v for k, v in metadata.items()} | {"rows": str(writer.rows)}
         writer.add_key_value_metadata({f"{PREFIX}rows": facts["rows"], f"{PREFIX}digest": _digest(facts)})
+
+
+def _leaf(f: pa.Field) -> str:
+    """Parquet's path of a column: the values of a list have one of their own."""
+    return f"{f.name}.list.element" if pa.types.is_list(f.type) or pa.types.is_fixed_size_list(f.type) else str(f.name)
 
 
 class _CountingWriter(pq.ParquetWriter):  # type: ignore[misc]

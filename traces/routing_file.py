@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from traces import files
 from traces.errors import TraceError
-from traces.files import Provenance, decode, in_range, integers
+from traces.files import Provenance, decode
+from traces.routing_check import PHASES, check, matrix
 
 KIND = "routing"
 VERSION = 1
-PHASES = ("prefill", "decode")
 _NUMBERS = (("step", pa.int32()), ("request_id", pa.int32()), ("position", pa.int32()), ("layer", pa.int16()))
+_ENCODINGS = {"position": "DELTA_BINARY_PACKED", "weights": "BYTE_STREAM_SPLIT"}
 _COLUMNS = ("decode", "step", "request_id", "position", "layer", "experts", "weights")
 
 
@@ -145,7 +146,7 @@ class RoutingWriter:
 
     def _write(self, routing: Routing) -> None:
         table = to_table(routing)
-        _check(table, f"{self._path}: written rows", self._shape)
+        check(table, f"{self._path}: written rows", self._shape.layers, self._shape.experts, self._shape.k)
         self._writer.write_table(table, row_group_size=files.ROW_GROUP)
 
 
@@ -159,7 +160,7 @@ def writing_routing(path: str | Path, shape: Shape, provenance: Provenance) -> I
     """Stream a routing trace; the file appears at the end, whole, or not at all."""
     facts = {"model": shape.model, "layers": str(shape.layers), "experts": str(shape.experts), "k": str(shape.k)}
     provenance = replace(provenance, facts={**provenance.facts, **facts})
-    with files.writing(path, schema(shape.k), provenance.metadata(KIND, VERSION), {"position": "DELTA_BINARY_PACKED"}) as writer:
+    with files.writing(path, schema(shape.k), provenance.metadata(KIND, VERSION), _ENCODINGS) as writer:
         out = RoutingWriter(writer, Path(path), shape, provenance)
         yield out
         out.flush()
@@ -175,19 +176,23 @@ def read_routing(path: str | Path) -> Routing:
     """Read and check a routing trace; raises `TraceError` naming the file, row group and column."""
     path = Path(path)
     with files.opening(path) as f:
-        found = f.schema_arrow
-        provenance = files.read_provenance(f.metadata.metadata, path, KIND, VERSION)
-        shape = _shape(provenance, path)
-        wanted = schema(shape.k)
-        files.check_schema(found, wanted, (), path)
-        groups = list(files.row_groups(f, path, lambda table, where: _check(table, where, shape)))
-        table = pa.concat_tables(groups) if groups else wanted.empty_table()
+        shape, provenance = header(f, path)
+        groups = list(files.row_groups(f, path, lambda table, where: check(table, where, shape.layers, shape.experts, shape.k)))
+        table = pa.concat_tables(groups) if groups else schema(shape.k).empty_table()
     phase, names = decode(table, "phase", str(path))
     return Routing(
         decode=np.array([n == "decode" for n in names], np.bool_)[phase] if names else np.empty(0, np.bool_),
-        experts=_matrix(table, "experts", shape.k), weights=_matrix(table, "weights", shape.k), shape=shape, provenance=provenance,
+        experts=matrix(table, "experts", shape.k), weights=matrix(table, "weights", shape.k), shape=shape, provenance=provenance,
         **{name: table.column(name).to_numpy() for name, _ in _NUMBERS},
     )  # fmt: skip
+
+
+def header(f: pq.ParquetFile, path: Path) -> tuple[Shape, Provenance]:
+    """Shape and provenance from an open file's footer; refuses a file that is no routing trace."""
+    provenance = files.read_provenance(f.metadata.metadata, path, KIND, VERSION)
+    shape = _shape(provenance, path)
+    files.check_schema(f.schema_arrow, schema(shape.k), (), path)
+    return shape, provenance
 
 
 def _shape(provenance: Provenance, path: Path) -> Shape:
@@ -197,60 +202,3 @@ def _shape(provenance: Provenance, path: Path) -> Shape:
         raise TraceError(f"{path}: metadata {files.PREFIX}{e.args[0]}: missing; a routing trace needs model, layers, experts, k") from e
     except ValueError as e:
         raise TraceError(f"{path}: metadata {files.PREFIX}k, layers, experts: {e}") from e
-
-
-def _matrix(table: pa.Table, name: str, k: int) -> NDArray[Any]:
-    """A fixed-size list column as an array [n, k]; NaN where a row is empty."""
-    parts = [_chunk(c, k) for c in table.column(name).chunks]
-    if not parts:
-        return np.empty((0, k), table.schema.field(name).type.value_type.to_pandas_dtype())
-    return np.concatenate(parts)
-
-
-def _chunk(chunk: pa.FixedSizeListArray, k: int) -> NDArray[Any]:
-    if not chunk.null_count:
-        return np.asarray(chunk.flatten().to_numpy(zero_copy_only=False)).reshape(-1, k)
-    out = np.full((len(chunk), k), np.nan, np.float32)
-    out[chunk.is_valid().to_numpy(zero_copy_only=False)] = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, k)
-    return out
-
-
-def _check(table: pa.Table, where: str, shape: Shape) -> None:
-    for name, high in (("step", None), ("request_id", None), ("position", None), ("layer", shape.layers - 1)):
-        in_range(integers(table, name, where), name, where, 0, high)
-    _check_experts(table, where, shape)
-    _check_weights(table, where, shape.k)
-    codes, names = decode(table, "phase", where)
-    unknown = set(names) - set(PHASES)
-    if unknown:
-        raise TraceError(f"{where}: column phase: has {sorted(unknown)[0]!r}; must be one of {', '.join(map(repr, PHASES))}")
-    in_decode = np.array([n == "decode" for n in names], np.bool_)[codes] if names else np.empty(0, np.bool_)
-    wrong = in_decode != (integers(table, "step", where) > 0)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        found = f"row {row} has {table['step'][row]} in the phase {table['phase'][row]}"
-        raise TraceError(f"{where}: column step: {found}; 0 is the prefill, decode steps count from 1")
-
-
-def _check_experts(table: pa.Table, where: str, shape: Shape) -> None:
-    column = table.column("experts")
-    if column.null_count or any(c.flatten().null_count for c in column.chunks):
-        raise TraceError(f"{where}: column experts: has empty values; every row needs {shape.k} experts")
-    experts = _matrix(table, "experts", shape.k)
-    in_range(experts, "experts", where, 0, shape.experts - 1)
-    ordered = np.sort(experts, axis=1)
-    twice = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
-    if twice.any():
-        row = int(np.argmax(twice))
-        raise TraceError(f"{where}: column experts: row {row} has {experts[row].tolist()}; a token goes to {shape.k} different experts")
-
-
-def _check_weights(table: pa.Table, where: str, k: int) -> None:
-    valid = np.asarray(table.column("weights").is_valid().to_numpy())
-    if any(c.flatten().null_count for c in table.column("weights").chunks):
-        raise TraceError(f"{where}: column weights: has an empty weight inside a row; a row has all {k} weights or none")
-    weights = _matrix(table, "weights", k)
-    bad = valid & ~(np.isfinite(weights) & (weights >= 0)).all(axis=1)
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise TraceError(f"{where}: column weights: row {row} has {weights[row].tolist()}; must be finite and 0 or more")
