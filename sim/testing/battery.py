@@ -31,6 +31,7 @@ RULES: dict[str, Rule] = {
     "write after read": rules.write_after_read,
     "write after write": rules.write_after_write,
     "tokens once": rules.tokens_once,
+    "bytes moved": rules.bytes_moved,
     "weights present": rules.weights_present,
     "memory": footprint.memory,
 }
@@ -76,6 +77,8 @@ def _runs(make: SchedulerClass, seed: int, stories: dict[str, str]) -> Iterator[
                 yield run(), where
             except (Deadlock, Endless) as e:
                 stories.setdefault("termination", f"{where}: {e}")
+            except Exception as e:  # a user's code may raise anything; its story is the verdict
+                stories.setdefault("termination", f"{where}: raised {type(e).__name__}: {e}")
 
 
 def _repeatable(make: SchedulerClass, case: Case, seed: int, stories: dict[str, str]) -> None:

@@ -18,10 +18,12 @@ def told(task: Task) -> str:
 
 
 def dependencies(o: Observed) -> str:
-    """Nothing starts before what it waits for has ended."""
+    """What a task waits for was handed out before it, and is done when it starts."""
     by_number = {r.task.number: r for r in o.ran}
     for r in o.done:
         for d in r.task.deps:
+            if d not in by_number or d >= r.task.number:
+                return f"{told(r.task)} waits for task {d}, which was not handed out before it"
             if by_number[d].status != "done" or by_number[d].end > r.start:
                 return f"{told(r.task)} started at {r.start}, but {told(by_number[d].task)} was not done"
     return ""
@@ -171,6 +173,22 @@ def _contexts(o: Observed) -> str:
             return f"{told(r.task)} has {w.experts} experts"
         if r.task.op == "sample":
             had.update(requests)
+    return ""
+
+
+def bytes_moved(o: Observed) -> str:
+    """A copy of activations or cache entries moves the bytes of its rows, no more and no fewer."""
+    m = o.case.model
+    row = {
+        "offload_qkv": m.qkv_dim, "load_hidden": m.attention_out_dim, "hidden_to_cpu": m.hidden, "hidden_to_gpu": m.hidden,
+        "kv_to_cpu": m.kv_dim, "kv_to_gpu": m.kv_dim,
+    }  # fmt: skip
+    for r in o.done:
+        w = r.task.work
+        if w.op in row:
+            rows = w.context if w.op == "kv_to_gpu" else w.tokens
+            if w.bytes != rows * row[w.op] * m.dtype_bytes:
+                return f"{told(r.task)} moves {w.bytes} bytes, {rows} rows of {row[w.op]} values have {rows * row[w.op] * m.dtype_bytes}"
     return ""
 
 
