@@ -64,12 +64,13 @@ def steps(curves: dict[str, tuple[list[int], list[float]]]) -> dict[str, Any]:
     """Seconds of each decode step, one line a clock."""
     import altair as alt
 
-    rows = [{"clock": c, "step": s, "ms": v * 1e3} for c, (xs, ys) in curves.items() for s, v in zip(xs, ys, strict=True)]
+    unit, scale = ("seconds", 1.0) if max((max(ys, default=0) for _, ys in curves.values()), default=0) >= 2 else ("milliseconds", 1e3)
+    rows = [{"clock": c, "step": s, "time": v * scale} for c, (xs, ys) in curves.items() for s, v in zip(xs, ys, strict=True)]
     few = max((len(xs) for xs, _ in curves.values()), default=0) <= 40
     chart = alt.Chart(alt.Data(values=rows)).mark_line(point=few, strokeWidth=2).encode(
         x=alt.X("step:Q", title="decode step", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False, padding=8)),
-        y=alt.Y("ms:Q", title="milliseconds", scale=alt.Scale(zero=True)), color=_clock_colour(alt, list(curves)),
-        tooltip=["clock:N", "step:Q", alt.Tooltip("ms:Q", format=".4~g")],
+        y=alt.Y("time:Q", title=unit, scale=alt.Scale(zero=True)), color=_clock_colour(alt, list(curves)),
+        tooltip=["clock:N", "step:Q", alt.Tooltip("time:Q", title=unit, format=".4~g")],
     )  # fmt: skip
     return _finish(chart, 230)
 

@@ -22,6 +22,9 @@ from traces.timeline import Timeline
 LIMIT = 40_000
 """Bars of one clock that the page carries: it stays below a few megabytes and draws fluently."""
 
+FEW = 600
+"""Bars that one sees at a glance."""
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -32,7 +35,7 @@ class Window:
 
 
 def windows(timelines: list[Timeline]) -> list[Window]:
-    """The stretches that the page offers, the one it opens with first."""
+    """The stretches that the page offers, in the order of the run; the whole run first, where it is carried."""
     steps = sorted(set.intersection(*(set(np.unique(t.step[t.step > 0]).tolist()) for t in timelines)))
     shown = [0] + sorted({s for s in (*steps[:2], *steps[len(steps) // 2 : len(steps) // 2 + 1])})
     found = []
@@ -40,13 +43,15 @@ def windows(timelines: list[Timeline]) -> list[Window]:
         spans = [step_window(t, step) for t in timelines]
         if all(spans):
             found.append(Window("Prefill" if step == 0 else f"Decode step {step}", tuple(s for s in spans if s is not None)))
-    whole = Window("Whole run", tuple((0, max(1, t.makespan_ps)) for t in timelines))
-    decode = [w for w in found if w.label != "Prefill"]
-    first = decode[:1] if max(len(t) for t in timelines) > 600 else [whole]
-    rest = [w for w in [whole, *found] if w not in first]
     if all(len(t) <= LIMIT for t in timelines) or not found:
-        return first + rest
-    return [w for w in first + rest if w is not whole]
+        return [Window("Whole run", tuple((0, max(1, t.makespan_ps)) for t in timelines)), *found]
+    return found
+
+
+def opening(shown: list[Window], timelines: list[Timeline]) -> int:
+    """Which window the page opens with: a short run whole, a longer one at its first decode step."""
+    decode = [i for i, w in enumerate(shown) if w.label.startswith("Decode")]
+    return decode[0] if decode and max(len(t) for t in timelines) > FEW else 0
 
 
 def chosen(timeline: Timeline, spans: list[tuple[int, int]]) -> NDArray[np.int64]:

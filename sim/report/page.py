@@ -76,6 +76,7 @@ def _data(given: Mapping[str, Timeline], paths: Mapping[str, CriticalPath], spec
     ordered = [op for op in OP_COLOURS if op in used] + sorted(used - set(OP_COLOURS))
     return {
         "clocks": clocks, "colours": {op: (colour(op), ink(colour(op))) for op in ordered}, "charts": specs,
+        "first": embed.opening(shown, timelines), "few": embed.FEW,
         "windows": [{"label": w.label, "spans": [(a / 1e6, b / 1e6) for a, b in w.spans]} for w in shown],
     }  # fmt: skip
 
@@ -139,9 +140,11 @@ def _lead(given: Mapping[str, Timeline], facts: Mapping[str, Any]) -> str:
 
 
 def _inline(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {v}" for k, v in value.items() if not isinstance(v, Mapping | list | tuple))
-    return str(value)
+    """A policy by what everybody asks for first; the rest is in its table."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    known = {k: value[k] for k in ("batch", "microbatch") if k in value}
+    return ", ".join(f"{k} {v}" for k, v in (known or value).items())
 
 
 def _warning(given: Mapping[str, Timeline], facts: Mapping[str, Any]) -> str:
@@ -162,7 +165,7 @@ def _timeline_section(given: Mapping[str, Timeline], data: Mapping[str, Any]) ->
     names = " and ".join(_NAMES[t.clock].lower() for t in given.values())
     return f"""<section>
 <h2>Timeline</h2>
-<p class="note">{note}{both}Bars say op, layer.micro-batch; point at one for its times{' on both clocks' if len(given) == 2 else ''}.</p>
+<p class="note">{note}{both}Bars say op and layer.micro-batch; point at one for its times{' on both clocks' if len(given) == 2 else ''}.</p>
 <div class="tools">
 <label>Show <select id="window"></select></label>
 <span><button type="button" id="in" aria-label="Zoom in">+</button> <button type="button" id="out" aria-label="Zoom out">&minus;</button>

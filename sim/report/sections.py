@@ -11,6 +11,7 @@ from sim.report.critical import CriticalPath, Share, shares
 from sim.report.figures import lane_use, op_errors, seconds_text
 from traces.timeline import Timeline
 
+_ACRONYMS = {"ttft_s": "TTFT", "tpot_s": "TPOT"}
 _SHOWN_ELSEWHERE = ("title", "simulated", "measured", "lanes")
 
 
@@ -149,6 +150,8 @@ def _words(name: str) -> str:
     """`prompt_tokens` as people write it; names with dots or dashes stay as they are. Seconds show their unit in the value."""
     if not name.isidentifier():
         return name
+    if name in _ACRONYMS:
+        return _ACRONYMS[name]
     text = name.removesuffix("_s") if not name.endswith("per_s") else name.replace("per_s", "per second")
     return text[:1].upper() + text[1:].replace("_", " ")
 

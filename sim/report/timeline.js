@@ -25,9 +25,18 @@
     return c;
   });
 
-  let chosen = data.windows[0], from = 0, to = 1, hover = null, focus = null, queued = false;
+  let chosen = data.windows[data.first], from = 0, to = 1, hover = null, focus = null, queued = false;
   const longest = () => Math.max(...chosen.spans.map(([a, b]) => b - a));
   const reset = () => { from = 0; to = longest() * 1.01; redraw(); };
+  // A stretch with too many bars to tell apart opens at its beginning.
+  const open = () => {
+    const bars = Math.max(...clocks.map((c, k) => {
+      const [a, b] = chosen.spans[k];
+      return c.start.reduce((n, s, i) => n + (s < b && s + c.duration[i] > a), 0);
+    }));
+    from = 0; to = bars > 2 * data.few ? (longest() * data.few) / bars : longest() * 1.01;
+    redraw();
+  };
   const width = () => canvas.clientWidth;
   const scale = () => (width() - LEFT - 8) / (to - from);
 
@@ -118,9 +127,10 @@
     for (let i = 0; i < c.count; i++) {
       const start = c.start[i], end = start + c.duration[i];
       if (end < from + base || start > edge) continue;
-      const x = LEFT + (start - base - from) * s, wide = Math.max(0.8, c.duration[i] * s);
+      const x = LEFT + (start - base - from) * s, real = c.duration[i] * s, wide = Math.max(0.8, real);
       const y = c.lineOf[c.row[i]], op = c.ops[c.op[i]], pale = faint(c, i);
-      draw2d.globalAlpha = pale ? 0.16 : outside(c, i, chosen.spans[k]) ? 0.4 : 1;
+      // A bar narrower than a pixel is paler instead, so that a lane looks as busy as it is.
+      draw2d.globalAlpha = (pale ? 0.16 : outside(c, i, chosen.spans[k]) ? 0.4 : 1) * Math.max(0.12, Math.min(1, real / 0.8));
       draw2d.fillStyle = data.colours[op][0];
       draw2d.fillRect(x, y, wide > 3 ? wide - 0.6 : wide, ROW - 2);
       if (!c.done[i]) { draw2d.fillStyle = "#1b1f24"; draw2d.fillRect(x, y + ROW - 5, wide, 3); }
@@ -231,7 +241,8 @@
   document.getElementById("all").addEventListener("click", reset);
   critical.addEventListener("change", redraw);
   data.windows.forEach((w, i) => pick.add(new Option(w.label, i)));
-  pick.addEventListener("change", () => { chosen = data.windows[pick.value]; hover = null; reset(); });
+  pick.addEventListener("change", () => { chosen = data.windows[pick.value]; hover = null; open(); });
+  pick.value = data.first;
 
   const legend = document.getElementById("legend"), used = new Set();
   for (const c of clocks) c.op.forEach((o) => used.add(c.ops[o]));
@@ -248,7 +259,7 @@
   }
   new ResizeObserver(redraw).observe(frame);
   canvas.style.height = height + "px";
-  reset();
+  open();
 
   for (const [id, spec] of Object.entries(data.charts)) window.vegaEmbed(`#${id}`, spec, { actions: false, renderer: "svg" });
 })();

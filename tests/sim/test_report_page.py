@@ -134,15 +134,16 @@ def test_short_run_opens_whole_and_a_longer_one_at_a_step():
     short = [cgopipe_like(4, 3, 3, seed=s)[0] for s in (None, 1)]
     assert [w.label for w in embed.windows(short)] == ["Whole run", "Prefill", "Decode step 1", "Decode step 2", "Decode step 3"]
     longer = [cgopipe_like(12, 4, 3, seed=s)[0] for s in (None, 1)]
-    labels = [w.label for w in embed.windows(longer)]
-    assert labels[0] == "Decode step 1" and labels[1] == "Whole run" and labels[-1] == "Decode step 7"
+    assert [w.label for w in embed.windows(longer)] == ["Whole run", "Prefill", "Decode step 1", "Decode step 2", "Decode step 7"]
+    assert embed.opening(embed.windows(short), short) == 0 and embed.opening(embed.windows(longer), longer) == 2
 
 
 def test_very_long_run_carries_its_chosen_steps_only(monkeypatch):
     monkeypatch.setattr(embed, "LIMIT", 700)
     both = [cgopipe_like(12, 4, 3, seed=s)[0] for s in (None, 1)]
     shown = embed.windows(both)
-    assert [w.label for w in shown] == ["Decode step 1", "Prefill", "Decode step 2", "Decode step 7"]
+    assert [w.label for w in shown] == ["Prefill", "Decode step 1", "Decode step 2", "Decode step 7"]
+    assert embed.opening(shown, both) == 1
     for k, t in enumerate(both):
         rows = embed.chosen(t, [w.spans[k] for w in shown])
         assert 0 < len(rows) <= 700 and len(rows) < len(t)
