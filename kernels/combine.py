@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from kernels.cost import ROUTING_WEIGHT_BYTES, ROW_BYTES, Cost
+from kernels.jit import jit
 
 
 def work(tokens: int, top_k: int, hidden: int, b: int) -> Cost:
@@ -12,3 +15,20 @@ def work(tokens: int, top_k: int, hidden: int, b: int) -> Cost:
     """
     routes = tokens * top_k * (ROW_BYTES + ROUTING_WEIGHT_BYTES)
     return Cost(2 * tokens * top_k * hidden, b * tokens * hidden * (top_k + 2) + routes)
+
+
+def reference(rows: np.ndarray, positions: np.ndarray, weights: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """hidden [tokens, hidden] + sum over j of weights[t, j] * rows[positions[t, j]]."""
+    return hidden + np.add.reduce(rows[positions] * weights[:, :, None], axis=1)
+
+
+@jit
+def forward(rows, positions, weights, hidden):
+    """The same, in place: rows [tokens * k, hidden], hidden [tokens, hidden], float32."""
+    tokens, top_k = positions.shape
+    for t in range(tokens):
+        to = hidden[t]
+        for j in range(top_k):
+            row, weight = rows[positions[t, j]], weights[t, j]
+            for h in range(to.shape[0]):
+                to[h] += weight * row[h]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from kernels import linear
 from kernels.cost import NOTHING, Cost
+from kernels.gemm import columns, part
+from kernels.jit import jit, prange
+from kernels.vecmath import exp
 
 
 def swiglu_work(rows: int, ffn: int, b: int) -> Cost:
@@ -23,3 +28,83 @@ def work(rows: int, hidden: int, ffn: int, b: int) -> Cost:
     if not rows:
         return NOTHING
     return linear.work(rows, hidden, 2 * ffn, b) + swiglu_work(rows, ffn, b) + linear.work(rows, ffn, hidden, b)
+
+
+def reference(x: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """x [rows, hidden]; gate, up [ffn, hidden]; down [hidden, ffn]."""
+    g = x @ gate.T
+    return (g / (1 + np.exp(-g)) * (x @ up.T)) @ down.T
+
+
+@jit
+def _activate(gate_up, out, start, stop):
+    ffn = out.shape[1]
+    for r in range(out.shape[0]):
+        gate, up, to = gate_up[r][:ffn], gate_up[r][ffn:], out[r]
+        for f in range(start, stop):
+            to[f] = gate[f] / (np.float32(1) + exp(-gate[f])) * up[f]
+
+
+@jit
+def swiglu(gate_up, out):
+    """out [rows, ffn] = silu(gate) * up of gate_up [rows, 2 ffn]."""
+    _activate(gate_up, out, 0, out.shape[1])
+
+
+@jit
+def _expand(x, offsets, weights, first, gate_up, out, start, stop):
+    """Gate, up and activation of columns [start, stop) for the experts whose weights are in
+    `weights` [experts, 3 ffn, hidden] (flat), the first of them being expert `first`."""
+    hidden, ffn = x.shape[1], out.shape[1]
+    size = 3 * ffn * hidden
+    for e in range(weights.shape[0] // size):
+        a, z = offsets[first + e], offsets[first + e + 1]
+        if a == z:
+            continue
+        matrix = weights[e * size : e * size + 2 * ffn * hidden].reshape(2 * ffn, hidden)
+        columns(x[a:z], matrix, gate_up[a:z], start, stop, 0)
+        columns(x[a:z], matrix, gate_up[a:z], ffn + start, ffn + stop, 0)
+        _activate(gate_up[a:z], out[a:z], start, stop)
+
+
+@jit
+def _contract(act, offsets, weights, first, out, start, stop):
+    """Down projection, columns [start, stop) of out [rows, hidden]."""
+    ffn, hidden = act.shape[1], out.shape[1]
+    size = 3 * ffn * hidden
+    for e in range(weights.shape[0] // size):
+        a, z = offsets[first + e], offsets[first + e + 1]
+        if a == z:
+            continue
+        matrix = weights[e * size + 2 * ffn * hidden : (e + 1) * size].reshape(hidden, ffn)
+        columns(act[a:z], matrix, out[a:z], start, stop, 0)
+
+
+@jit
+def _serial(x, offsets, weights, first, gate_up, act, out):
+    _expand(x, offsets, weights, first, gate_up, act, 0, act.shape[1])
+    _contract(act, offsets, weights, first, out, 0, out.shape[1])
+
+
+@jit(parallel=True)
+def _parallel(x, offsets, weights, first, gate_up, act, out, threads):
+    ffn, hidden = act.shape[1], out.shape[1]
+    for c in prange(threads):
+        _expand(x, offsets, weights, first, gate_up, act, part(ffn, threads, c), part(ffn, threads, c + 1))
+    for c in prange(threads):
+        _contract(act, offsets, weights, first, out, part(hidden, threads, c), part(hidden, threads, c + 1))
+
+
+def grouped(
+    x: np.ndarray, offsets: np.ndarray, weights: np.ndarray, first: int, gate_up: np.ndarray, act: np.ndarray, out: np.ndarray, threads: int = 1
+) -> None:
+    """FFNs of consecutive experts, each over its own rows; meant for few rows an expert (see `gemm`).
+
+    x [rows, hidden] in `dispatch` order with `offsets` [experts + 1]; weights: flat, for each expert
+    gate [ffn, hidden], up [ffn, hidden], down [hidden, ffn]; `first`: number of the expert whose
+    weights come first. Scratch gate_up [rows, 2 ffn], act [rows, ffn]; out [rows, hidden] may be x.
+    """
+    if threads == 1:
+        _serial(x, offsets, weights, first, gate_up, act, out)
+    else:
+        _parallel(x, offsets, weights, first, gate_up, act, out, threads)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from kernels.cost import NOTHING, Cost
+from kernels.gemm import columns, part
+from kernels.jit import jit, prange
 
 
 def work(rows: int, k: int, n: int, b: int) -> Cost:
@@ -13,3 +17,28 @@ def work(rows: int, k: int, n: int, b: int) -> Cost:
     if not rows:
         return NOTHING
     return Cost(2 * rows * k * n, b * (rows * k + k * n + rows * n))
+
+
+def reference(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """x [rows, k], weight [n, k] -> [rows, n]."""
+    return x @ weight.T
+
+
+@jit
+def _serial(x, weight, out):
+    columns(x, weight, out, 0, weight.shape[0], 0)
+
+
+@jit(parallel=True)
+def _parallel(x, weight, out, threads):
+    size = weight.shape[0]
+    for c in prange(threads):
+        columns(x, weight, out, part(size, threads, c), part(size, threads, c + 1), 0)
+
+
+def forward(x: np.ndarray, weight: np.ndarray, out: np.ndarray, threads: int = 1) -> None:
+    """out [rows, n] = x [rows, k] @ weight [n, k].T, float32; meant for few rows (see `gemm`)."""
+    if threads == 1:
+        _serial(x, weight, out)
+    else:
+        _parallel(x, weight, out, threads)
