@@ -154,7 +154,8 @@ class SimPyEngine:
 
     def _round(self) -> list[Event]:
         """Events of this round in order; changes of capacity take effect as they are noted."""
-        external, self._external = self._external, []
+        external = list(self._external)
+        self._external.clear()  # the same list: scheduled callbacks append to it
         for event in external:
             if isinstance(event, Changed):
                 self._rates.set_capacity(self._resources.index(event.resource), event.capacity)
