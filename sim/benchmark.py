@@ -43,7 +43,7 @@ def plan_of_job(job: Job, costs: CostModel) -> tuple[Plan, dict[str, int]]:
     pools = pools_of(job, scheduler)
     engine = WholeEngine(costs, job.requests, pools)
     drive(scheduler, engine)
-    (plan,) = engine.result().sources
+    (plan,) = engine.run.sources
     assert isinstance(plan, Plan)
     return plan, pools
 
@@ -64,7 +64,7 @@ def bench(say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     say(f"compiled engine, {len(plan):,} tasks")
     compiled_s, fast = min((_timed(lambda: run_compiled(priced, costs.lanes, pools)) for _ in range(REPEATS)), key=lambda r: r[0])
     say(f"SimPy, {len(plan):,} tasks")
-    engine = SimPyEngine(costs.lanes, pools, costs)
+    engine = SimPyEngine(costs.lanes, pools, costs, profile=costs)
     simpy_s, _ = _timed(lambda: drive(Given(plan), engine))
     return {
         "simpy_tasks_per_s": len(plan) / simpy_s,
@@ -72,7 +72,7 @@ def bench(say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
         "ratio": simpy_s / compiled_s,
         "tasks": len(plan),
         "bytes_per_task": (plan.nbytes + fast.nbytes) / len(plan),
-        "same_times": fast.same_times(engine.result()),
+        "same_times": fast.same_times(engine.run),
     }
 
 

@@ -51,7 +51,8 @@ class WholeEngine:
         self._run = run_compiled(self._costs.bind(self._plan), self._costs.lanes, self._pools)
         return None
 
-    def result(self) -> Run:
+    @property
+    def run(self) -> Run:
         """The times of all tasks, once `wait` has returned None."""
         assert self._run is not None, "drive() has not ended"
         return self._run

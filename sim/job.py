@@ -77,7 +77,7 @@ def prepare(
         try:
             memory.refuse_if_too_big(peak, machine.memories)
         except UserError as e:
-            refusal = UserError(f"machine {machine.name}, batch {chosen.batch}, microbatch {chosen.microbatch}: {e}")
+            refusal = UserError(f"{scheduler} on {machine.name}, batch {chosen.batch}, microbatch {chosen.microbatch}: {e}")
             continue
         return Job(model, machine, workload, scheduler, found, chosen, seed, requests, lengths, peak)
     assert refusal is not None

@@ -73,12 +73,7 @@ def simulate_job(job: Job, *, engine: EngineName = "auto", routing: Routing | No
     """
     costs = CostModel(job.machine, job.model, routing)
     began = time.perf_counter()
-    try:
-        run, log = _simpy(job, costs, routing) if engine == "simpy" else _compiled(job, costs)
-    except Reacts:
-        if engine == "compiled":
-            raise
-        run, log = _simpy(job, costs, routing)
+    run, log = _on(engine, job, costs, routing)
     wall_s = time.perf_counter() - began
     about = About(
         clock="simulated",
@@ -94,6 +89,16 @@ def simulate_job(job: Job, *, engine: EngineName = "auto", routing: Routing | No
     return Outcome(job, costs, run, log, summarize(about, run, job.requests, job.lengths, wall_s), wall_s)
 
 
+def _on(engine: EngineName, job: Job, costs: CostModel, routing: Routing | None) -> tuple[Run, Log]:
+    if engine != "simpy":
+        try:
+            return _compiled(job, costs)
+        except Reacts:
+            if engine == "compiled":
+                raise
+    return _simpy(job, costs, routing)
+
+
 def pools_of(job: Job, scheduler: Any) -> dict[str, int]:
     """Capacity of each pool: the machine's, and what the scheduler adds or overrides."""
     return {**job.machine.pools, **scheduler.pools}
@@ -103,7 +108,7 @@ def _compiled(job: Job, costs: CostModel) -> tuple[Run, Log]:
     scheduler, log = job.fresh(), Log()
     engine = WholeEngine(costs, job.requests, pools_of(job, scheduler))
     drive(scheduler, engine, log)
-    return engine.result(), log
+    return engine.run, log
 
 
 def _simpy(job: Job, costs: CostModel, routing: Routing | None) -> tuple[Run, Log]:
@@ -111,6 +116,6 @@ def _simpy(job: Job, costs: CostModel, routing: Routing | None) -> tuple[Run, Lo
 
     scheduler, log = job.fresh(), Log()
     outcomes = Outcomes(job.lengths, routing)
-    engine = SimPyEngine(costs.lanes, pools_of(job, scheduler), costs, arrivals=job.requests, outcomes=outcomes)
+    engine = SimPyEngine(costs.lanes, pools_of(job, scheduler), costs, profile=costs, arrivals=job.requests, outcomes=outcomes)
     drive(scheduler, engine, log)
-    return engine.result(), log
+    return engine.run, log
