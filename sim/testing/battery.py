@@ -82,7 +82,7 @@ def _runs(make: SchedulerClass, seed: int, stories: dict[str, str]) -> Iterator[
 
 
 def _repeatable(make: SchedulerClass, case: Case, seed: int, stories: dict[str, str]) -> None:
-    first, second = (on_dice(make, case, seed) for _ in range(2))
+    first, second = (on_simpy(make, case, seed) for _ in range(2))
     if first.log.digest() != second.log.digest():
         stories.setdefault("same seed", f"case {case.name!r}: two runs with seed {case.seed} answered the same events with other commands")
     try:
@@ -92,12 +92,17 @@ def _repeatable(make: SchedulerClass, case: Case, seed: int, stories: dict[str, 
 
 
 def _failing(make: SchedulerClass, case: Case, seed: int, stories: dict[str, str]) -> None:
-    """One task after the other fails, each in a run of its own."""
+    """One task of each op fails, each in a run of its own, on one of the clocks."""
     tasks = [r.task for r in on_dice(make, case, seed).ran]
-    for task in _sampled_tasks(tasks, Random(seed)):
-        where = f"case {case.name!r}, when {rules.told(task)} fails"
+    for n, task in enumerate(_sampled_tasks(tasks, Random(seed))):
+        clock = "simpy" if n % 2 else "dice"
+        where = f"case {case.name!r} on {clock}, when {rules.told(task)} fails"
         try:
-            story = after_failure(on_dice(make, case, seed, doomed=_only(task.number)))
+            if clock == "dice":
+                observed = on_dice(make, case, seed, doomed=_only(task.number))
+            else:
+                observed = on_simpy(make, case, seed, failures=[(task.number, 0.5)])
+            story = after_failure(observed)
         except (Deadlock, Endless) as e:
             story = str(e)
         if story:

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any, Protocol
 
 from sim.costs import CostModel
-from sim.drive import Engine, Log, drive
+from sim.drive import Log, drive
 from sim.events import Event, Failed, Request
 from sim.machines.schema import Machine
 from sim.tasks import Command, Task, Time
@@ -94,20 +94,23 @@ def on_dice(make: SchedulerClass, case: Case, seed: int = 0, doomed: Callable[[T
     return Observed(case, "dice", scheduler, tuple(ran), log, bounded.failures)
 
 
-def on_simpy(make: SchedulerClass, case: Case, seed: int = 0, machine_: Machine | None = None) -> Observed:
-    """Run on the reference engine, on a machine that is drawn. Raises what the run raises."""
+def on_simpy(
+    make: SchedulerClass, case: Case, seed: int = 0, failures: Sequence[tuple[int, float]] = (), rig: Machine | None = None
+) -> Observed:
+    """Run on the reference engine, on `rig` or a machine that is drawn. `failures`: (task, at which part of it).
+    Raises what the run raises."""
     from sim.engines.run import STATUSES
     from sim.engines.simpy_engine import SimPyEngine
 
     scheduler = fresh(make, case)
-    costs = CostModel(machine_ or machine(Random(seed)), case.model)
+    costs = CostModel(rig or machine(Random(seed)), case.model)
     engine = SimPyEngine(
-        costs.machine.lanes, {**costs.machine.pools, **scheduler.pools}, costs, arrivals=case.requests, outcomes=Outcomes(case.lengths)
-    )
+        costs.machine.lanes, {**costs.machine.pools, **scheduler.pools}, costs, profile=costs, arrivals=case.requests,
+        outcomes=Outcomes(case.lengths), failures=failures,
+    )  # fmt: skip
     log, bounded = Log(), _Bounded(scheduler)
-    watched: Engine = engine
-    drive(bounded, watched, log)
-    run = engine.result()
+    drive(bounded, engine, log)
+    run = engine.run
     tasks = {t.number: t for source in run.sources for t in ((source,) if isinstance(source, Task) else source.tasks())}
     times = zip(run.number.tolist(), run.start_ps.tolist(), run.end_ps.tolist(), run.status.tolist(), strict=True)
     ran = (Ran(tasks[n], start, end, STATUSES[status]) for n, start, end, status in times)

@@ -13,6 +13,7 @@ from sim.events import Arrived, Request
 from sim.plan import Plan
 from sim.schedulers import registry
 from sim.schedulers.policy import Policy
+from sim.tasks import Task
 from sim.testing.cases import tiny_model
 
 LETTERS = {
@@ -30,15 +31,14 @@ def plan_of(name: str, gen: int, microbatches: int = 4, **policy: object) -> Pla
     return plan
 
 
+def word(t: Task) -> str:
+    places = [n for n in (t.layer, t.page if t.page >= 0 else t.microbatch) if n >= 0]
+    return LETTERS[t.op] + "".join(map(str, places))
+
+
 def order(plan: Plan, lane: str, step: int) -> str:
     """Ops of one step on a lane, in launch order."""
-    words = []
-    for t in plan.tasks():
-        if t.lane == lane and t.step == step:
-            place = {"embed": f"{t.microbatch}", "sample": f"{t.microbatch}", "layer_to_gpu": f"{t.layer}"}
-            page = t.page if t.page >= 0 else t.microbatch
-            words.append(LETTERS[t.op] + place.get(t.op, f"{t.layer}{page}"))
-    return " ".join(words)
+    return " ".join(word(t) for t in plan.tasks() if t.lane == lane and t.step == step)
 
 
 def words(text: str) -> str:
@@ -86,8 +86,7 @@ def test_cgopipe_step_on_cpu_and_d2h() -> None:
 
 def test_cgopipe_launches_in_the_order_of_algorithm_1() -> None:
     """Across lanes: load_hidden, page, post_attn, then front of k + 2, then to-pin."""
-    ops = [t for t in plan_of("cgopipe", gen=4).tasks() if t.step == 2 and t.lane is not None]
-    text = " ".join(LETTERS[t.op] + (f"{t.layer}{t.page if t.page >= 0 else t.microbatch}" if t.layer >= 0 else str(t.microbatch)) for t in ops)
+    text = " ".join(word(t) for t in plan_of("cgopipe", gen=4).tasks() if t.step == 2 and t.lane is not None)
     assert text.startswith(words("""
         E0 P00 O00 A00 w10   E1 P01 O01 A01 w11
         L00 W10 F00 E2 P02 O02 A02 w12
