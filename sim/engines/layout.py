@@ -75,7 +75,7 @@ _STAMP = _stamp()
 
 def jit(function: F) -> F:
     """Compile with exact IEEE arithmetic (no fastmath), for use by other compiled functions."""
-    compiled: F = numba.njit(nogil=True, error_model="numpy", _nrt=False)(function)
+    compiled: F = numba.njit(nogil=True, error_model="numpy", _nrt=False, forceinline=True)(function)
     return compiled
 
 
