@@ -176,9 +176,8 @@ def _value(name: str, value: Any) -> str:
 
 
 def bytes_text(count: float) -> str:
-    """Binary units, three digits."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:.4g} TiB"
+    """Three significant digits with the decimal prefix that fits, as the command line prints them."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= scale:
+            return f"{count / scale:,.0f} {unit}" if abs(count) >= 1000 * scale else f"{count / scale:.3g} {unit}"
+    return f"{count:.0f} B"
