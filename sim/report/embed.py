@@ -60,7 +60,7 @@ def chosen(timeline: Timeline, spans: list[tuple[int, int]]) -> NDArray[np.int64
     A span that has more than its share of the limit is cut to its first tasks; what the short ones
     leave over goes to the long ones.
     """
-    on_lane = (timeline.lane != timeline.code("lane", "")) & timeline.ran
+    on_lane = _bars(timeline)
     found = [np.flatnonzero(on_lane & (timeline.start_ps < end) & (timeline.end_ps > begin)) for begin, end in spans]
     kept = np.empty(0, np.int64)
     for left, rows in zip(range(len(found), 0, -1), sorted(found, key=len), strict=True):
@@ -69,12 +69,18 @@ def chosen(timeline: Timeline, spans: list[tuple[int, int]]) -> NDArray[np.int64
     return kept
 
 
+def _bars(timeline: Timeline) -> NDArray[np.bool_]:
+    """[n], whether a task has a bar: joins and timers have none."""
+    mask: NDArray[np.bool_] = (timeline.lane != timeline.code("lane", "")) & timeline.ran
+    return mask
+
+
 def pack(timeline: Timeline, rows: NDArray[np.int64], path: CriticalPath, name: str) -> dict[str, Any]:
     """Bars as base64 columns, times in microseconds."""
     part = timeline.take(rows)
     row, lanes = _rows(part)
     return {
-        "name": name, "count": len(rows), "total": int(timeline.ran.sum()), "lanes": lanes, "ops": list(part.ops),
+        "name": name, "count": len(rows), "total": int(_bars(timeline).sum()), "lanes": lanes, "ops": list(part.ops),
         "start": _base64(part.start_ps / 1e6, "<f8"), "duration": _base64(part.duration_ps / 1e6, "<f4"),
         "row": _base64(row, "<u2"), "op": _base64(part.op, "<u2"), "task": _base64(part.task_id, "<f8"),
         "step": _base64(part.step, "<i4"), "layer": _base64(part.layer, "<i2"), "microbatch": _base64(part.microbatch, "<i2"),

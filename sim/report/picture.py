@@ -85,7 +85,10 @@ def _draw(axis: Axes, t: Timeline, span: tuple[int, int] | None, lanes: list[int
         left = (np.maximum(t.start_ps[mine], begin) - begin) / 1e9
         wide = (np.minimum(t.end_ps[mine], end) - begin) / 1e9 - left
         names = [t.ops[o] for o in t.op[mine].tolist()]
-        axis.barh([y] * len(mine), wide, 0.78, left, color=[colour(n) for n in names], edgecolor="white", linewidth=0.5)
+        narrow = longest * 0.0016 / 1e9
+        # White edges part neighbours, but would swallow a narrow bar.
+        edges = ["white" if w > 3 * narrow else colour(n) for w, n in zip(wide.tolist(), names, strict=True)]
+        axis.barh([y] * len(mine), np.maximum(wide, narrow), 0.78, left, color=[colour(n) for n in names], edgecolor=edges, linewidth=0.5)
         for i, x, w, name in zip(mine.tolist(), left.tolist(), wide.tolist(), names, strict=True):
             if w * 1e9 > longest * 0.022 and t.microbatch[i] >= 0:
                 place = f"{t.layer[i]}.{t.microbatch[i]}" if t.layer[i] >= 0 else str(t.microbatch[i])
@@ -106,5 +109,6 @@ def _legend(figure: Any, timelines: Mapping[str, Timeline], spans: Mapping[str, 
     used = {t.ops[o] for label, t in timelines.items() for o in np.unique(t.op[_inside(t, spans[label])]).tolist()}
     ordered = [op for op in OP_COLOURS if op in used] + sorted(used - set(OP_COLOURS))
     handles = [Patch(color=colour(op), label=op) for op in ordered]
+    rows = -(-len(handles) // 8)
     look = {"frameon": False, "fontsize": 8.5, "handlelength": 1, "handleheight": 1}
-    figure.legend(handles=handles, loc="outside lower left", ncols=min(8, len(handles)), **look)
+    figure.legend(handles=handles, loc="outside lower left", ncols=-(-len(handles) // rows), **look)
