@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 from sim.report.colours import MEASURED, SIMULATED, colour
@@ -13,6 +14,7 @@ FONT = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _SERIES = {"simulated": SIMULATED, "measured": MEASURED, "emulated": MEASURED}
 
 
+@cache
 def bundle() -> str:
     """The JavaScript of vega, vega-lite and vega-embed, to be put into the page (about 0.9 MB).
 
