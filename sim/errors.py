@@ -13,6 +13,6 @@ class UserError(ValueError):
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     """An error for a name that is not in the list, with the nearest one that is."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"have {', '.join(names)}"
     return UserError(f"{what}: unknown name {name!r}; {hint}")

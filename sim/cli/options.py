@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from sim.costs import Routing
     from sim.job import Job
-    from sim.models.spec import ModelSpec
 
 Model = Annotated[str, typer.Option(help="Built-in name, or a directory with a Hugging Face config.json.", show_default=False)]
 Machine = Annotated[str, typer.Option(help="Built-in name, or a YAML profile.", show_default=False)]
@@ -45,20 +43,3 @@ def job(
         models.load(model), machines.load(machine), load, scheduler, None if policy is None else policies.load(policy),
         batch=batch, microbatch=microbatch, seed=seed,
     )  # fmt: skip
-
-
-def routing(path: Path | None, model: ModelSpec) -> Routing | None:
-    """The routing trace, indexed. Raises `UserError` where it belongs to a model of another shape."""
-    if path is None:
-        return None
-    from sim.errors import UserError
-    from traces.routing import RoutingIndex
-
-    index = RoutingIndex(path)
-    shape = index.shape
-    for name, found, needed in (
-        ("k", shape.k, model.top_k), ("experts", shape.experts, model.experts), ("layers", shape.layers, model.layers),
-    ):  # fmt: skip
-        if found != needed:
-            raise UserError(f"--trace {path}: metadata {name}: is {found}; a trace of {model.name} has {needed}")
-    return index

@@ -47,6 +47,11 @@ def progress(what: str) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(text)
 
 
+def note(text: str) -> None:
+    """A remark on stderr."""
+    print(f"note: {text}", file=sys.stderr)
+
+
 def check_writable(flag: str, path: Path | None, suffixes: Sequence[str] = ()) -> None:
     """Refuse an output that could not be written, before the work is done. Raises `UserError`."""
     if path is None:

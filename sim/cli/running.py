@@ -11,6 +11,7 @@ from sim.errors import UserError
 
 if TYPE_CHECKING:
     from sim.job import Job
+    from sim.routing import TraceRouting
     from sim.simulate import EngineName, Outcome
 
 
@@ -40,11 +41,23 @@ def compare(make: Callable[[str], Job], schedulers: str, *, trace: Path | None, 
 
 
 def _simulate(job: Job, trace: Path | None, engine: str) -> Outcome:
-    routing = options.routing(trace, job.model)
+    routing = None if trace is None else _routing(trace, job)
     with output.progress(f"simulating {job.scheduler} (the first run compiles the engine, about 10 s)"):
         from sim.simulate import simulate_job
 
-        return simulate_job(job, engine=cast("EngineName", engine), routing=routing)
+        outcome = simulate_job(job, engine=cast("EngineName", engine), routing=routing)
+    if routing is not None and routing.misses:
+        share = routing.misses / (routing.hits + routing.misses)
+        output.note(f"{share:.0%} of the router calls are not in {trace}: expected loads stand in for them")
+    return outcome
+
+
+def _routing(path: Path, job: Job) -> TraceRouting:
+    from sim.routing import TraceRouting
+
+    routing = TraceRouting(path)
+    routing.check(job.model, job.requests)
+    return routing
 
 
 def write_timeline(outcome: Outcome, path: Path) -> None:

@@ -50,7 +50,8 @@ def test_microbatch_above_the_batch() -> None:
 
 
 def test_a_batch_that_fits_nowhere_tells_bytes_and_knob() -> None:
-    with pytest.raises(UserError, match=r"cgopipe on l4, batch 64, microbatch 16: memory 'gpu': [\d,]+ bytes are missing; .*usable [\d,]+; "):
+    missing = r"memory 'gpu': [\d,]+ bytes are missing; .*usable [\d,]+; "
+    with pytest.raises(UserError, match=f"cgopipe on l4, batch 64, microbatch 16: {missing}"):
         job(with_memory("gpu", 10**8), batch=64, microbatch=16)
     with pytest.raises(UserError, match="batch 1, microbatch 1: memory 'gpu'"):
         job(model="mixtral-8x22b", scheduler="resident")
