@@ -189,7 +189,7 @@ class CostModel:
         demands = [(name, float(work.bytes), self.machine.resources[name].capacity * (rate.bytes_efficiency if k == 0 else 1.0), 1.0)
                    for k, name in enumerate(lane.path)]  # fmt: skip
         if lane.cores is not None and rate.curve:
-            busy_s = work.bytes * curve_at(rate.curve, float(work.bytes))
+            busy_s = curve_at(rate.curve, float(work.bytes))
             demands.append((lane.cores, busy_s, float(lane.threads), float(lane.threads)))
         return rate.latency_s, demands
 
@@ -221,8 +221,8 @@ class CostModel:
 
 
 def curve_at(curve: Sequence[tuple[float, float]], rows: float) -> float:
-    """Seconds per unit at `rows`: linear between measured points, flat below them; above them the
-    last two points' line goes on (never below the last point)."""
+    """Seconds per unit at `rows` (for a copy: seconds at that many bytes): linear between measured
+    points, flat below them; above them the last two points' line goes on (never below the last point)."""
     x, y = zip(*curve, strict=True)
     if rows <= x[-1] or len(x) == 1:
         return float(np.interp(rows, x, y))

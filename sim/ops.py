@@ -7,6 +7,7 @@ bytes by the work formulas in `kernels/`.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from kernels import attention, combine, dispatch, embed, expert_ffn, linear, rms_norm, rope, router, sample
@@ -27,8 +28,9 @@ class Component(NamedTuple):
     """One kernel of a task.
 
     rows is where a measured curve is read, units what its value (seconds per unit) is multiplied
-    with: elements of the weight matrix for products, KV elements for attention, elements of the
-    activation matrix for the rest. A curve in seconds per unit carries over to other model sizes.
+    with: elements of the weight matrix for products, sequences x row width for attention, row width
+    for the rest. Units do not depend on rows, so a line between two measured points is a line in
+    time; a curve in seconds per unit carries over to other model sizes.
     """
 
     op: str
@@ -50,12 +52,12 @@ def _linear(name: str, rows: int, k: int, n: int, model: ModelSpec) -> Component
 
 
 def _norm(tokens: int, model: ModelSpec) -> Component:
-    return Component("rms_norm", tokens, tokens * model.hidden, rms_norm.work(tokens, model.hidden, model.dtype_bytes))
+    return Component("rms_norm", tokens, model.hidden, rms_norm.work(tokens, model.hidden, model.dtype_bytes))
 
 
 def _embed(model: ModelSpec, work: Work) -> tuple[Component, ...]:
     cost = embed.work(work.tokens, model.hidden, model.dtype_bytes)
-    return (Component("embed", work.tokens, work.tokens * model.hidden, cost),)
+    return (Component("embed", work.tokens, model.hidden, cost),)
 
 
 def _qkv_shapes(model: ModelSpec) -> tuple[tuple[int, int], ...]:
@@ -78,7 +80,7 @@ def _pre_attn(model: ModelSpec, work: Work) -> tuple[Component, ...]:
     return (
         _norm(work.tokens, model),
         *(_linear("qkv_proj", work.tokens, k, n, model) for k, n in _qkv_shapes(model)),
-        Component("rope", work.tokens, work.tokens * heads * width, cost),
+        Component("rope", work.tokens, heads * width, cost),
     )
 
 
@@ -88,8 +90,9 @@ def _attn_prefill(model: ModelSpec, work: Work) -> tuple[Component, ...]:
         m = model.mla
         kv_heads, width = heads, (m.qk_nope_head_dim + m.qk_rope_head_dim + m.v_head_dim) // 2
     cost = attention.prefill_work(work.tokens, work.context, heads, kv_heads, width, model.dtype_bytes)
-    mean_prompt = work.tokens / max(1, work.sequences)
-    return (Component("attn_prefill", mean_prompt, work.context * heads * width, cost),)
+    # The prompt length s whose s (s + 1) / 2 pairs are the mean number: long prompts weigh more.
+    pairs = work.context / max(1, work.sequences)
+    return (Component("attn_prefill", (math.sqrt(1 + 8 * pairs) - 1) / 2, work.sequences * heads * width, cost),)
 
 
 def _attn_decode(model: ModelSpec, work: Work) -> tuple[Component, ...]:
@@ -100,7 +103,7 @@ def _attn_decode(model: ModelSpec, work: Work) -> tuple[Component, ...]:
         cost = attention.decode_work(
             work.sequences, work.context, model.heads, model.kv_heads, model.head_dim, model.dtype_bytes
         )
-    return (Component("attn_decode", mean_context, work.context * model.kv_dim, cost),)
+    return (Component("attn_decode", mean_context, work.sequences * model.kv_dim, cost),)
 
 
 def _mla_decode_cost(model: ModelSpec, work: Work) -> Cost:
@@ -124,7 +127,7 @@ def _post_attn(model: ModelSpec, work: Work) -> tuple[Component, ...]:
         return (*parts, _ffn("dense_ffn", work.tokens, model.hidden, model.dense_ffn, b))
     k, hidden = model.top_k, model.hidden
     parts.append(Component("router", work.tokens, hidden * work.experts, router.work(work.tokens, hidden, work.experts, k, b)))
-    parts.append(Component("dispatch", work.tokens, work.tokens * k * hidden, dispatch.work(work.tokens, k, hidden, b)))
+    parts.append(Component("dispatch", work.tokens, k * hidden, dispatch.work(work.tokens, k, hidden, b)))
     if model.shared_experts:
         parts.append(_ffn("shared_ffn", work.tokens, hidden, model.shared_experts * model.shared_ffn, b))
     for rows, count in expert_rows(work, k):
@@ -132,7 +135,7 @@ def _post_attn(model: ModelSpec, work: Work) -> tuple[Component, ...]:
         stored_elsewise = model.expert_bytes - 3 * hidden * model.ffn * b if model.expert_dtype else 0
         cost = Cost(one.cost.flops * count, (one.cost.bytes + stored_elsewise) * count)
         parts.append(one._replace(units=one.units * count, cost=cost))
-    parts.append(Component("combine", work.tokens, work.tokens * k * hidden, combine.work(work.tokens, k, hidden, b)))
+    parts.append(Component("combine", work.tokens, k * hidden, combine.work(work.tokens, k, hidden, b)))
     return tuple(parts)
 
 

@@ -8,21 +8,37 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from exec import decoder
+
 Work = Callable[[], object]
 
 
-def solo(work: Work, *, budget_s: float = 0.15, least: int = 7) -> float:
-    """Median seconds of one call, over at least `least` calls and about `budget_s` seconds.
+class Eviction:
+    """Reads memory that the caches do not hold, so that what is measured next finds its operands cold."""
 
-    `work` should touch other weights at each call (see `cold`): in a real run they have just arrived.
+    def __init__(self, nbytes: int = 48 << 20) -> None:
+        self._memory = np.ones(nbytes // 8)
+
+    def __call__(self) -> None:
+        self._memory.sum()
+
+
+def solo(work: Work, before: Work | None = None, *, budget_s: float = 0.12, least: int = 7, most: int = 25) -> float:
+    """Median seconds of one call, over `least` to `most` calls and about `budget_s` seconds of them.
+
+    `before` runs ahead of each call and is not timed: it makes weights as cold as they are in a
+    real run, where they have just arrived or were used a whole pass ago.
     """
     work()
     samples: list[float] = []
-    end = time.perf_counter() + budget_s
-    while len(samples) < least or time.perf_counter() < end:
+    spent = 0.0
+    while len(samples) < least or (spent < budget_s and len(samples) < most):
+        if before is not None:
+            before()
         start = time.perf_counter()
         work()
         samples.append(time.perf_counter() - start)
+        spent += samples[-1]
     return float(np.median(samples))
 
 
@@ -33,7 +49,7 @@ def together(works: Sequence[Work], *, budget_s: float = 0.6, threads: Sequence[
 
     def loop(i: int) -> None:
         if threads:
-            set_threads(threads[i])
+            decoder.set_threads(threads[i])
         works[i]()
         gate.wait()
         while not stop.is_set():
@@ -57,7 +73,7 @@ def on_thread(work: Callable[[], list[float]], threads: int) -> list[float]:
     out: list[list[float]] = []
 
     def target() -> None:
-        set_threads(threads)
+        decoder.set_threads(threads)
         out.append(work())
 
     runner = threading.Thread(target=target, name="calibrate")
@@ -66,22 +82,3 @@ def on_thread(work: Callable[[], list[float]], threads: int) -> list[float]:
     if not out:
         raise RuntimeError("a calibration thread failed; its traceback is above")
     return out[0]
-
-
-def set_threads(count: int) -> None:
-    """Threads that this thread's torch calls use."""
-    import torch
-
-    torch.set_num_threads(count)
-
-
-def cold(works: Sequence[Work]) -> Work:
-    """One work that runs the next of `works` at each call: operands that caches have forgotten."""
-    turn = 0
-
-    def call() -> object:
-        nonlocal turn
-        turn += 1
-        return works[turn % len(works)]()
-
-    return call
