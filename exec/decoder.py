@@ -32,13 +32,14 @@ def set_threads(count: int) -> None:
     """Number of threads that products and kernels called from this thread may use.
 
     torch first copies the process-wide count into a thread on that thread's first query, so it is
-    asked before it is told; afterwards both counts belong to the calling thread alone.
+    asked before it is told; afterwards both counts belong to the calling thread alone. Numba goes
+    first: when it starts its pool it tells OpenMP another count.
     """
     import numba
 
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
     torch.get_num_threads()
     torch.set_num_threads(count)
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
 
 
 def _threads() -> int:
