@@ -194,7 +194,8 @@ def _check_rows(f: pq.ParquetFile, path: Path) -> None:
     said = (f.metadata.metadata or {}).get(f"{PREFIX}rows".encode())
     held = sum(f.metadata.row_group(g).num_rows for g in range(f.num_row_groups))
     if said is not None and said != str(held).encode():
-        raise TraceError(f"{path}: metadata {PREFIX}rows: says {said.decode(errors='replace')}, the row groups hold {held}; the file is damaged")
+        text = said.decode(errors="replace")
+        raise TraceError(f"{path}: metadata {PREFIX}rows: says {text}, the row groups hold {held}; the file is damaged")
 
 
 def _first_line(error: Exception) -> str:

@@ -123,25 +123,29 @@ class RoutingWriter:
         The arrays are copied. Not for several threads at once.
         """
         n = len(request_id)
-        self._calls.append(Routing(
+        self.collect(Routing(
             decode=np.full(n, phase == "decode"), step=np.full(n, step, np.int32), request_id=np.array(request_id, np.int32),
             position=np.array(position, np.int32), layer=np.full(n, layer, np.int16), experts=np.array(experts, np.int16),
             weights=np.full((n, self._shape.k), np.nan, np.float32) if weights is None else np.array(weights, np.float32),
             shape=self._shape, provenance=self._provenance,
         ))  # fmt: skip
-        self._rows += n
-        if self._rows >= files.ROW_GROUP:
-            self.flush()
 
     def append(self, routing: Routing) -> None:
-        """Append rows that are arrays already."""
+        """Append rows that are arrays already, as row groups of their own."""
         self.flush()
         self._write(routing)
+
+    def collect(self, routing: Routing) -> None:
+        """Append rows that are arrays already, gathered into full row groups."""
+        self._calls.append(routing)
+        self._rows += len(routing)
+        if self._rows >= files.ROW_GROUP:
+            self.flush()
 
     def flush(self) -> None:
         """Write what was recorded so far as a row group."""
         if self._calls:
-            self._write(_concatenate(self._calls))
+            self._write(concatenate(self._calls))
         self._calls, self._rows = [], 0
 
     def _write(self, routing: Routing) -> None:
@@ -150,7 +154,8 @@ class RoutingWriter:
         self._writer.write_table(table, row_group_size=files.ROW_GROUP)
 
 
-def _concatenate(parts: Sequence[Routing]) -> Routing:
+def concatenate(parts: Sequence[Routing]) -> Routing:
+    """The rows of several parts, in order, with the first's shape and provenance."""
     columns: dict[str, Any] = {n: np.concatenate([getattr(p, n) for p in parts]) for n in _COLUMNS}
     return replace(parts[0], **columns)
 
