@@ -9,7 +9,8 @@ from __future__ import annotations
 import mmap
 import sys
 import threading
-from bisect import insort
+from bisect import bisect_left
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +50,7 @@ class Arena:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self._memory: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
-        self._free: list[tuple[int, int]] = [(0, size)]
-        """(offset, bytes) of each gap, by offset; no two touch."""
+        self._gaps = Gaps(size)
         self._taken: dict[str, tuple[int, int]] = {}
 
     def take(self, name: str, shape: int | tuple[int, ...]) -> NDArray[np.float32]:
@@ -73,7 +73,7 @@ class Arena:
             self.used_bytes -= size
             if self._poison:
                 self._memory[offset : offset + size].view(np.float32).fill(np.nan)
-            self._insert_gap(offset, size)
+            self._gaps.give(offset, size)
 
     def adopt(self, name: str, nbytes: int) -> None:
         """Charge memory that somebody else has allocated (weights as they were loaded) to the budget."""
@@ -91,31 +91,57 @@ class Arena:
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
 
     def _place(self, name: str, size: int) -> int:
-        """Offset of the first gap that is large enough; the gap shrinks."""
+        offset = self._gaps.take(size)
+        if offset is None:
+            self.used_bytes -= size
+            largest = self._gaps.largest
+            raise UserError(
+                f"memory {self.name!r}: {size - largest:,} bytes are missing in one piece for {name} ({size:,} bytes; the largest gap "
+                f"has {largest:,}); {KNOBS.get(self.name, f'raise memories.{self.name} of the machine')}"
+            )
+        return offset
+
+    def prefault(self, nbytes: int) -> None:
+        """Touch as many bytes of the first gaps, so that the first run finds its pages mapped."""
+        with self._lock:
+            for offset, size in self._gaps:
+                touched = min(size, nbytes)
+                self._memory[offset : offset + touched].fill(0)
+                nbytes -= touched
+
+
+class Gaps:
+    """Free ranges of 0 .. size - 1, first-fit; neighbours merge when one is given back. O(gaps) each."""
+
+    def __init__(self, size: int) -> None:
+        self._free = [(0, size)] if size else []
+        """(offset, size) of each, by offset; no two touch."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self._free)
+
+    @property
+    def largest(self) -> int:
+        return max((size for _, size in self._free), default=0)
+
+    def take(self, size: int) -> int | None:
+        """Offset of `size` in the first gap that is large enough; None: there is none."""
         for i, (offset, gap) in enumerate(self._free):
             if gap >= size:
-                if gap == size:
-                    del self._free[i]
-                else:
-                    self._free[i] = (offset + size, gap - size)
+                self._free[i : i + 1] = [(offset + size, gap - size)] if gap > size else []
                 return offset
-        self.used_bytes -= size
-        largest = max((gap for _, gap in self._free), default=0)
-        raise UserError(
-            f"memory {self.name!r}: {size - largest:,} bytes are missing in one piece for {name} ({size:,} bytes; the largest gap "
-            f"has {largest:,}); {KNOBS.get(self.name, f'raise memories.{self.name} of the machine')}"
-        )
+        return None
 
-    def _insert_gap(self, offset: int, size: int) -> None:
-        """Put a gap back, one with its neighbours."""
-        insort(self._free, (offset, size))
-        merged: list[tuple[int, int]] = []
-        for start, length in self._free:
-            if merged and sum(merged[-1]) == start:
-                merged[-1] = (merged[-1][0], merged[-1][1] + length)
-            else:
-                merged.append((start, length))
-        self._free = merged
+    def give(self, offset: int, size: int) -> None:
+        i = bisect_left(self._free, (offset, 0))
+        before = self._free[i - 1] if i else (0, -1)
+        after = self._free[i] if i < len(self._free) else (-1, 0)
+        first, last = i, i
+        if sum(before) == offset:
+            offset, size, first = before[0], before[1] + size, i - 1
+        if offset + size == after[0]:
+            size, last = size + after[1], i + 1
+        self._free[first:last] = [(offset, size)]
 
 
 def _rounded(size: int) -> int:

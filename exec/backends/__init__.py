@@ -1,0 +1,1 @@
+"""What each op really does, on which memory."""

@@ -1,0 +1,327 @@
+"""CpuBackend: every op of the schedules as real work on this computer's cores and memory.
+
+The "GPU" is a lane thread with an arena of its own under a byte budget; links are copies between
+arenas. An op finds its inputs in the buffers that its task names, and rows of a micro-batch carry
+their sequences and positions with them, so that a copy that comes late writes where it should.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exec import decoder
+from exec.arena import Arena
+from exec.backends.buffers import Buffers
+from exec.backends.caches import KVCache, by_entry
+from exec.backends.experts import Experts, dense_on
+from exec.backends.routing import RoutingRecorder, forced
+from exec.backends.warmup import warm_up
+from exec.links import Link, sharpen_sleep
+from exec.runtime import Interrupt, Record
+from exec.state import MicroBatch, Sequences
+from exec.weights import LayerWeights, Weights
+from kernels import attention
+from sim.errors import UserError
+from sim.events import Request, Result
+from sim.machines.schema import Lane, Machine
+from sim.models.spec import ModelSpec
+from traces.routing import RoutingIndex
+
+Floats = NDArray[np.float32]
+Needed = Mapping[str, Mapping[str, int]]
+"""Bytes by memory and consumer: what the scheduler's `memory` says."""
+
+KV_USES = frozenset({"attended", "stored"})
+"""What QKV rows are for where the cache lives on the host."""
+
+TRANSFER_BYTES = 1 << 18
+"""Strided rows that are moved between two looks at the clock of a paced link."""
+
+
+class CpuBackend:
+    """Ops of one run of `model` on `machine`. Implements `exec.runtime.Backend`.
+
+    needed: the schedule's own account of its memory; it fixes the sizes of the weight buffers and
+    caches. prompts, lengths, eos: see `exec.state.Sequences`. record_routing keeps what the routers
+    chose, replay_routing forces it. keep_logits keeps the logits of every sampling, by request.
+    poison fills memory with NaN before it is written and after it was given back.
+
+    Raises UserError where a budget is too small or the model is none that the executor runs.
+    """
+
+    def __init__(
+        self, model: ModelSpec, weights: Weights, machine: Machine, needed: Needed, requests: Sequence[Request],
+        prompts: Sequence[Sequence[int]], *, lengths: Sequence[int] | None = None, eos: Collection[int] = (),
+        record_routing: bool = False, replay_routing: RoutingIndex | None = None, keep_logits: bool = False, poison: bool = False,
+    ) -> None:  # fmt: skip
+        _check_executable(model)
+        self.model = model
+        self.arenas = _arenas(machine, poison)
+        self.sequences = Sequences(requests, prompts, model.vocab, lengths=lengths, eos=eos)
+        self.links = {lane.name: Link(lane.name, lane.paced_bytes_per_s) for lane in machine.lanes if lane.kind == "copy"}
+        self.recorder = RoutingRecorder() if record_routing else None
+        self.logits: dict[int, list[Floats]] | None = {r.request_id: [] for r in requests} if keep_logits else None
+        self._replay = replay_routing
+        self._buffers = Buffers(self.arenas)
+        self._place_weights(weights, needed)
+        self._place_caches(needed)
+        self._threads = {lane.name: max(1, lane.threads) for lane in machine.lanes}
+        self._scratch = {
+            "gpu": _Scratch(self.arenas["gpu"], "workspace.gpu", needed["gpu"].get("workspace", 0) // 4),
+            "cpu": _Scratch(self.arenas["cpu"], "workspace.cpu", 0),
+        }
+        self._ops = self._table()
+        for memory in ("gpu", "pinned"):
+            self.arenas[memory].prefault(needed.get(memory, {}).get("activations", 0))
+
+    def _place_weights(self, weights: Weights, needed: Needed) -> None:
+        gpu = self.arenas["gpu"]
+        self._embed = dense_on(gpu, "embed", weights.embed)
+        self._lm_head = self._embed if weights.lm_head is weights.embed else dense_on(gpu, "lm_head", weights.lm_head)
+        self._final_norm = dense_on(gpu, "final_norm", weights.final_norm)
+        self._layers = [
+            LayerWeights(*(dense_on(gpu, f"layer.{i}.{k}", a) for k, a in enumerate(layer.arrays()))) for i, layer in enumerate(weights.layers)
+        ]
+        staged = needed.get("pinned", {}).get("pages", 0) > 0
+        self._experts = Experts(weights.experts, self.arenas, needed["gpu"].get("weight_buffer", 0) // 2, staged)
+
+    def _place_caches(self, needed: Needed) -> None:
+        """Caches as large as the schedule says. On a GPU whose schedule keeps the cache on the host, "kv" are staging slots."""
+        model = self.model
+        entry = model.kv_bytes_per_token_layer
+        memory = "cpu" if needed["cpu"].get("kv", 0) else "gpu"
+        self._cache_memory = memory
+        self._cache = KVCache(self.arenas[memory], model.layers, model.kv_dim // 2, needed[memory].get("kv", 0) // entry)
+
+    def _table(self) -> dict[str, Callable[[Record, Interrupt], Result | None]]:
+        return {
+            "embed": self._embed_tokens,
+            "pre_attn": self._pre_attn,
+            "attn_prefill": self._attn_prefill,
+            "attn_decode": self._attn_decode,
+            "post_attn": self._post_attn,
+            "sample": self._sample,
+            "offload_qkv": self._move,
+            "load_hidden": self._move,
+            "hidden_to_cpu": self._move,
+            "hidden_to_gpu": self._move,
+            "kv_to_cpu": self._kv_to_cpu,
+            "kv_to_gpu": self._kv_to_gpu,
+            "page_to_pin": lambda task, stop: self._experts.page_to_pin(task, self._link(task), stop),
+            "page_to_gpu": lambda task, stop: self._experts.page_to_gpu(task, self._link(task), stop),
+            "layer_to_gpu": lambda task, stop: self._experts.layer_to_gpu(task, self._link(task), stop),
+        }
+
+    # Backend ------------------------------------------------------------------------------------
+
+    def enter_lane(self, lane: Lane) -> None:
+        """Give the lane's thread its share of the cores; compile and load what it will run."""
+        sharpen_sleep()
+        threads = self._threads[lane.name]
+        decoder.set_threads(threads)
+        if lane.kind == "copy":
+            spare = np.zeros(2, np.float32)
+            Link(lane.name, 1e9).copy(spare[:1], spare[1:], Interrupt())
+        else:
+            warm_up(self.model, threads)
+
+    def run(self, task: Record, interrupt: Interrupt) -> Result | None:
+        return self._ops[task.work.op](task, interrupt)
+
+    def peak_bytes(self) -> dict[str, int]:
+        """Most bytes that were taken of each memory at a time."""
+        return {name: arena.peak_bytes for name, arena in self.arenas.items()}
+
+    # Compute ------------------------------------------------------------------------------------
+
+    def _embed_tokens(self, task: Record, _: Interrupt) -> None:
+        if task.phase == "prefill":
+            ids, batch = self.sequences.prompts(task.requests, task.work.tokens)
+        else:
+            ids, batch = self.sequences.next_tokens(task.requests)
+        hidden = self._buffers.write(_one(task.writes), (batch.rows, self.model.hidden), batch)
+        decoder.embed_tokens(self._embed, ids, hidden)
+
+    def _pre_attn(self, task: Record, _: Interrupt) -> None:
+        held = self._buffers.read(_one(task.reads))
+        batch = held.batch
+        qkv = self._buffers.write(_one(task.writes), (batch.rows, self.model.qkv_dim), batch)
+        decoder.pre_attn(self.model, self._layers[task.layer], held.array, batch.positions, qkv, self._space(task, batch))
+
+    def _attn_prefill(self, task: Record, _: Interrupt) -> None:
+        name = _one(task.reads)
+        held = self._buffers.read(name)
+        batch = held.batch
+        attn = self._buffers.write(_kind(task.writes, "attn"), (batch.rows, self.model.attention_out_dim), batch)
+        decoder.attn_prefill(self.model, held.array, batch.offsets, attn, self._space(task, batch))
+        if any(b.startswith("kv_gpu.") for b in task.writes):
+            self._append(held.array, batch, task.layer)
+            self._buffers.drop(name)
+        else:
+            self._buffers.used(name, "attended", KV_USES)
+
+    def _attn_decode(self, task: Record, _: Interrupt) -> None:
+        """On the CPU lane from qkv_host to attn_host; on the GPU lane over its own cache or a staged one."""
+        name = next(b for b in task.reads if b.startswith("qkv"))
+        stage = next((b for b in task.reads if b.startswith("kv_stage.")), None)
+        held = self._buffers.read(name)
+        batch = held.batch
+        out = next(b for b in task.writes if b.startswith("attn"))
+        attn = self._buffers.write(out, (batch.rows, self.model.attention_out_dim), batch)
+        if stage is None:
+            k, v, starts = self._cache.k, self._cache.v, self._cache.starts(batch.requests, task.layer)
+        else:
+            (k, v), starts = self._buffers.read(stage).array, _staged(self._buffers.read(stage).batch)[:-1]
+        decoder.attn_decode(self.model, held.array, by_entry(k), by_entry(v), starts, batch.before, attn, self._space(task, batch))
+        if stage is not None:
+            self._buffers.drop(stage)
+            self._buffers.used(name, "attended", KV_USES)
+        else:
+            self._buffers.drop(name)
+
+    def _post_attn(self, task: Record, _: Interrupt) -> Result | None:
+        attn, hidden = (self._buffers.read(_kind(task.reads, kind)) for kind in ("attn", "hidden"))
+        batch = hidden.batch
+        ids, weights = decoder.post_attn(
+            self.model, self._layers[task.layer], self._experts.pieces(task), attn.array, hidden.array, self._space(task, batch),
+            forced(self._replay, task, batch),
+        )  # fmt: skip
+        self._buffers.drop(_kind(task.reads, "attn"))
+        if self.recorder is not None:
+            self.recorder.record(task, batch, ids, weights)
+        if not task.notify:
+            return None
+        return Result(experts=tuple(np.bincount(ids.ravel(), minlength=self.model.experts).tolist()))
+
+    def _sample(self, task: Record, _: Interrupt) -> Result:
+        """Greedy; the temporaries (last rows, logits) are cut off the front of the workspace."""
+        name = _one(task.reads)
+        held = self._buffers.read(name)
+        count = len(held.batch.requests)
+        space = decoder.Scratch(self._space(task, held.batch, count * (2 * self.model.hidden + self.model.vocab)))
+        last, logits = space.take(count, self.model.hidden), space.take(count, self.model.vocab)
+        np.take(held.array, held.batch.offsets[1:] - 1, axis=0, out=last, mode="clip")
+        normed = space.take(count * self.model.hidden)
+        tokens = decoder.sample_tokens(self.model, self._final_norm, self._lm_head, last, logits, normed).tolist()
+        if self.logits is not None:
+            for request, row in zip(held.batch.requests, logits, strict=True):
+                self.logits[request].append(row.copy())
+        self._buffers.drop(name)
+        ended = self.sequences.sampled(held.batch.requests, tokens)
+        self._cache.ended(ended)
+        return Result(ended=ended)
+
+    def _space(self, task: Record, batch: MicroBatch, least: int = 0) -> Floats:
+        """Temporaries of an op, at least `least` floats: the workspace of its lane."""
+        assert task.lane in self._scratch, f"task {task.number} ({task.work.op}) runs on lane gpu or cpu, not {task.lane}"
+        threads = self._threads[task.lane]
+        if task.work.op == "attn_decode":
+            floats = int(np.prod(attention.decode_scratch(self.model.heads, threads)))
+        else:
+            longest = int(np.diff(batch.offsets).max()) if task.work.op == "attn_prefill" else 0
+            floats = least or decoder.scratch_floats(self.model, batch.rows, longest=longest, threads=threads)
+        return self._scratch[task.lane].of(floats)
+
+    # Copies -------------------------------------------------------------------------------------
+
+    def _link(self, task: Record) -> Link:
+        assert task.lane is not None and task.lane in self.links, f"task {task.number} ({task.work.op}) is no copy on lane {task.lane}"
+        return self.links[task.lane]
+
+    def _move(self, task: Record, interrupt: Interrupt) -> None:
+        """One contiguous buffer to another memory; the source is used up."""
+        source = _one(task.reads)
+        held = self._buffers.read(source)
+        target = self._buffers.write(_one(task.writes), held.array.shape, held.batch)
+        assert target.nbytes == task.work.bytes, f"task {task.number} states {task.work.bytes} bytes, its buffer has {target.nbytes}"
+        self._link(task).copy(target, held.array, interrupt)
+        self._buffers.drop(source)
+
+    def _kv_to_cpu(self, task: Record, interrupt: Interrupt) -> None:
+        """Scatter the rows' K and V to their sequences' places in the cache, at the link's rate."""
+        name = _one(task.reads)
+        held = self._buffers.read(name)
+        transfer = self._link(task).begin(task.work.bytes, interrupt)
+        row_bytes = self.model.kv_bytes_per_token_layer
+        for part in _parts(held.batch, TRANSFER_BYTES // row_bytes):
+            transfer.count(self._append(held.array, part, task.layer) * row_bytes)
+        assert transfer.moved == task.work.bytes, f"task {task.number} states {task.work.bytes} bytes, {transfer.moved} were moved"
+        self._buffers.used(name, "stored", KV_USES)
+
+    def _append(self, qkv: Floats, batch: MicroBatch, layer: int) -> int:
+        """K and V of the batch's rows of `qkv` to the cache; returns the rows."""
+        cache = self._cache
+        for request in batch.requests:
+            cache.open(request, self.sequences.entries(request))
+        starts = cache.starts(batch.requests, layer)
+        decoder.append_kv(qkv, by_entry(cache.k), by_entry(cache.v), starts, batch.offsets, batch.before)
+        return int(batch.offsets[-1] - batch.offsets[0])
+
+    def _kv_to_gpu(self, task: Record, interrupt: Interrupt) -> None:
+        """The cached entries of each sequence, each followed by room for the one to come, to a staging slot."""
+        batch = self.sequences.cached(task.requests, task.work.context)
+        ends = _staged(batch)
+        k, v = self._buffers.write(_one(task.writes), (2, int(ends[-1]), self.model.kv_dim // 2), batch)
+        transfer = self._link(task).begin(task.work.bytes, interrupt)
+        for start, to, count in zip(self._cache.starts(batch.requests, task.layer), ends, batch.before, strict=False):
+            transfer.copy(k[to : to + count], self._cache.k[start : start + count])
+            transfer.copy(v[to : to + count], self._cache.v[start : start + count])
+        assert transfer.moved == task.work.bytes, f"task {task.number} states {task.work.bytes} bytes, {transfer.moved} were moved"
+
+
+class _Scratch:
+    """Workspace of one lane: a piece of its arena, replaced by a larger one where an op needs more."""
+
+    def __init__(self, arena: Arena, name: str, floats: int) -> None:
+        self._arena, self._name = arena, name
+        self._piece = arena.take(name, floats)
+
+    def of(self, floats: int) -> Floats:
+        if self._piece.size < floats:
+            self._arena.give(self._name)
+            self._piece = self._arena.take(self._name, floats)
+        return self._piece
+
+
+def _staged(batch: MicroBatch) -> NDArray[np.int64]:
+    """First entry of each sequence in a staging slot, and the end, [S + 1]."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(batch.before + 1)])
+
+
+def _parts(batch: MicroBatch, rows: int) -> list[MicroBatch]:
+    """The batch in runs of whole sequences of about `rows` rows."""
+    parts, first = [], 0
+    for s in range(1, len(batch.requests) + 1):
+        if s == len(batch.requests) or batch.offsets[s] - batch.offsets[first] >= rows:
+            parts.append(MicroBatch(batch.requests[first:s], batch.offsets[first : s + 1], batch.before[first:s]))
+            first = s
+    return parts
+
+
+def _one(names: Sequence[str]) -> str:
+    assert len(names) >= 1, "the task names no buffer"
+    return names[0]
+
+
+def _kind(names: Sequence[str], kind: str) -> str:
+    return next(name for name in names if name.startswith(kind + "."))
+
+
+def _check_executable(model: ModelSpec) -> None:
+    if not model.executable:
+        raise UserError(f"--model {model.name}: {model.not_executable_because}; it can be simulated")
+    if model.dtype != "fp32":
+        raise UserError(f"--model {model.name}: sizes are for {model.dtype}; the executor computes in fp32 (replace dtype)")
+
+
+def _arenas(machine: Machine, poison: bool) -> dict[str, Arena]:
+    """One arena a memory; pinned memory is the CPU's where the machine states none."""
+    for name in ("gpu", "cpu"):
+        if name not in machine.memories:
+            raise UserError(f"machine {machine.name}: memories has no {name!r}; the executor needs gpu and cpu")
+    arenas = {name: Arena(name, memory.budget_bytes, poison=poison) for name, memory in machine.memories.items()}
+    arenas.setdefault("pinned", arenas["cpu"])
+    return arenas

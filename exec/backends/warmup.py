@@ -1,0 +1,38 @@
+"""What must not happen while the clock runs: compiling kernels, loading the BLAS, starting its threads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from exec import decoder
+from exec.weights import random_weights
+from sim.models.spec import ModelSpec
+
+FEW, MANY = 5, decoder.STREAMED_ROWS * 4
+"""Rows that take the streaming kernels, and rows that take the BLAS."""
+
+
+def warm_up(model: ModelSpec, threads: int) -> None:
+    """Run every step once in the calling thread, on a small model with the types of `model`.
+
+    Products are large enough for the kernels' parallel form, where `threads` is more than one.
+    """
+    small = replace(model, layers=1, hidden=256, ffn=256, heads=4, kv_heads=2, head_dim=64, vocab=512)
+    weights = random_weights(small, 0)
+    layer = weights.layers[0]
+    scratch = np.zeros(decoder.scratch_floats(small, MANY, longest=MANY, threads=threads) + MANY * small.vocab, np.float32)
+    cache = np.zeros((2, MANY + 1, 1, small.kv_dim // 2), np.float32)
+    for rows in (FEW, MANY):
+        offsets, before = np.array([0, rows], np.int64), np.zeros(1, np.int64)
+        hidden, qkv = np.zeros((rows, small.hidden), np.float32), np.zeros((rows, small.qkv_dim), np.float32)
+        attn, logits = np.zeros((rows, small.attention_out_dim), np.float32), np.zeros((rows, small.vocab), np.float32)
+        decoder.embed_tokens(weights.embed, np.arange(rows, dtype=np.int64), hidden)
+        decoder.pre_attn(small, layer, hidden, np.arange(rows), qkv, scratch)
+        decoder.attn_prefill(small, qkv, offsets, attn, scratch)
+        decoder.append_kv(qkv, cache[0], cache[1], before, offsets, before)
+        decoder.attn_decode(small, qkv[:2], cache[0], cache[1], np.arange(2), before.repeat(2), attn[:2], scratch)
+        for forced in (None, np.tile(np.arange(small.top_k, dtype=np.int16), (rows, 1))):
+            decoder.post_attn(small, layer, weights.experts, attn, hidden, scratch, forced)
+        decoder.sample_tokens(small, weights.final_norm, weights.lm_head, hidden, logits, scratch)

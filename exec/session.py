@@ -1,0 +1,122 @@
+"""A session: one run of one scheduler on this computer, from weights and prompts to tokens and stamps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exec.backends.cpu import CpuBackend, Needed
+from exec.runtime import ThreadEngine
+from exec.weights import Weights
+from sim.costs import CostModel
+from sim.drive import Log, Scheduler, drive
+from sim.engines.run import Run
+from sim.errors import UserError
+from sim.events import Profile, Request
+from sim.machines.schema import Machine
+from sim.models.spec import ModelSpec
+from sim.schedulers.memory import refuse_if_too_big
+from traces.files import Provenance
+from traces.routing import Routing, RoutingIndex
+
+
+class Serves(Scheduler, Protocol):
+    """A scheduler as the command line makes it."""
+
+    lanes: tuple[str, ...]
+    pools: Any
+
+    def memory(self, requests: Sequence[Request]) -> Needed: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run gave.
+
+    Attributes
+    ----------
+    clock: "emulated" where a link that the scheduler uses is paced, else "measured".
+    run: stamps of all tasks and what was handed out, as an engine of the simulator returns them.
+    tokens: generated tokens by request. logits: of each sampling [tokens, vocab], by request, where asked for.
+    routing: what the routers chose, where recorded.
+    peak_bytes: most bytes held at a time, by memory, as measured; planned_bytes: what the scheduler said.
+    wall_s: seconds of the run proper, without placing weights and warming up.
+    """
+
+    clock: Literal["emulated", "measured"]
+    run: Run
+    tokens: dict[int, list[int]]
+    logits: dict[int, NDArray[np.float32]]
+    routing: Routing | None
+    peak_bytes: dict[str, int]
+    planned_bytes: dict[str, int]
+    wall_s: float
+
+
+def run(
+    model: ModelSpec,
+    weights: Weights,
+    machine: Machine,
+    scheduler: Serves,
+    requests: Sequence[Request],
+    prompts: Sequence[Sequence[int]],
+    *,
+    lengths: Sequence[int] | None = None,
+    eos: Collection[int] = (),
+    profile: Profile | None = None,
+    record_routing: bool = False,
+    replay_routing: RoutingIndex | None = None,
+    keep_logits: bool = False,
+    poison: bool = False,
+    log: Log | None = None,
+) -> Outcome:
+    """Serve `requests`, whose `prompts` are token ids, as `scheduler` says.
+
+    lengths: tokens that each request really generates (default: what it states); eos: token ids
+    that end a sequence. profile: what the scheduler sees of the machine (default: its cost model).
+    The other options are those of `CpuBackend`.
+
+    Raises UserError for bad input (a budget that is too small, a lane that is missing), TaskFailed
+    where an op raised, Deadlock where the schedule cannot go on.
+    """
+    needed = scheduler.memory(requests)
+    refuse_if_too_big({name: dict(consumers) for name, consumers in needed.items()}, machine.memories)
+    for lane in scheduler.lanes:
+        _check_lane(machine, lane)
+    backend = CpuBackend(
+        model, weights, machine, needed, requests, prompts, lengths=lengths, eos=eos, record_routing=record_routing,
+        replay_routing=replay_routing, keep_logits=keep_logits, poison=poison,
+    )  # fmt: skip
+    seen = profile if profile is not None else CostModel(machine, model)
+    with ThreadEngine(machine, backend, seen, requests, scheduler.pools) as engine:
+        began = time.perf_counter()
+        drive(scheduler, engine, log)
+        wall_s = time.perf_counter() - began
+    clock: Literal["emulated", "measured"] = "emulated" if any(machine.lane[n].paced_bytes_per_s for n in scheduler.lanes) else "measured"
+    return Outcome(
+        clock=clock,
+        run=engine.run(),
+        tokens=backend.sequences.outputs(),
+        logits={r: np.stack(rows) for r, rows in (backend.logits or {}).items() if rows},
+        routing=backend.recorder.trace(model, _provenance(model, scheduler, clock)) if backend.recorder is not None else None,
+        peak_bytes=backend.peak_bytes(),
+        planned_bytes={name: sum(consumers.values()) for name, consumers in needed.items()},
+        wall_s=wall_s,
+    )
+
+
+def _check_lane(machine: Machine, name: str) -> None:
+    lane = machine.lane.get(name)
+    if lane is None:
+        raise UserError(f"machine {machine.name}: no lane {name!r} that the scheduler needs; it has {', '.join(machine.lane)}")
+    if lane.kind == "compute" and lane.servers != 1:
+        raise UserError(f"machine {machine.name}: lane {name!r} has {lane.servers} servers; the executor's compute lanes have 1")
+
+
+def _provenance(model: ModelSpec, scheduler: Serves, clock: Literal["emulated", "measured"]) -> Provenance:
+    return Provenance("recorded", f"routers of {model.name} under {type(scheduler).__name__}, run on this computer", clock)

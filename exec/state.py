@@ -1,0 +1,150 @@
+"""Sequences being served: their prompts, what they have generated, and the rows of a micro-batch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import UserError
+from sim.events import Request
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of a micro-batch on their way through the layers; they travel with its buffers.
+
+    requests [S]: sequences in row order. offsets [S + 1]: sequence s is rows offsets[s] to
+    offsets[s + 1]. before [S]: cache entries that precede its rows. All int64.
+    """
+
+    requests: tuple[int, ...]
+    offsets: NDArray[np.int64]
+    before: NDArray[np.int64]
+
+    @property
+    def rows(self) -> int:
+        return int(self.offsets[-1])
+
+    @cached_property
+    def positions(self) -> NDArray[np.int64]:
+        """Position in its sequence of each row [rows]."""
+        return np.arange(self.rows) + np.repeat(self.before - self.offsets[:-1], np.diff(self.offsets))
+
+    @cached_property
+    def request_rows(self) -> NDArray[np.int64]:
+        """Request number of each row [rows]."""
+        return np.repeat(np.array(self.requests, np.int64), np.diff(self.offsets))
+
+
+class Generation:
+    """One request: its prompt, the tokens sampled for it, and after how many it ends.
+
+    rows: rows that its prompt took in the prefill, padding included.
+    """
+
+    __slots__ = ("limit", "most", "prompt", "rows", "tokens")
+
+    def __init__(self, prompt: NDArray[np.int64], limit: int, most: int) -> None:
+        self.prompt = prompt
+        self.limit = limit
+        self.most = most
+        self.rows = len(prompt)
+        self.tokens: list[int] = []
+
+
+class Sequences:
+    """All sequences of a run, by request number.
+
+    prompts [requests]: token ids of each. lengths [requests]: tokens that each generates; None: what
+    its request states. eos: token ids that end a sequence earlier, once sampled. pad: token that
+    fills prompts on the left where a scheduler pads them; it is attended to like any other.
+
+    Raises UserError for prompts that do not fit their requests or the vocabulary.
+    """
+
+    def __init__(
+        self, requests: Sequence[Request], prompts: Sequence[Sequence[int]], vocab: int, *, lengths: Sequence[int] | None = None,
+        eos: Collection[int] = (), pad: int = 0,
+    ) -> None:  # fmt: skip
+        if len(prompts) != len(requests):
+            raise UserError(f"prompts: {len(prompts)} for {len(requests)} requests; one each is needed")
+        self._eos = frozenset(eos)
+        self._pad = pad
+        self._lock = threading.Lock()
+        self._all: dict[int, Generation] = {}
+        for k, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+            ids = np.asarray(prompt, np.int64)
+            if len(ids) != request.prompt_tokens:
+                raise UserError(f"prompts[{k}]: has {len(ids)} tokens; request {request.request_id} states {request.prompt_tokens}")
+            if ids.min(initial=0) < 0 or ids.max(initial=0) >= vocab:
+                raise UserError(f"prompts[{k}]: token ids reach from {ids.min()} to {ids.max()}; the vocabulary has 0 to {vocab - 1}")
+            limit = lengths[k] if lengths is not None else request.output_tokens or request.max_output_tokens
+            self._all[request.request_id] = Generation(ids, limit, max(limit, request.max_output_tokens))
+
+    def prompts(self, requests: Sequence[int], rows: int) -> tuple[NDArray[np.int64], MicroBatch]:
+        """Token ids [rows] of whole prompts, each padded to an equal share of `rows` where they are fewer."""
+        mine = [self._all[r] for r in requests]
+        padded = rows // len(mine) if sum(len(s.prompt) for s in mine) != rows else 0
+        for s in mine:
+            s.rows = max(padded, len(s.prompt))
+        lengths = np.array([s.rows for s in mine], np.int64)
+        assert lengths.sum() == rows, f"prompts of requests {tuple(requests)} take {lengths.sum()} rows, the task states {rows}"
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        ids = np.full(rows, self._pad, np.int64)
+        for s, end in zip(mine, offsets[1:].tolist(), strict=True):
+            ids[end - len(s.prompt) : end] = s.prompt
+        return ids, MicroBatch(tuple(requests), offsets, np.zeros(len(mine), np.int64))
+
+    def next_tokens(self, requests: Sequence[int]) -> tuple[NDArray[np.int64], MicroBatch]:
+        """The token sampled last of each sequence [S], and its row."""
+        mine = [self._all[r] for r in requests]
+        ids = np.array([s.tokens[-1] for s in mine], np.int64)
+        return ids, self._decode_rows(requests, self._before(requests))
+
+    def cached(self, requests: Sequence[int], context: int) -> MicroBatch:
+        """The decode rows that come behind `context` cache entries in all.
+
+        A cache may be on its way to the GPU before the last step has sampled; its sequences are then
+        all as many entries ahead of their tokens.
+        """
+        before = self._before(requests)
+        ahead, rest = divmod(context - int(before.sum()), len(before))
+        assert ahead >= 0 and rest == 0, f"requests {tuple(requests)} have {before.sum()} cache entries, the task states {context}"
+        return self._decode_rows(requests, before + ahead)
+
+    def _before(self, requests: Sequence[int]) -> NDArray[np.int64]:
+        with self._lock:
+            return np.array([(s := self._all[r]).rows + len(s.tokens) - 1 for r in requests], np.int64)
+
+    @staticmethod
+    def _decode_rows(requests: Sequence[int], before: NDArray[np.int64]) -> MicroBatch:
+        return MicroBatch(tuple(requests), np.arange(len(before) + 1), before)
+
+    def sampled(self, requests: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
+        """Note the next token of each sequence; returns those that end with it."""
+        ended = []
+        with self._lock:
+            for request, token in zip(requests, tokens, strict=True):
+                s = self._all[request]
+                done = self._done(s)
+                s.tokens.append(token)
+                if not done and self._done(s):
+                    ended.append(request)
+        return tuple(ended)
+
+    def _done(self, s: Generation) -> bool:
+        return len(s.tokens) >= s.limit or (bool(s.tokens) and s.tokens[-1] in self._eos)
+
+    def entries(self, request: int) -> int:
+        """KV entries to keep room for: the prompt's rows and all tokens it may generate."""
+        s = self._all[request]
+        return s.rows + s.most
+
+    def outputs(self) -> dict[int, list[int]]:
+        """Generated tokens of each request, up to its end."""
+        return {request: s.tokens[: s.limit] for request, s in self._all.items()}
