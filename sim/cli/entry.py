@@ -16,6 +16,8 @@ except ImportError:  # typer before 0.26 does not bundle click
 from sim.errors import UserError
 
 DONE, RUN_FAILED, BAD_INPUT = 0, 1, 2
+TYPER_INTERRUPTED = 130
+"""What typer returns, without a word, when Ctrl-C stopped a command."""
 
 
 def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) -> int:
@@ -23,6 +25,8 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) 
     try:
         code = app(args=arguments, prog_name=program, standalone_mode=False)
         sys.stdout.flush()
+        if code == TYPER_INTERRUPTED:
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else DONE
     except ClickException as e:
         return _say(f"{program}: {e.format_message().replace('Value error, ', '')}", BAD_INPUT)

@@ -30,7 +30,7 @@ WORKSPACE_MARGIN = 1.2
 """Fragmentation beside the MoE kernel's intermediates (released optimizer)."""
 
 KNOBS = {
-    ("gpu", "weights"): "lower static_experts in the policy",
+    ("gpu", "weights"): "lower static_experts in the policy, or take a scheduler that streams experts",
     ("gpu", "weight_buffer"): "raise static_experts only if the weights then fit, or take a machine with more GPU memory",
     ("gpu", "kv"): "lower --batch",
     ("gpu", "activations"): "lower --microbatch",

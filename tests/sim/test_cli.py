@@ -362,3 +362,28 @@ def test_as_a_process(tmp_path: Path) -> None:
     bad = subprocess.run([*command, *with_flags(RUN, machine="l5")], capture_output=True, text=True)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr == "error: --machine: unknown name 'l5'; did you mean 'l4'?\n"
+
+
+def test_bench(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fixed plan, cut to three tokens: the figures are there, and both engines saw the same times."""
+    from sim import benchmark
+
+    short = benchmark.fixed_job(gen=3)
+    monkeypatch.setattr(benchmark, "fixed_job", lambda: short)
+    found = run_json(capsys, ["bench"])
+    assert list(found)[:3] == ["simpy_tasks_per_s", "compiled_tasks_per_s", "ratio"]
+    assert found["ratio"] == pytest.approx(found["compiled_tasks_per_s"] / found["simpy_tasks_per_s"])
+    assert found["same_times"] and found["tasks"] > 5000 and 0 < found["bytes_per_task"] < 300
+    assert main(["bench"]) == 0
+    assert "tasks/s" in capsys.readouterr().out
+
+
+def test_interrupted(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sim.cli import listing
+
+    def interrupt(kind: str, as_json: bool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(listing, "show", interrupt)
+    assert main(["list", "models"]) == 1
+    assert capsys.readouterr().err == "error: python -m sim: interrupted\n"
