@@ -29,12 +29,10 @@ def reference(logits: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """
     left = logits.copy()
     ids = np.empty((len(logits), top_k), np.int16)
-    chosen = np.empty((len(logits), top_k), logits.dtype)
-    rows = np.arange(len(logits))
     for j in range(top_k):
         ids[:, j] = np.argmax(left, axis=1)
-        chosen[:, j] = left[rows, ids[:, j]]
-        left[rows, ids[:, j]] = -np.inf
+        left[np.arange(len(logits)), ids[:, j]] = -np.inf
+    chosen = logits[np.arange(len(logits))[:, None], ids]
     weights = np.exp(chosen - chosen[:, :1])
     return ids, weights / np.add.reduce(weights, axis=1, keepdims=True)
 

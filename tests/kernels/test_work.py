@@ -1,0 +1,139 @@
+"""Work formulas against the arithmetic that the references really do and the arrays that they touch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels import attention, combine, dispatch, embed, expert_ffn, linear, rms_norm, rope, router, sample
+from kernels.cost import Cost
+from tests.kernels.counting import count
+
+SIZE = st.integers(1, 9)
+RNG = np.random.default_rng(0)
+
+
+def floats(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape)
+
+
+def moved(*arrays: np.ndarray) -> int:
+    """Bytes of arrays that hold 8-byte floats, or 2-byte, 4-byte and 8-byte integers as stored."""
+    return sum(a.nbytes for a in arrays)
+
+
+def routes(tokens: int, experts: int, top_k: int) -> np.ndarray:
+    return np.stack([RNG.permutation(experts)[:top_k] for _ in range(tokens)]).astype(np.int16)
+
+
+def test_costs_add() -> None:
+    assert Cost(1, 2) + Cost(10, 20) == Cost(11, 22)
+
+
+@given(SIZE, SIZE)
+def test_rms_norm(tokens: int, hidden: int) -> None:
+    x, weight = floats(tokens, hidden), floats(hidden)
+    assert rms_norm.work(tokens, hidden, 8) == Cost(count(rms_norm.reference, x, weight, 1e-5), moved(x, weight, x))
+
+
+@given(SIZE, SIZE, SIZE)
+def test_linear(rows: int, k: int, n: int) -> None:
+    x, weight = floats(rows, k), floats(n, k)
+    out = linear.reference(x, weight)
+    assert linear.work(rows, k, n, 8) == Cost(count(linear.reference, x, weight), moved(x, weight, out))
+
+
+def test_linear_without_rows_touches_nothing() -> None:
+    assert linear.work(0, 3, 4, 8) == expert_ffn.work(0, 3, 4, 8) == Cost(0, 0)
+
+
+@given(SIZE, SIZE, st.integers(1, 4))
+def test_rope(tokens: int, heads: int, half: int) -> None:
+    d = 2 * half
+    x, table = floats(tokens, heads * d), rope.table(1e4, d, tokens).astype(np.float64)
+    flops = count(rope.reference, x, np.arange(tokens), table, heads)
+    assert rope.work(tokens, heads, d, 8) == Cost(flops, moved(x, x, table))
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=3), st.integers(1, 3), st.integers(1, 2), SIZE)
+def test_decode_attention(lengths: list[int], kv_heads: int, group: int, d: int) -> None:
+    heads, flops, moves = kv_heads * group, 0, 0
+    for n in lengths:
+        qkv, k, v = floats(1, (heads + 2 * kv_heads) * d), floats(n, kv_heads * d), floats(n, kv_heads * d)
+        out = qkv[:, : heads * d]
+        flops += count(attention.reference, out, k, v, heads, kv_heads, np.array([n - 1]))
+        moves += moved(qkv, k[-1:], v[-1:], k, v, out)
+    assert attention.decode_work(len(lengths), sum(lengths), heads, kv_heads, d, 8) == Cost(flops, moves)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=3), st.integers(1, 3), st.integers(1, 2), SIZE)
+def test_prefill_attention(prompts: list[int], kv_heads: int, group: int, d: int) -> None:
+    heads, flops, moves = kv_heads * group, 0, 0
+    for n in prompts:
+        q, k, v = floats(n, heads * d), floats(n, kv_heads * d), floats(n, kv_heads * d)
+        flops += count(attention.reference, q, k, v, heads, kv_heads, np.arange(n))
+        moves += moved(q, k, v, q)
+    pairs = sum(n * (n + 1) // 2 for n in prompts)
+    assert attention.prefill_work(sum(prompts), pairs, heads, kv_heads, d, 8) == Cost(flops, moves)
+
+
+@given(SIZE, SIZE, st.integers(1, 8), st.data())
+def test_router(tokens: int, hidden: int, top_k: int, data: st.DataObject) -> None:
+    experts = data.draw(st.integers(top_k, 10))
+    x, gate = floats(tokens, hidden), floats(experts, hidden)
+    logits = linear.reference(x, gate)
+    ids, weights = router.reference(logits, top_k)
+    flops = count(linear.reference, x, gate) + count(router.reference, logits, top_k)
+    moves = moved(x, gate, logits, logits, ids, weights.astype(np.float32))
+    assert router.work(tokens, hidden, experts, top_k, 8) == Cost(flops, moves)
+
+
+@given(SIZE, SIZE, st.integers(1, 8))
+def test_dispatch(tokens: int, hidden: int, top_k: int) -> None:
+    x, ids = floats(tokens, hidden), routes(tokens, 9, top_k)
+    _, positions, rows = dispatch.reference(x, ids, 9)
+    assert dispatch.work(tokens, top_k, hidden, 8) == Cost(0, moved(x, rows, ids, ids, positions))
+
+
+@given(SIZE, SIZE, SIZE)
+def test_expert_ffn(rows: int, hidden: int, ffn: int) -> None:
+    x, gate, up, down = floats(rows, hidden), floats(ffn, hidden), floats(ffn, hidden), floats(hidden, ffn)
+    flops = count(expert_ffn.reference, x, gate, up, down)
+    gate_up, act = floats(rows, 2 * ffn), floats(rows, ffn)
+    moves = moved(x, gate, up, gate_up) + moved(gate_up, act) + moved(act, down, x)
+    assert expert_ffn.work(rows, hidden, ffn, 8) == Cost(flops, moves)
+
+
+@given(SIZE, SIZE, st.integers(1, 8))
+def test_combine(tokens: int, hidden: int, top_k: int) -> None:
+    x, ids = floats(tokens, hidden), routes(tokens, 9, top_k)
+    _, positions, rows = dispatch.reference(x, ids, 9)
+    weights = floats(tokens, top_k)
+    flops = count(combine.reference, rows, positions, weights, x)
+    assert combine.work(tokens, top_k, hidden, 8) == Cost(flops, moved(rows, x, x, positions, weights.astype(np.float32)))
+
+
+@given(SIZE, SIZE)
+def test_embed(tokens: int, hidden: int) -> None:
+    ids = np.zeros(tokens, np.int64)
+    rows = embed.reference(floats(4, hidden), ids)
+    assert embed.work(tokens, hidden, 8) == Cost(0, moved(rows, rows, ids))
+
+
+@given(SIZE, SIZE, SIZE)
+def test_sample(sequences: int, hidden: int, vocab: int) -> None:
+    x, norm, head = floats(sequences, hidden), floats(hidden), floats(vocab, hidden)
+    logits = linear.reference(x, head)
+    flops = count(rms_norm.reference, x, norm, 1e-5) + count(linear.reference, x, head) + count(sample.reference, logits)
+    moves = moved(x, norm, x) + moved(x, head, logits) + moved(logits, sample.reference(logits))
+    assert sample.work(sequences, hidden, vocab, 8) == Cost(flops, moves)
+
+
+def test_work_formulas_import_no_compiler() -> None:
+    names = "rms_norm linear rope attention router dispatch expert_ffn combine embed sample".split()
+    code = f"import sys; from kernels import {', '.join(names)}; print([m for m in ('numba', 'torch') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
