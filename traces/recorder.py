@@ -1,0 +1,292 @@
+"""Records the routing of a torch Mixture-of-Experts model while it runs: `with traces.record(model) as recording: ...`.
+
+Each forward pass of the model is one step of a batch. A pass that finds an empty cache begins new requests (numbered on through
+the recording); one that goes on from a cache and has one token a sequence is a decode step of the same requests; one that goes on
+with more tokens before the first decode step is a further part of the prefill. Padding, by the attention mask of the prefill, is left
+out, and so is what is fed to a sequence after its end token while others of the batch go on.
+
+While the model runs only references to its own tensors are kept; rows are made of them when many have come together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from traces.errors import TraceError
+from traces.files import Provenance
+from traces.routers import Router, find_routers
+from traces.routing_file import Routing, RoutingWriter, Shape, concatenate, writing_routing
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FLUSH_ROWS = 1 << 16
+"""Rows (tokens times layers) after which the kept tensors are made into arrays."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The requests that are running: number of the first, prompt tokens so far, decode steps so far, which have ended; each [sequences]."""
+
+    first: int
+    prompt: NDArray[np.int64]
+    ended: NDArray[np.bool_]
+    steps: int = 0
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One forward pass: its batch, its decode step (0: prefill), and the choices layer by layer.
+
+    live [sequences, tokens] and position [sequences, tokens] in a prefill; ids [sequences, 1], the fed tokens, in a decode step.
+    """
+
+    batch: _Batch
+    step: int
+    live: NDArray[np.bool_] | None = None
+    position: NDArray[np.int64] | None = None
+    ids: Tensor | None = None
+    experts: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+
+
+class Recording:
+    """What was recorded so far. `routing()` gives all of it, unless it was streamed to a file."""
+
+    def __init__(self, routers: Sequence[Router], ends: frozenset[int], origin: str, model: str, path: Path | None) -> None:
+        self.routers, self._ends, self._origin, self._model, self._path = routers, ends, origin, model, path
+        self.requests = 0
+        self.shape: Shape | None = None
+        self._passes: list[_Pass] = []
+        self._waiting = 0
+        self._parts: list[Routing] = []
+        self._out: RoutingWriter | None = None
+        self._files = ExitStack()
+
+    def routing(self) -> Routing:
+        """Everything recorded; raises `TraceError` where that is nothing or has gone to a file."""
+        self._flush()
+        if self._path is not None:
+            raise TraceError(f"{self._path}: the recording was streamed to this file; read it there")
+        if not self._parts:
+            raise TraceError("recording: the model has not run; nothing was recorded")
+        self._parts = [concatenate(self._parts)]
+        return self._parts[0]
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Write what is left; after an error the file does not appear."""
+        try:
+            if kind is None:
+                self._flush()
+        except BaseException as failed:
+            self._files.__exit__(type(failed), failed, failed.__traceback__)
+            raise
+        self._files.__exit__(kind, error, trace)
+
+    def listen(self, model: nn.Module) -> list[Any]:
+        """Put the hooks on; their handles have `remove()`."""
+        choices = [r.listen(partial(self._choice, i)) for i, r in enumerate(self.routers)]
+        begin = model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        return [begin, *choices, model.register_forward_hook(lambda module, given, result: self._end())]
+
+    # What the hooks call ---------------------------------------------------------------------
+
+    def _begin(self, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        fed = given[0] if given else named.get("input_ids")
+        fed = named.get("inputs_embeds") if fed is None else fed
+        if fed is None:
+            raise TraceError("model: called without input_ids or inputs_embeds; the recorder cannot tell its tokens")
+        if self._passes and len(self._passes[-1].experts) != len(self.routers):
+            self._passes.pop()  # the model raised in the middle of it
+        sequences, tokens = fed.shape[:2]
+        past = _cached(named.get("past_key_values"))
+        if past and self._passes_on(sequences, tokens):
+            batch = self._batch
+            batch.steps += 1
+            ids = fed if fed.dim() == 2 else None
+            self._passes.append(_Pass(batch, batch.steps, ids=ids))
+        else:
+            self._passes.append(self._prefill(sequences, tokens, past, named.get("attention_mask")))
+
+    def _passes_on(self, sequences: int, tokens: int) -> bool:
+        """Whether a pass that goes on from a cache is a decode step, not a further part of the prefill."""
+        if not self._passes and not self.requests:
+            raise TraceError("model: goes on from a cache that was filled before the recording began; begin it with the prefill")
+        if len(self._batch.prompt) != sequences:
+            wrong = f"model: goes on with {sequences} sequences where {len(self._batch.prompt)} were begun"
+            raise TraceError(f"{wrong}; the recorder follows one batch from its prefill to its end")
+        if tokens > 1 and self._batch.steps:
+            fed = f"model: was fed {tokens} tokens at once after its first decode step"
+            raise TraceError(f"{fed}; drafts and further turns are not recorded")
+        return tokens == 1
+
+    def _prefill(self, sequences: int, tokens: int, past: int, mask: Any) -> _Pass:
+        if not past:
+            self._batch = _Batch(self.requests, np.zeros(sequences, np.int64), np.zeros(sequences, np.bool_))
+            self.requests += sequences
+        live = np.ones((sequences, tokens), np.bool_)
+        if mask is not None and mask.dim() == 2:
+            live = mask[:, -tokens:].detach().cpu().numpy().astype(np.bool_)
+        position = self._batch.prompt[:, None] + live.cumsum(axis=1) - 1
+        self._batch.prompt = self._batch.prompt + live.sum(axis=1)
+        return _Pass(self._batch, 0, live, position)
+
+    def _choice(self, layer: int, experts: Tensor, weights: Tensor) -> None:
+        now = self._passes[-1] if self._passes else None
+        if now is None or len(now.experts) != layer:
+            seen = "outside a forward pass" if now is None else f"after the choices of {len(now.experts)} layers"
+            raise TraceError(f"model: {self.routers[layer].name}: routed {seen}; run the model that is being recorded, whole")
+        now.experts.append(experts)
+        now.weights.append(weights)
+
+    def _end(self) -> None:
+        now = self._passes[-1]
+        if len(now.experts) != len(self.routers):
+            raise TraceError(f"model: {len(now.experts)} of {len(self.routers)} layers routed in a pass; the recorder needs all of them")
+        self._waiting += len(now.experts) * len(now.experts[0])
+        if self._waiting >= FLUSH_ROWS:
+            self._flush()
+
+    # From tensors to rows --------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Make the kept passes into rows; runs of like decode steps together."""
+        done, self._passes, self._waiting = self._passes, [], 0
+        for run in _like(done):
+            part = self._rows(run)
+            if self._out is not None:
+                self._out.collect(part)
+            elif len(part):
+                self._parts.append(part)
+
+    def _rows(self, run: list[_Pass]) -> Routing:
+        experts = _stack([t for p in run for t in p.experts]).astype(np.int16)
+        weights = _stack([t for p in run for t in p.weights])
+        layers, k = len(self.routers), experts.shape[-1]
+        n = experts.shape[1]  # rows of one layer of one pass
+        step, request, position, live = self._places(run)
+        places = [np.broadcast_to(a[:, None, :], (len(run), layers, n)).ravel() for a in (step, request, position, live)]
+        layer = np.broadcast_to(np.arange(layers)[None, :, None], (len(run), layers, n)).ravel()
+        keep = places[3].astype(np.bool_)
+        shape = self._shape_of(k)
+        return Routing(
+            decode=places[0][keep] > 0, step=places[0][keep].astype(np.int32), request_id=places[1][keep].astype(np.int32),
+            position=places[2][keep].astype(np.int32), layer=layer[keep].astype(np.int16), experts=experts.reshape(-1, k)[keep],
+            weights=weights.reshape(-1, k)[keep], shape=shape, provenance=self._provenance(shape),
+        )  # fmt: skip
+
+    def _places(self, run: list[_Pass]) -> tuple[NDArray[Any], ...]:
+        """step, request, position and whether it counts, each [passes, rows of a layer]."""
+        batch = run[0].batch
+        sequences = len(batch.prompt)
+        request = batch.first + np.arange(sequences)
+        if run[0].live is not None and run[0].position is not None:
+            tokens = run[0].live.shape[1]
+            flat = (np.repeat(request, tokens), run[0].position.ravel(), run[0].live.ravel())
+            return np.zeros((1, sequences * tokens), np.int64), *(a[None, :] for a in flat)
+        step = np.array([p.step for p in run])[:, None] + np.zeros(sequences, np.int64)
+        live = self._live(batch, run)
+        return step, np.broadcast_to(request, step.shape), batch.prompt + step - 1, live
+
+    def _live(self, batch: _Batch, run: list[_Pass]) -> NDArray[np.bool_]:
+        """Rows of decode steps whose sequence has not been fed its end token, [passes, sequences]."""
+        fed = [p.ids for p in run if p.ids is not None]
+        if not self._ends or len(fed) != len(run):
+            return np.ones((len(run), len(batch.prompt)), np.bool_)
+        ended = np.isin(_stack(fed, np.int64)[..., 0], list(self._ends))
+        ended[0] |= batch.ended
+        ended = np.logical_or.accumulate(ended, axis=0)
+        batch.ended = ended[-1]
+        return ~ended
+
+    def _shape_of(self, k: int) -> Shape:
+        sizes = {r.experts for r in self.routers}
+        if len(sizes) > 1:
+            raise TraceError(f"model: its layers have {sorted(sizes)} experts; a routing trace has one number of experts")
+        shape = Shape(self._model, len(self.routers), self.routers[0].experts, k)
+        if self.shape not in (None, shape):
+            raise TraceError(f"model: now chooses {k} experts a token after {self.shape}; a routing trace has one k")
+        self.shape = shape
+        if self._path is not None and self._out is None:
+            self._out = self._files.enter_context(writing_routing(self._path, shape, self._provenance(shape)))
+        return shape
+
+    def _provenance(self, shape: Shape) -> Provenance:
+        import torch
+
+        return Provenance("recorded", self._origin, facts={"torch": torch.__version__, "routers": ",".join(r.name for r in self.routers)})
+
+
+def _cached(cache: Any) -> int:
+    """Tokens in a key-value cache: an object of transformers, or nested tuples [layer][key, value] of [., ., tokens, .]."""
+    if cache is None:
+        return 0
+    if hasattr(cache, "get_seq_length"):
+        return int(cache.get_seq_length())
+    return int(cache[0][0].shape[-2]) if len(cache) else 0
+
+
+def _like(passes: list[_Pass]) -> Iterator[list[_Pass]]:
+    """Runs of consecutive decode steps of one batch; prefills alone."""
+    run: list[_Pass] = []
+    for p in passes:
+        if run and (p.step == 0 or run[0].step == 0 or p.batch is not run[0].batch or (p.ids is None) != (run[0].ids is None)):
+            yield run
+            run = []
+        run.append(p)
+    if run:
+        yield run
+
+
+def _stack(tensors: list[Tensor], dtype: type = np.float32) -> NDArray[Any]:
+    import torch
+
+    stacked = torch.stack(tensors).cpu()
+    if stacked.is_floating_point():
+        stacked = stacked.float()
+    return stacked.numpy().astype(dtype, copy=False)
+
+
+@contextmanager
+def record(model: nn.Module, out: str | Path | None = None, *, name: str = "", ends: Sequence[int] | None = None) -> Iterator[Recording]:
+    """Record every choice of the routers of `model` while the context lasts.
+
+    Parameters
+    ----------
+    model: a Hugging Face causal language model, or any torch model called with `input_ids` [sequences, tokens] (first argument, or
+        by name; also `inputs_embeds`) and, to go on, `past_key_values`. Its routers are found by structure, see `traces.routers`.
+    out: stream the trace to this file, which appears when the context ends without an error. None: keep it in memory.
+    name: of the model, for the trace; by default that of its configuration.
+    ends: end tokens; by default those of the model's generation config.
+
+    Raises `TraceError` where the model has no routers, or is used in a way that has no place in a routing trace: a cache filled before,
+    a batch that changes its size, several tokens at once after the first decode step.
+    """
+    routers = find_routers(model)
+    label = name or str(getattr(getattr(model, "config", None), "_name_or_path", "")) or type(model).__name__
+    known = frozenset(_ends(model) if ends is None else ends)
+    recording = Recording(routers, known, f"{type(model).__name__}, recorded while it ran", label, None if out is None else Path(out))
+    with recording, ExitStack() as hooks:
+        for handle in recording.listen(model):
+            hooks.callback(handle.remove)
+        yield recording
+
+
+def _ends(model: nn.Module) -> tuple[int, ...]:
+    for holder in (getattr(model, "generation_config", None), getattr(model, "config", None)):
+        found = getattr(holder, "eos_token_id", None)
+        if found is not None:
+            return (found,) if isinstance(found, int) else tuple(found)
+    return ()

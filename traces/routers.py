@@ -1,0 +1,121 @@
+"""Routers of a torch model, found by structure: where experts are chosen, and how to read the choice.
+
+A Mixture-of-Experts block is a module with two kinds of children: its *experts* (one module that owns stacked
+weights [E, ., .], or a list of E like modules) and its *router* (a module with a weight [E, hidden]). The names do not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from traces.errors import TraceError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Choice = tuple["Tensor", "Tensor"]
+"""Experts [tokens, k] and their weights [tokens, k], as the model has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """One block: its name in the model, the number of its experts, and the modules."""
+
+    name: str
+    experts: int
+    block: nn.Module
+    gate: nn.Module
+    bank: nn.Module
+
+    def listen(self, tell: Callable[[Tensor, Tensor], None]) -> Any:
+        """Call `tell` with each choice; returns a handle with `remove()`.
+
+        The arguments of one stacked experts module are what the model really uses. Experts in a list are called one by one,
+        so there the router's output is read.
+        """
+        if self._listed():
+            return self.gate.register_forward_hook(lambda module, given, out: tell(*self._of_output(out)))
+        where = "the arguments of its experts"
+        return self.bank.register_forward_pre_hook(
+            lambda module, given, named: tell(*self._of_tensors((*given, *named.values()), where)), with_kwargs=True
+        )
+
+    def _listed(self) -> bool:
+        from torch import nn
+
+        return isinstance(self.bank, nn.ModuleList)
+
+    def _of_output(self, out: Any) -> Choice:
+        if isinstance(out, tuple | list):
+            return self._of_tensors(tuple(out), "its router's output")
+        return self._of_logits(out)
+
+    def _of_tensors(self, found: tuple[Any, ...], where: str) -> Choice:
+        """The integer tensor [tokens, k] among `found` and the weights: a tensor of its shape, or one [tokens, E] to gather from."""
+        from torch import Tensor
+
+        tensors = [t for t in found if isinstance(t, Tensor) and t.dim() == 2]
+        for chosen in (t for t in tensors if not t.is_floating_point() and t.shape[1] <= self.experts):
+            floats = [t.detach() for t in tensors if t.is_floating_point() and t.shape[0] == chosen.shape[0]]
+            for weights in (t for t in floats if t.shape == chosen.shape):
+                return chosen, weights
+            for scores in (t for t in floats if t.shape[1] == self.experts):
+                return chosen, scores.gather(1, chosen)
+        shapes = ", ".join(f"{t.dtype} {list(t.shape)}" for t in tensors) or "no matrices"
+        raise TraceError(f"model: {self.name}: {where} have no experts [tokens, k] with weights; found {shapes}")
+
+    def _of_logits(self, logits: Tensor) -> Choice:
+        """Routers that are plain linear maps: softmax, top k, renormalised unless the block's `norm_topk_prob` says no.
+
+        This is what Mixtral, Qwen-MoE and OLMoE blocks do with their gate's output in transformers 4.
+        """
+        import torch
+
+        k = getattr(self.block, "top_k", None) or getattr(self.block, "num_experts_per_tok", None)
+        if not isinstance(k, int) or logits.shape[-1] != self.experts:
+            found = f"its router gives {list(logits.shape)} and the block has no top_k"
+            raise TraceError(f"model: {self.name}: {found}; cannot tell its choice")
+        with torch.no_grad():
+            share = torch.softmax(logits.detach().reshape(-1, self.experts), dim=-1, dtype=torch.float32)
+            weights, chosen = torch.topk(share, k, dim=-1)
+            if getattr(self.block, "norm_topk_prob", True):
+                weights = weights / weights.sum(dim=-1, keepdim=True)
+            return chosen, weights.to(logits.dtype)
+
+
+def find_routers(model: nn.Module) -> list[Router]:
+    """All blocks in the order of the model's modules; `TraceError` where there is none."""
+    found = [r for name, block in model.named_modules() for r in _routers_of(name, block)]
+    if not found:
+        wanted = "a module with experts (stacked weights [E, ., .] or a list of E modules) beside a router of weight [E, hidden]"
+        raise TraceError(f"model: {type(model).__name__} has no Mixture-of-Experts layer: {wanted} is needed")
+    return found
+
+
+def _routers_of(name: str, block: nn.Module) -> Iterator[Router]:
+    """The block's router, if it is a block."""
+    children = dict(block.named_children())
+    for bank_name, bank in children.items():
+        experts = _bank_size(bank)
+        gates = [g for n, g in children.items() if n != bank_name and experts > 1 and _routes(g, experts)]
+        if gates:
+            yield Router(name, experts, block, gates[0], bank)
+            return
+
+
+def _bank_size(module: nn.Module) -> int:
+    """E where the module is a bank of experts, else 0."""
+    from torch import nn
+
+    if isinstance(module, nn.ModuleList):
+        shapes = [[tuple(p.shape) for p in m.parameters()] for m in module]
+        alike = len(shapes) > 1 and len(shapes[0]) > 1 and all(s == shapes[0] for s in shapes)
+        return len(shapes) if alike else 0
+    leading = [p.shape[0] for p in module.parameters(recurse=False) if p.dim() >= 3]
+    return int(leading[0]) if len(leading) > 1 and len(set(leading)) == 1 else 0
+
+
+def _routes(module: nn.Module, experts: int) -> bool:
+    return any(p.dim() == 2 and p.shape[0] == experts for p in module.parameters(recurse=False))
