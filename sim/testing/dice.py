@@ -18,6 +18,10 @@ from sim.plan import Plan
 from sim.tasks import Cancel, Command, Task, Time
 
 
+UNDECLARED = 1 << 30
+"""Room in a pool that nobody declared: the battery's rule on pools tells of it."""
+
+
 class Dice:
     """Engine whose durations are drawn from a seed.
 
@@ -47,6 +51,7 @@ class Dice:
         self._waits: dict[int, int] = {}
         self._dependents: dict[int, list[int]] = {}
         self._lanes: dict[str, deque[int]] = {}
+        self._laneless: list[int] = []
         self._busy: dict[str, int] = {}
         self._holds: dict[int, tuple[tuple[str, int], ...]] = {}
         self._running: list[tuple[Time, int]] = []
@@ -69,6 +74,10 @@ class Dice:
         self.tasks[task.number] = self._open[task.number] = task
         if task.lane is not None:
             self._lanes.setdefault(task.lane, deque()).append(task.number)
+        else:
+            self._laneless.append(task.number)
+        for pool, _ in task.takes:
+            self._free.setdefault(pool, UNDECLARED)
         waits = [d for d in task.deps if d in self._open]
         self._waits[task.number] = len(waits)
         for d in waits:
@@ -99,7 +108,9 @@ class Dice:
             if queue and name not in self._busy and self._may_start(self._open[queue[0]]):
                 self._busy[name] = queue[0]
                 self._run(self._open[queue.popleft()])
-        for number in [n for n, t in self._open.items() if t.lane is None and n not in self._started and not self._waits[n]]:
+        self._laneless = [n for n in self._laneless if n in self._open]
+        for number in [n for n in self._laneless if not self._waits[n]]:
+            self._laneless.remove(number)
             self._run(self._open[number])
 
     def _may_start(self, task: Task) -> bool:
