@@ -64,8 +64,8 @@ def expert_floats(spec: Any) -> int:
 def split_expert(spec: Any, experts: np.ndarray, expert: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Views gate [F, H], up [F, H], down [H, F] of one expert of a layer's flat array."""
     fh = spec.ffn * spec.hidden
-    flat = experts[expert * 3 * fh : (expert + 1) * 3 * fh]
-    return flat[:fh].reshape(spec.ffn, spec.hidden), flat[fh : 2 * fh].reshape(spec.ffn, spec.hidden), flat[2 * fh :].reshape(spec.hidden, spec.ffn)
+    gate, up, down = np.split(experts[expert * 3 * fh : (expert + 1) * 3 * fh], 3)
+    return gate.reshape(spec.ffn, spec.hidden), up.reshape(spec.ffn, spec.hidden), down.reshape(spec.hidden, spec.ffn)
 
 
 # Random ------------------------------------------------------------------------------------------
@@ -155,7 +155,8 @@ def _load_experts(files: Checkpoint, spec: Any, layer: int) -> np.ndarray:
     by_expert = flat.reshape(spec.experts, 3 * spec.ffn, spec.hidden)
     if prefix + "gate_up_proj" in files:
         files.read_into(prefix + "gate_up_proj", by_expert[:, : 2 * spec.ffn])
-        files.read_into(prefix + "down_proj", flat.reshape(spec.experts, -1)[:, 2 * spec.ffn * spec.hidden :], (spec.experts, spec.hidden, spec.ffn))
+        down = flat.reshape(spec.experts, -1)[:, 2 * spec.ffn * spec.hidden :]
+        files.read_into(prefix + "down_proj", down, (spec.experts, spec.hidden, spec.ffn))
         return flat
     for e in range(spec.experts):
         for name, part in zip(("w1", "w3", "w2"), split_expert(spec, flat, e), strict=True):

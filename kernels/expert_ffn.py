@@ -96,8 +96,9 @@ def _parallel(x, offsets, weights, first, gate_up, act, out, threads):
 
 
 def grouped(
-    x: np.ndarray, offsets: np.ndarray, weights: np.ndarray, first: int, gate_up: np.ndarray, act: np.ndarray, out: np.ndarray, threads: int = 1
-) -> None:
+    x: np.ndarray, offsets: np.ndarray, weights: np.ndarray, first: int,
+    gate_up: np.ndarray, act: np.ndarray, out: np.ndarray, threads: int = 1,
+) -> None:  # fmt: skip
     """FFNs of consecutive experts, each over its own rows; meant for few rows an expert (see `gemm`).
 
     x [rows, hidden] in `dispatch` order with `offsets` [experts + 1]; weights: flat, for each expert
