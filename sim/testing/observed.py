@@ -16,7 +16,7 @@ from sim.testing.cases import Case, machine
 from sim.testing.dice import Dice
 from sim.workloads.outcomes import Outcomes
 
-MOST_EVENTS = 20_000
+MOST_EVENTS = 5_000
 """More than any battery case can need: beyond it a scheduler is taken to run for ever."""
 
 
