@@ -53,8 +53,9 @@ class Arena:
         self._gaps = Gaps(size)
         self._taken: dict[str, tuple[int, int]] = {}
 
-    def take(self, name: str, shape: int | tuple[int, ...]) -> NDArray[np.float32]:
-        """A piece of `shape` float32, its contents undefined. Raises UserError where the budget has no room for it."""
+    def take(self, name: str, shape: int | tuple[int, ...], *, touch: bool = False) -> NDArray[np.float32]:
+        """A piece of `shape` float32, its contents undefined. touch: write it once, so that the first run
+        finds its pages mapped. Raises UserError where the budget has no room for it."""
         count = int(np.prod(shape))
         size = _rounded(max(1, count) * 4)
         with self._lock:
@@ -64,6 +65,8 @@ class Arena:
         piece = self._memory[offset : offset + count * 4].view(np.float32).reshape(shape)
         if self._poison:
             piece.fill(np.nan)
+        elif touch:
+            piece.fill(0)
         return piece
 
     def give(self, name: str) -> None:

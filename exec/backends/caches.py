@@ -31,8 +31,8 @@ class KVCache:
     def __init__(self, arena: Arena, layers: int, width: int, rows: int) -> None:
         self._name = arena.name
         self.layers = layers
-        self.k = arena.take("kv.k", (rows, width))
-        self.v = arena.take("kv.v", (rows, width))
+        self.k = arena.take("kv.k", (rows, width), touch=True)
+        self.v = arena.take("kv.v", (rows, width), touch=True)
         self._gaps = Gaps(rows)
         self._lock = threading.Lock()
         self._segments: dict[int, Segment] = {}

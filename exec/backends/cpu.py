@@ -277,7 +277,7 @@ class _Scratch:
 
     def __init__(self, arena: Arena, name: str, floats: int) -> None:
         self._arena, self._name = arena, name
-        self._piece = arena.take(name, floats)
+        self._piece = arena.take(name, floats, touch=True)
 
     def of(self, floats: int) -> Floats:
         if self._piece.size < floats:

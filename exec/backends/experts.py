@@ -34,8 +34,8 @@ class Experts:
         static = len(host[0]) - self._streamed
         self._host = [layer[static:] for layer in host]
         self._static = [_copied(arenas["gpu"], f"experts.{i}", layer[:static]) for i, layer in enumerate(host)] if static else []
-        self._halves = [arenas["gpu"].take(f"w.{h}", self._streamed) for h in range(2)] if self._streamed else []
-        self._pinned = arenas["pinned"].take("pin", self._streamed) if staged and self._streamed else None
+        self._halves = [arenas["gpu"].take(f"w.{h}", self._streamed, touch=True) for h in range(2)] if self._streamed else []
+        self._pinned = arenas["pinned"].take("pin", self._streamed, touch=True) if staged and self._streamed else None
         if self._streamed:
             arenas["cpu"].adopt("experts", len(host) * streamed_bytes)
         self._layer_of: dict[str, int] = {}
