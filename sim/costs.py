@@ -172,7 +172,7 @@ class CostModel:
         if work.op in COPIES:
             latency_s, demands = self._copy(where, work)
         else:
-            latency_s, demands = self._compute(where, components(self.model, work))
+            latency_s, demands = self._compute(where, work.op, components(self.model, work))
         return work.latency_ps + round((latency_s + where.dispatch_s) * PS_PER_S), [
             (self._index[name], amount, cap, weight) for name, amount, cap, weight in demands if amount > 0
         ]
@@ -193,12 +193,15 @@ class CostModel:
             demands.append((lane.cores, busy_s, float(lane.threads), float(lane.threads)))
         return rate.latency_s, demands
 
-    def _compute(self, lane: Lane, parts: Sequence[Component]) -> tuple[float, list[Demand]]:
-        """Sum of the components: a roofline over their FLOPs and bytes, or their measured seconds."""
-        latency_s = busy_s = flops = flops_at_peak = moved = moved_at_peak = 0.0
+    def _compute(self, lane: Lane, op: str, parts: Sequence[Component]) -> tuple[float, list[Demand]]:
+        """Sum of the components: a roofline over their FLOPs and bytes, or their measured seconds. A row
+        task.OP adds what a whole task takes beyond them."""
+        whole = self._rates.get((lane.name, f"task.{op}"))
+        latency_s = whole.latency_s if whole else 0.0
+        busy_s = flops = flops_at_peak = moved = moved_at_peak = 0.0
+        latency_s += sum(self._rate(lane, name).latency_s for name in {part.op for part in parts})
         for part in parts:
             rate = self._rate(lane, part.op)
-            latency_s += rate.latency_s
             if rate.curve:
                 busy_s += part.units * curve_at(rate.curve, part.rows)
                 moved += part.cost.bytes * rate.bytes_scale
@@ -216,7 +219,7 @@ class CostModel:
             demands.append((lane.memory, moved, peak * moved / moved_at_peak if moved_at_peak else np.inf, 1.0))
         if busy_s and lane.cores:
             threads = float(lane.threads)
-            demands.append((lane.cores, busy_s * threads, threads, threads))
+            demands.append((lane.cores, busy_s * threads * (whole.scale if whole else 1.0), threads, threads))
         return latency_s, demands
 
 

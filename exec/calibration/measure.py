@@ -60,7 +60,9 @@ def together(works: Sequence[Work], *, budget_s: float = 0.6, threads: Sequence[
     runners = [threading.Thread(target=loop, args=(i,), name=f"calibrate-{i}") for i in range(len(works))]
     for t in runners:
         t.start()
-    time.sleep(budget_s)
+    end, give_up = time.perf_counter() + budget_s, time.perf_counter() + 20 * budget_s
+    while time.perf_counter() < end or (min(map(len, samples)) < 4 and time.perf_counter() < give_up):
+        time.sleep(0.02)
     stop.set()
     for t in runners:
         t.join()

@@ -72,13 +72,14 @@ class OpRate(Strict):
     curve the op is a roofline with the given efficiencies.
     """
 
-    op: str = Field(description='component name, or "*" for every other one')
+    op: str = Field(description='component or copy, "*" for every other one, or task.OP: what a whole task of OP takes beyond its components')
     lane: str
     dtype: str = "*"
     latency_s: float = Field(0.0, ge=0, lt=10)
     flops_efficiency: float = Field(1.0, gt=0, le=1)
     bytes_efficiency: float = Field(1.0, gt=0, le=1)
     curve: tuple[tuple[float, float], ...] = ()
+    scale: float = Field(1.0, gt=0, description="on a row task.OP: measured over predicted seconds of that op in whole runs")
     bytes_scale: float = Field(1.0, ge=0, description="bytes on the memory resource per byte of the work formula (fitted)")
     source: Source
 
