@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from sim.engines.heap import schedule, unschedule
-from sim.engines.layout import CUT, HEAP, NEVER, NOISE, ONE, OVER, SLACK, SOLVE, TIGHTNESS, TOUCHED, WIDTH, Shared, jit
+from sim.engines.layout import CUT, NEVER, NOISE, ONE, OVER, SLACK, SOLVE, TIGHTNESS, TOUCHED, WIDTH, Shared, jit
 
 
 @jit
@@ -182,7 +182,7 @@ def tightest(x: Shared) -> int:
 
 
 @jit
-def want(slot: Any, share: int, again: bool) -> int:
+def want(slot: Any, share: int, again: bool) -> Any:
     """What a user asks for: its share at its present speed; what is above its base where it asks again."""
     wanted = np.int64(slot.speed * share)
     return wanted - np.int64(slot.base * share) if again else wanted
@@ -203,13 +203,14 @@ def askers(x: Shared, k: int) -> Any:
 
 
 @jit
-def find_level(x: Shared, k: int, again: bool) -> float:
+def find_level(x: Shared, k: int, again: bool) -> Any:
     """The level at which users of `k`, each given min(want, weight * level), fill it exactly.
 
     Raises the level until the set that wants more no longer shrinks: as many passes as that takes,
     one or two where nearly all are light or nearly all are heavy.
     """
-    room, weight, heavy = ONE, x.resources[k].weight, np.int64(x.resources[k].users)
+    heavy: Any = np.int64(x.resources[k].users)
+    room, weight = ONE, x.resources[k].weight
     if again:
         # One unit a user: the sum of two shares rounded down may be one short of their rounded sum.
         room -= x.resources[k].base + heavy

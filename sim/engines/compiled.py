@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim.drive import Deadlock
 from sim.engines import loop
@@ -76,8 +75,8 @@ def state(g: Graph, lanes: Sequence[LaneLike], pools: Mapping[str, int]) -> Stat
     return State(
         state=np.zeros(n, np.int8), held=np.zeros(n, np.bool_), links=links, start_ps=np.zeros(n, np.int64), end_ps=np.zeros(n, np.int64),
         lanes=lane_rows, pools=pool_rows, ready=np.zeros(int(queued.sum()), np.int32), dirty=np.zeros(len(lanes) + 1, np.int32),
-        joins=np.zeros(int(members[0]), np.int32), owner=np.zeros(slots, np.int32), free_slots=np.arange(slots, dtype=np.int32)[::-1].copy(),
-        count=np.array([0, 0, slots, 0], np.int64),
+        joins=np.zeros(int(members[0]), np.int32), owner=np.zeros(slots, np.int32),
+        free_slots=np.arange(slots, dtype=np.int32)[::-1].copy(), counts=np.array([0, 0, slots, 0], np.int64),
     )  # fmt: skip
 
 

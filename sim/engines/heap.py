@@ -46,7 +46,7 @@ def sift_down(x: Shared, i: int, n: int) -> None:
 
 
 @jit
-def schedule(x: Shared, s: int, end: int) -> None:
+def schedule(x: Shared, s: int, end: Any) -> None:
     """Make slot `s` due at `end`; NEVER takes it off the heap."""
     i = x.slots[s].heap
     if end >= NEVER:

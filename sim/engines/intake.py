@@ -101,6 +101,14 @@ def change_columns(
     )
 
 
+def check_failures(failures: Sequence[tuple[int, float]]) -> dict[int, float]:
+    """Fraction of its work at which each task is to fail, by number."""
+    for number, fraction in failures:
+        if not 0 <= fraction <= 1:
+            raise UserError(f"failure of task {number} at {fraction}: a fraction of its work between 0 and 1 would be right")
+    return dict(failures)
+
+
 def check_lanes(lanes: Sequence[str], pools: Mapping[str, int]) -> None:
     if len(set(lanes)) < len(lanes):
         raise UserError(f"lanes: a name stands twice in {', '.join(lanes)}; each lane needs its own")

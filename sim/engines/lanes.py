@@ -31,7 +31,7 @@ LINKS = np.dtype([("watch", "i4"), ("after", "i4"), ("queue", "i4")])
 """`watch`: first task that hangs on this one's end, `after`: the next that hangs where this one does;
 `queue`: next task of its lane, or next parked on its pool."""
 
-# Entries of `count`.
+# Entries of `counts`.
 DIRTY, JOINS, FREE_SLOTS, ENDS = range(4)
 
 
@@ -68,11 +68,11 @@ class State(NamedTuple):
     joins: NDArray[np.int32]
     owner: NDArray[np.int32]
     free_slots: NDArray[np.int32]
-    count: NDArray[np.int64]
+    counts: NDArray[np.int64]
 
 
 @jit
-def lane_of(g: Graph, i: int) -> int:
+def lane_of(g: Graph, i: int) -> Any:
     """Row of `State.lanes`: 0 for tasks without a lane, else one more than the machine's index."""
     return g.lane_of[g.lane[i]]
 
@@ -83,8 +83,8 @@ def mark(st: State, lane: int) -> None:
     if st.lanes[lane].dirty != 0:
         return
     st.lanes[lane].dirty = 1
-    i = st.count[DIRTY]
-    st.count[DIRTY] = i + 1
+    i = st.counts[DIRTY]
+    st.counts[DIRTY] = i + 1
     while i > 0 and st.dirty[(i - 1) >> 1] > lane:
         st.dirty[i] = st.dirty[(i - 1) >> 1]
         i = (i - 1) >> 1
@@ -92,12 +92,12 @@ def mark(st: State, lane: int) -> None:
 
 
 @jit
-def next_marked(st: State) -> int:
+def next_marked(st: State) -> Any:
     """Take the first marked lane in declared order."""
     dirty = st.dirty
     first = dirty[0]
-    n = st.count[DIRTY] - 1
-    st.count[DIRTY] = n
+    n = st.counts[DIRTY] - 1
+    st.counts[DIRTY] = n
     lane = dirty[n]
     i = 0
     while 2 * i + 1 < n:
@@ -114,7 +114,7 @@ def next_marked(st: State) -> int:
 
 
 @jit
-def before(g: Graph, st: State, a: int, b: int) -> bool:
+def before(g: Graph, st: State, a: int, b: int) -> Any:
     """Order of "ready" and "priority" lanes: (priority, instant it became ready, number)."""
     if g.priority[a] != g.priority[b]:
         return g.priority[a] < g.priority[b]
@@ -169,7 +169,7 @@ def watch(g: Graph, st: State, i: int) -> bool:
 
 
 @jit
-def lacking(g: Graph, st: State, i: int) -> int:
+def lacking(g: Graph, st: State, i: int) -> Any:
     """First pool without room for what task `i` takes; -1: it can start. Takes of one pool add up."""
     for j in range(g.take_ptr[i], g.take_ptr[i + 1]):
         units = g.take_units[j]

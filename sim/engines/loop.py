@@ -14,8 +14,19 @@ import numpy as np
 from sim.engines import lanes
 from sim.engines.heap import schedule, unschedule
 from sim.engines.lanes import (
-    DIRTY, ENDED, ENDS, FREE_SLOTS, JOINS, PRIORITY, READY, RUNNING, STARTABLE, SUBMITTED,
-    Graph, State, lane_of, mark,
+    DIRTY,
+    ENDED,
+    ENDS,
+    FREE_SLOTS,
+    JOINS,
+    READY,
+    RUNNING,
+    STARTABLE,
+    SUBMITTED,
+    Graph,
+    State,
+    lane_of,
+    mark,
 )  # fmt: skip
 from sim.engines.layout import HEAP, Shared, entry, jit
 from sim.rates import enter, leave, rebuild, settle
@@ -44,8 +55,8 @@ def make_startable(g: Graph, st: State, x: Shared, i: int, now: int) -> None:
     if lane == 0:
         c = x.classes[g.cls[i]]
         if c.latency == 0 and c.solo == 0.0 and g.take_ptr[i] == g.take_ptr[i + 1]:
-            st.joins[st.count[JOINS]] = i
-            st.count[JOINS] += 1
+            st.joins[st.counts[JOINS]] = i
+            st.counts[JOINS] += 1
             return
     if st.lanes[lane].order == SUBMITTED:
         if st.lanes[lane].head == i:
@@ -60,7 +71,7 @@ def end(g: Graph, st: State, x: Shared, i: int, now: int) -> None:
     """Task `i` is done: note it, release what it releases, wake who hangs on it."""
     st.state[i] = ENDED
     st.end_ps[i] = now
-    st.count[ENDS] += 1
+    st.counts[ENDS] += 1
     for j in range(g.release_ptr[i], g.release_ptr[i + 1]):
         holder = g.release[j] - g.first
         if st.held[holder]:
@@ -76,9 +87,9 @@ def end(g: Graph, st: State, x: Shared, i: int, now: int) -> None:
 @jit
 def close_joins(g: Graph, st: State, x: Shared, now: int) -> None:
     """Joins end when their dependencies do, one after another within the instant."""
-    while st.count[JOINS] > 0:
-        st.count[JOINS] -= 1
-        end(g, st, x, st.joins[st.count[JOINS]], now)
+    while st.counts[JOINS] > 0:
+        st.counts[JOINS] -= 1
+        end(g, st, x, st.joins[st.counts[JOINS]], now)
 
 
 @jit
@@ -87,8 +98,8 @@ def begin_task(g: Graph, st: State, x: Shared, i: int, lane: int, now: int) -> N
     st.start_ps[i] = now
     lanes.acquire(g, st, i)
     st.lanes[lane].free -= 1
-    st.count[FREE_SLOTS] -= 1
-    s = st.free_slots[st.count[FREE_SLOTS]]
+    st.counts[FREE_SLOTS] -= 1
+    s = st.free_slots[st.counts[FREE_SLOTS]]
     st.owner[s] = i
     c = x.classes[g.cls[i]]
     if c.latency == 0 and c.solo > 0.0:
@@ -126,7 +137,7 @@ def start_lane(g: Graph, st: State, x: Shared, lane: int, now: int) -> None:
 @jit
 def start_all(g: Graph, st: State, x: Shared, now: int) -> None:
     """Lanes in declared order. A start gives nothing back, so it cannot enable an earlier lane."""
-    while st.count[DIRTY] > 0:
+    while st.counts[DIRTY] > 0:
         start_lane(g, st, x, lanes.next_marked(st), now)
 
 
@@ -144,8 +155,8 @@ def end_due(g: Graph, st: State, x: Shared, now: int) -> None:
                 continue
         else:
             leave(x, s)
-        st.free_slots[st.count[FREE_SLOTS]] = s
-        st.count[FREE_SLOTS] += 1
+        st.free_slots[st.counts[FREE_SLOTS]] = s
+        st.counts[FREE_SLOTS] += 1
         lane = lane_of(g, i)
         st.lanes[lane].free += 1
         mark(st, lane)
@@ -153,9 +164,9 @@ def end_due(g: Graph, st: State, x: Shared, now: int) -> None:
 
 
 @entry
-def run(g: Graph, st: State, x: Shared, change_ps: Any, change_resource: Any, change_capacity: Any, begin: int) -> int:
+def run(g: Graph, st: State, x: Shared, change_ps: Any, change_resource: Any, change_capacity: Any, begin: int) -> Any:
     """Run until nothing is due. Returns the number of tasks that ended."""
-    now = begin
+    now: Any = begin
     c = 0
     queue(g, st, x, begin)
     while True:
@@ -166,8 +177,8 @@ def run(g: Graph, st: State, x: Shared, change_ps: Any, change_resource: Any, ch
             rebuild(x)
         start_all(g, st, x, now)
         settle(x, now)
-        if x.counts[HEAP] == 0 and (c == len(change_ps) or st.count[ENDS] == len(g.lane)):
-            return st.count[ENDS]
+        if x.counts[HEAP] == 0 and (c == len(change_ps) or st.counts[ENDS] == len(g.lane)):
+            return st.counts[ENDS]
         upcoming = x.slots[x.lists[HEAP, 0]].end if x.counts[HEAP] > 0 else change_ps[c]
         now = np.int64(min(upcoming, change_ps[c]) if c < len(change_ps) else upcoming)
         end_due(g, st, x, now)

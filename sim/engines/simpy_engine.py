@@ -17,7 +17,7 @@ import simpy
 
 from sim.drive import Deadlock
 from sim.engines.book import ENDED, OPEN, RUNNING, STARTABLE, Book
-from sim.engines.intake import Change, change_columns, check_lanes
+from sim.engines.intake import Change, change_columns, check_failures, check_lanes
 from sim.engines.layout import DUE, NEVER
 from sim.engines.queues import Pools, queues
 from sim.engines.run import CANCELLED, DONE, FAILED, STATUSES, LaneLike, Run
@@ -74,7 +74,7 @@ class SimPyEngine:
         self._blocked: set[int] = set()
         self._resources = tuple(costs.resources)
         self._outcomes = outcomes
-        self._failures = dict(failures)
+        self._failures = check_failures(failures)
         self._env = simpy.Environment(initial_time=0)
         self._external: list[Event] = [] if profile is None else [Started(profile)]
         self._events: list[tuple[int, Event]] = []
@@ -231,17 +231,21 @@ class SimPyEngine:
         """End what is due, in number order, then joins, which may close more joins."""
         due, self._due = self._due, []
         for i in sorted(due) if len(due) > 1 else due:
-            number = self._book.number[i]
-            if number in self._failures:
-                self._end(i, now, FAILED)
-                self._fail(i, "failed", self._failures[number])
-            else:
-                self._end(i, now, DONE)
+            self._conclude(i, now)
         while self._joins:
             i = heappop(self._joins)
             if self._book.state[i] != ENDED:
                 self._book.start[i] = now
-                self._end(i, now, DONE)
+                self._conclude(i, now)
+
+    def _conclude(self, i: int, now: Time) -> None:
+        """All that was to do is done: the task ends, or fails if it was to."""
+        fraction = self._failures.get(self._book.number[i])
+        if fraction is None:
+            self._end(i, now, DONE)
+        else:
+            self._end(i, now, FAILED)
+            self._fail(i, "failed", fraction)
 
     def _end(self, i: int, now: Time, status: int) -> None:
         """The task is over: its server and slot are free, what it releases goes back, dependents may start."""

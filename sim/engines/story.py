@@ -48,8 +48,9 @@ def _reason(w: Wait, room: Mapping[str, int], holders: Mapping[str, Sequence[int
     for pool, units in w.takes:
         wanted[pool] = wanted.get(pool, 0) + units
     lacking = [
-        f"{units} of pool {pool!r} ({room[pool]} free, held by {_names(holders[pool])})" for pool, units in wanted.items() if units > room[pool]
-    ]
+        f"{units} of pool {pool!r} ({room[pool]} free, held by {_names(holders[pool])})"
+        for pool, units in wanted.items() if units > room[pool]
+    ]  # fmt: skip
     return f"waits for {' and '.join(lacking)}" if lacking else "waits for its turn"
 
 

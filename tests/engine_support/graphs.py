@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from engine_support.fakes import Demand, FakeCosts, Lane
 from hypothesis import strategies as st
+
 from sim.engines.compiled import run_compiled
 from sim.engines.run import Run
 from sim.engines.simpy_engine import SimPyEngine

@@ -11,6 +11,7 @@ from fractions import Fraction
 from math import ceil, floor, inf
 
 from engine_support.fakes import Demand, FakeCosts, Lane
+
 from sim.tasks import Task
 
 PS = 10**12

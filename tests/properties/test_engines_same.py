@@ -7,6 +7,7 @@ import pytest
 from engine_support.graphs import Case, cases
 from engine_support.oracle import Oracle
 from hypothesis import given
+
 from sim.drive import Deadlock
 
 
