@@ -177,12 +177,20 @@ def write_routing(path: str | Path, routing: Routing) -> None:
         out.append(routing)
 
 
-def read_routing(path: str | Path) -> Routing:
-    """Read and check a routing trace; raises `TraceError` naming the file, row group and column."""
+def read_routing(path: str | Path, rows: int | None = None) -> Routing:
+    """Read and check a routing trace; raises `TraceError` naming the file, row group and column.
+
+    rows: stop after the row group that reaches so many; None reads all.
+    """
     path = Path(path)
     with files.opening(path) as f:
         shape, provenance = header(f, path)
-        groups = list(files.row_groups(f, path, lambda table, where: check(table, where, shape.layers, shape.experts, shape.k)))
+        groups, read = [], 0
+        for table in files.row_groups(f, path, lambda table, where: check(table, where, shape.layers, shape.experts, shape.k)):
+            groups.append(table)
+            read += table.num_rows
+            if rows is not None and read >= rows:
+                break
         table = pa.concat_tables(groups) if groups else schema(shape.k).empty_table()
     phase, names = decode(table, "phase", str(path))
     return Routing(
