@@ -123,8 +123,8 @@ class Scheduler:
     def _failed(self, event: Failed) -> Sequence[Command]:
         commands: list[Command] = []
         if event.task >= self._void:
-            commands += self._launch.give_up(self._before, f"task {event.task} failed")
             self._void = self._since = self._launch.next
+            commands += self._launch.give_up(self._before, f"task {event.task} failed")
             self._warm = False
             self._stopped = self._whole or self._attempt > 0
         if event.task in self._open:
