@@ -1,0 +1,1 @@
+"""Trains the bundled Mixture-of-Experts language model from nothing; needs torch."""
