@@ -40,6 +40,14 @@ def lower_bound_s(sources: Sequence[Plan | Task], costs: Costs, servers: Mapping
     return max(chain / PS_PER_S, _busiest_resource_s(priced, capacity), lane / PS_PER_S)
 
 
+def lane_totals_s(sources: Sequence[Plan | Task], costs: Costs) -> dict[str, float]:
+    """Solo durations of each lane's tasks, summed, in seconds: what a look at the busiest lane alone predicts."""
+    priced = [costs.bind(p) for p in plans_of(sources)]
+    capacity = np.asarray(costs.capacity)
+    spans = [solo_ps(p.prices, capacity)[p.cls] for p in priced]
+    return {lane: total / PS_PER_S for lane, total in _lane_totals(priced, spans)}
+
+
 def _lane_totals(priced: Iterable[PricedPlan], spans: Iterable[NDArray[np.float64]]) -> list[tuple[str, float]]:
     totals: dict[str, float] = {}
     for p, span in zip(priced, spans, strict=True):

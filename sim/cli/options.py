@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from sim.job import Job
+    from sim.models import ModelSpec
 
 Model = Annotated[str, typer.Option(help="Built-in name, or a directory with a Hugging Face config.json.", show_default=False)]
 Machine = Annotated[str, typer.Option(help="Built-in name, or a YAML profile.", show_default=False)]
@@ -28,7 +29,7 @@ TIMELINE_SUFFIXES = (".parquet", ".json")
 
 
 def job(
-    model: str, machine: str, workload: str, scheduler: str, *, gen: int | None = None, batch: int | None = None,
+    model: str | ModelSpec, machine: str, workload: str, scheduler: str, *, gen: int | None = None, batch: int | None = None,
     microbatch: int | None = None, padded: bool = False, policy: Path | None = None, seed: int = 0,
 ) -> Job:  # fmt: skip
     """Resolve the names and check the job. Raises `UserError` for the first thing that is wrong."""
@@ -40,6 +41,6 @@ def job(
     load = load if gen is None else load.with_generation(gen)
     load = load.with_padding() if padded else load
     return jobs.prepare(
-        models.load(model), machines.load(machine), load, scheduler, None if policy is None else policies.load(policy),
+        models.load(model) if isinstance(model, str) else model, machines.load(machine), load, scheduler, None if policy is None else policies.load(policy),
         batch=batch, microbatch=microbatch, seed=seed,
     )  # fmt: skip

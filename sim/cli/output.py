@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,18 @@ def progress(what: str) -> Iterator[Callable[[str], None]]:
 def note(text: str) -> None:
     """A remark on stderr."""
     print(f"note: {text}", file=sys.stderr)
+
+
+@contextmanager
+def steps(what: str) -> Iterator[Callable[[str], None]]:
+    """As `progress`, for long work: without a terminal, each step is a line on stderr with the time since the start."""
+    if sys.stderr.isatty():
+        with progress(what) as tell:
+            yield lambda text: tell(f"{what}: {text}")
+        return
+    began = time.monotonic()
+    print(what, file=sys.stderr)
+    yield lambda text: print(f"  {time.monotonic() - began:5.0f} s  {text}", file=sys.stderr, flush=True)
 
 
 def check_writable(flag: str, path: Path | None, suffixes: Sequence[str] = ()) -> None:

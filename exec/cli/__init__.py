@@ -1,0 +1,1 @@
+"""The command line of real runs: calibrate, run, validate, generate, demo."""

@@ -1,0 +1,97 @@
+"""python -m exec: calibrate, run, validate, generate, demo."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sim.cli import entry, options
+
+app = typer.Typer(
+    name="exec", add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Really run a schedule of Mixture-of-Experts serving on this computer.",
+)  # fmt: skip
+
+
+class Device(StrEnum):
+    cpu = "cpu"
+
+
+Output = Annotated[Path, typer.Option("-o", help="Profile to write, YAML.", show_default=False)]
+Profile = Annotated[str, typer.Option(help="Profile of this computer, from calibrate.", show_default=False)]
+Record = Annotated[Path | None, typer.Option(help="Write what the routers choose: OUT.parquet.")]
+LogFile = Annotated[Path | None, typer.Option("--log", help="Write the log of events and commands, JSON lines; it replays.")]
+
+
+@app.command()
+def calibrate(
+    output: Output,
+    device: Annotated[Device, typer.Option(help="What plays the device.")] = Device.cpu,
+    rig: Annotated[str, typer.Option(help="Links and budgets to keep to: a built-in rig or a YAML file.")] = "laptop-rig",
+) -> None:
+    """Measure this computer, op by op and in pairs, and write a machine profile."""
+    from exec.cli import calibrating
+
+    calibrating.calibrate(rig, output)
+
+
+@app.command()
+def run(
+    model: options.Model, machine: Profile, workload: options.Workload, scheduler: options.Scheduler,
+    gen: options.Gen = None, batch: options.Batch = None, microbatch: options.Microbatch = None, padded: options.Padded = False,
+    policy: options.PolicyFile = None, trace: options.Trace = None, seed: options.Seed = 0, timeline: options.Timeline = None,
+    record_routing: Record = None, log: LogFile = None, json: options.Json = False,
+) -> None:  # fmt: skip
+    """Really run one scheduler."""
+    from exec.cli import running
+
+    running.run(
+        model, machine, workload, scheduler, gen=gen, batch=batch, microbatch=microbatch, padded=padded, policy=policy, trace=trace,
+        seed=seed, timeline=timeline, record_routing=record_routing, log=log, as_json=json,
+    )  # fmt: skip
+
+
+@app.command()
+def validate(
+    machine: Profile,
+    grid: Annotated[Path | None, typer.Option(help="YAML with the configurations; the default grid comes with Tandem.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Run configurations that calibration never saw on both clocks, and report the simulator's error."""
+    from exec.cli import validating
+
+    validating.validate(machine, grid, json)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="Directory with config.json, safetensors and, for text, tokenizer.json.", show_default=False)],
+    prompt: Annotated[str, typer.Option(help="Text to go on from.", show_default=False)],
+    scheduler: options.Scheduler = "resident",
+    gen: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 64,
+    json: options.Json = False,
+) -> None:
+    """Decode text with a model directory, under any scheduler."""
+    from exec.cli import generating
+
+    generating.generate(model, prompt, scheduler, gen, json)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", help="Folder for the report and all that it is made from.")] = Path("out/demo"),
+    machine: Annotated[Path | None, typer.Option(help="Profile to use; without it, this computer is calibrated first.")] = None,
+    json: options.Json = False,
+) -> None:
+    """The main job on real input: run CGOPipe, simulate the same run, show how far the two are apart."""
+    from exec.cli import demonstrating
+
+    demonstrating.demo(output, machine, json)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return entry.run(app, "python -m exec", sys.argv[1:] if arguments is None else arguments)

@@ -1,0 +1,56 @@
+"""This computer as a machine without measured op times: enough to run, not to predict."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+from exec.calibration.host import threads_of_lanes
+from sim.errors import UserError
+from sim.machines.schema import Lane, Machine, Memory, Resource
+
+SHARE = 0.8
+"""Part of the free memory that a run may take."""
+
+
+def this_computer() -> Machine:
+    """Native lanes, and budgets that follow from the memory that is free now."""
+    gpu_threads, cpu_threads = threads_of_lanes()
+    free = _free_bytes()
+    half = Memory(bytes=int(free * SHARE / 2), source="half of the memory that was free at the start")
+    unknown = "not measured; a run does not need it"
+    return Machine(
+        name=platform.node() or "this-computer", clock="measured",
+        resources={
+            "cores": Resource(kind="cores", capacity=float(os.cpu_count() or 1), source="as many as the system counts"),
+            "memory": Resource(kind="memory", capacity=10e9, source=unknown),
+        },
+        memories={"gpu": half, "cpu": half, "pinned": half},
+        lanes=(
+            Lane(name="gpu", kind="compute", memory="memory", cores="cores", threads=gpu_threads, home="gpu"),
+            Lane(name="cpu", kind="compute", memory="memory", cores="cores", threads=cpu_threads, home="cpu"),
+            *(Lane(name=n, kind="copy", path=("memory",), cores="cores", threads=1) for n in ("h2d", "d2h", "pin")),
+        ),
+        ops=(),
+    )  # fmt: skip
+
+
+def check_runs_here(machine: Machine, flag: str = "--machine") -> None:
+    """Refuse a machine that is only a description: real runs need a profile of this computer."""
+    if machine.rig is None:
+        raise UserError(
+            f"{flag} {machine.name}: describes a machine to simulate, not this computer; "
+            "run: python -m exec calibrate -o PROFILE.yaml, then --machine PROFILE.yaml"
+        )
+
+
+def _free_bytes() -> int:
+    """Memory that is free now, as the system estimates it (Linux: MemAvailable)."""
+    try:
+        with open("/proc/meminfo") as f:
+            for line in f:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux: all of the memory is the best known bound
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
