@@ -17,7 +17,6 @@ from sim.events import Arrived, Event, Failed, Finished, Profile, Request, Resul
 from sim.plan import Plan
 from sim.tasks import Cancel, Command, Task, Time
 
-
 UNDECLARED = 1 << 30
 """Room in a pool that nobody declared: the battery's rule on pools tells of it."""
 

@@ -123,7 +123,7 @@ def test_what_fits_exactly_is_taken() -> None:
 @pytest.mark.parametrize(
     ("sizes", "told"),
     [
-        ({"gpu": 118, "cpu": 10, "pinned": 18}, "memory 'gpu': 1 bytes are missing; needed 60 (weights 10, kv 50), usable 59; lower --batch"),
+        ({"gpu": 118, "cpu": 10, "pinned": 18}, "'gpu': 1 bytes are missing; needed 60 (weights 10, kv 50), usable 59; lower --batch"),
         ({"gpu": 120, "cpu": 8, "pinned": 18}, "memory 'cpu': 1 bytes are missing; needed 5 (weights 5), usable 4; raise static_experts"),
         ({"gpu": 120, "cpu": 10, "pinned": 2}, "memory 'pinned': 8 bytes are missing; needed 9 (pages 7, activations 2), usable 1"),
         ({"gpu": 120, "cpu": 26}, "memory 'cpu': 1 bytes are missing; needed 14 (weights 5, pages 7, activations 2), usable 13"),
