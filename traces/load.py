@@ -42,16 +42,21 @@ def load_of(routing: Routing, steps_per_window: int = 1) -> Load:
     return Load(counts.reshape(windows, shape.layers, shape.experts), replace(routing.provenance, facts=facts))
 
 
+def to_table(load: Load) -> pa.Table:
+    """The Arrow table with the columns of `SCHEMA`: a row for each count that is not 0."""
+    at = np.nonzero(load.counts)
+    columns = [np.asarray(c).astype(f.type.to_pandas_dtype()) for c, f in zip((*at, load.counts[at]), SCHEMA, strict=True)]
+    return pa.table([pa.array(c) for c in columns], schema=SCHEMA)
+
+
 def write_load(path: str | Path, load: Load) -> None:
     """Check and write count matrices."""
     windows, layers, experts = load.counts.shape
     if (load.counts < 0).any():
         raise TraceError(f"{path}: column count: has {int(load.counts.min())}; must be 0 or more")
-    at = np.nonzero(load.counts)
-    columns = [np.asarray(c).astype(f.type.to_pandas_dtype()) for c, f in zip((*at, load.counts[at]), SCHEMA, strict=True)]
     facts = {**load.provenance.facts, "windows": str(windows), "layers": str(layers), "experts": str(experts)}
     with files.writing(path, SCHEMA, replace(load.provenance, facts=facts).metadata(KIND, VERSION)) as writer:
-        writer.write_table(pa.table([pa.array(c) for c in columns], schema=SCHEMA), row_group_size=files.ROW_GROUP)
+        writer.write_table(to_table(load), row_group_size=files.ROW_GROUP)
 
 
 def read_load(path: str | Path) -> Load:

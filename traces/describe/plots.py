@@ -41,10 +41,10 @@ def _metadata(d: Description, suffix: str) -> dict[str, Any]:
 def draw(d: Description) -> Figure:
     """The figure of a description, with its origin on it."""
     from matplotlib.figure import Figure as Canvas
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows, columns, panels = _PANELS[d.kind]
-    figure = Canvas(figsize=(5.2 * columns, 3.5 * rows + 0.9), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr]
+    figure = Canvas(figsize=(5.2 * columns, 3.5 * rows + 0.9), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, panel in zip(axes, panels, strict=False):
         ax.spines[["top", "right"]].set_visible(False)

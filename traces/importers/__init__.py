@@ -104,8 +104,12 @@ def _write(out: Path, found: Imported) -> Summary:
     from traces.requests import write_requests
 
     if isinstance(found, Load):
+        if not found.counts.any():
+            raise TraceError(f"{out}: written rows: there are none; a trace needs one or more")
         write_load(out, found)
         return Summary(out, "load", int((found.counts > 0).sum()), found.provenance)
+    if not len(found):
+        raise TraceError(f"{out}: written rows: there are none; a trace needs one or more")
     write_requests(out, found)
     return Summary(out, "requests", len(found), found.provenance)
 
@@ -118,6 +122,8 @@ def _write_routing(out: Path, found: RoutingStream) -> int:
         for part in found.parts:
             writer.collect(part)
             rows += len(part)
+        if not rows:
+            raise TraceError(f"{out}: written rows: there are none; a trace needs one or more")
     return rows
 
 
