@@ -82,9 +82,9 @@ class CpuBackend:
         self._embed = dense_on(gpu, "embed", weights.embed)
         self._lm_head = self._embed if weights.lm_head is weights.embed else dense_on(gpu, "lm_head", weights.lm_head)
         self._final_norm = dense_on(gpu, "final_norm", weights.final_norm)
-        self._layers = [
-            LayerWeights(*(dense_on(gpu, f"layer.{i}.{k}", a) for k, a in enumerate(layer.arrays()))) for i, layer in enumerate(weights.layers)
-        ]
+        self._layers = []
+        for i, layer in enumerate(weights.layers):
+            self._layers.append(LayerWeights(*(dense_on(gpu, f"layer.{i}.{k}", a) for k, a in enumerate(layer.arrays()))))
         staged = needed.get("pinned", {}).get("pages", 0) > 0
         self._experts = Experts(weights.experts, self.arenas, needed["gpu"].get("weight_buffer", 0) // 2, staged)
 

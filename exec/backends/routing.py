@@ -68,7 +68,8 @@ def forced(index: RoutingIndex | None, task: Record, batch: MicroBatch) -> NDArr
     found = index.rows(batch.requests, task.phase, task.step, task.layer)
     where = f"routing trace: {task.phase} step {task.step}, layer {task.layer}"
     if found is None:
-        raise UserError(f"{where}: lacks one of the requests {', '.join(map(str, batch.requests))}; record it with this workload and scheduler")
+        which = ", ".join(map(str, batch.requests))
+        raise UserError(f"{where}: lacks one of the requests {which}; record it with this workload and scheduler")
     if len(found[0]) != batch.rows:
         raise UserError(f"{where}: has {len(found[0])} rows for {batch.rows} tokens; record it with this workload")
     return found[0]

@@ -28,7 +28,7 @@ def warm_up(model: ModelSpec, threads: int) -> None:
         offsets, before = np.array([0, rows], np.int64), np.zeros(1, np.int64)
         hidden, qkv = np.zeros((rows, small.hidden), np.float32), np.zeros((rows, small.qkv_dim), np.float32)
         attn, logits = np.zeros((rows, small.attention_out_dim), np.float32), np.zeros((rows, small.vocab), np.float32)
-        decoder.embed_tokens(weights.embed, np.arange(rows, dtype=np.int64), hidden)
+        decoder.embed_tokens(weights.embed, np.arange(rows, dtype=np.int64) % small.vocab, hidden)
         decoder.pre_attn(small, layer, hidden, np.arange(rows), qkv, scratch)
         decoder.attn_prefill(small, qkv, offsets, attn, scratch)
         decoder.append_kv(qkv, cache[0], cache[1], before, offsets, before)

@@ -45,6 +45,8 @@ class Board:
         """Record of an open task, status of an ended one."""
         self._laneless: list[tuple[int, Record]] = []
         """Joins and timers whose dependencies are done: a heap by number."""
+        self._dying: dict[int, Record] = {}
+        """Cancelled tasks whose ops have not let go of their buffers yet."""
         self._last = -1
 
     # What the scheduler commands ----------------------------------------------------------------
@@ -84,7 +86,8 @@ class Board:
             self._became_ready(task, now)
 
     def cancel(self, number: int, reason: str, now: Time) -> Record | None:
-        """Give a task up. A task that runs on a lane is returned: it ends when its op has let go."""
+        """Give a task up. A task that runs on a lane is returned: it ends when its op has let go; who
+        needs its buffers waits for that."""
         task = self._known.get(number)
         if task is None:
             raise UserError(f"Cancel({number}): no such task was submitted")
@@ -92,6 +95,7 @@ class Board:
             return None
         if task.state == RUNNING and task.lane is not None:
             task.cancelled = reason
+            self._dying[number] = task
             return task
         self.fail(task, reason, _elapsed(task, now), CANCELLED, now)
         return None
@@ -144,6 +148,10 @@ class Board:
         return started
 
     def _has_room(self, task: Record) -> bool:
+        """Whether its pools have room, and no cancelled op still touches its buffers: on the simulated
+        clock that would have ended at once, so no plan waits for it."""
+        if self._dying and not self.guard.free_of(task, self._dying.values()):
+            return False
         return not task.takes or self.pools.has_room(task.takes)
 
     def _start_laneless(self, now: Time) -> None:
@@ -184,6 +192,7 @@ class Board:
         if task.state == RUNNING:
             self.running -= 1
             self.guard.leave(task)
+            self._dying.pop(task.number, None)
             if task.lane is not None:
                 self.lanes[task.lane].free += 1
         self.ended.append((task.number, task.lane, task.start_ps if task.state == RUNNING else now, now, status))

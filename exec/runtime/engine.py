@@ -25,7 +25,7 @@ from exec.runtime.errors import Fault, Interrupted, RuntimeStuck, TaskFailed, de
 from exec.runtime.records import Interrupt, Record, record_of, records_of
 from sim.drive import Deadlock
 from sim.engines.run import CANCELLED, FAILED, Run
-from sim.events import Arrived, Event, Profile, Request, Result, Started
+from sim.events import Arrived, Event, Failed, Profile, Request, Result, Started
 from sim.machines.schema import Lane, Machine
 from sim.plan import Plan
 from sim.tasks import Cancel, Command, Task, Time
@@ -33,6 +33,9 @@ from sim.tasks import Cancel, Command, Task, Time
 SWITCH_INTERVAL_S = 1e-4
 """How long a thread keeps the GIL while another wants it. Lanes hold it for microseconds between
 kernels that release it; Python's own 5 ms would let one lane's bookkeeping delay another's start."""
+
+SIGNAL_POLL_S = 0.25
+"""A Ctrl-C that arrives just before the driving thread falls asleep does not wake it; this does."""
 
 JOIN_TIMEOUT_S = 30.0
 """How long a stopped run waits for a lane whose op cannot be interrupted."""
@@ -101,6 +104,9 @@ class ThreadEngine:
         self._arrivals = sorted(requests, key=lambda r: (r.arrival_ps, r.request_id))
         self._arrived = 0
         self._sources: list[Plan | Task] = []
+        self._unheard = 0
+        """Failures that the scheduler has not answered; nothing starts until it has."""
+        self._answering = False
 
     # Life of the threads ------------------------------------------------------------------------
 
@@ -219,6 +225,7 @@ class ThreadEngine:
                 failure = TaskFailed(f"{describe(task)} failed on lane {task.lane!r}: {type(error).__name__}: {error}")
                 failure.__cause__ = error
                 raise failure
+            self._take_in()
             self._hand_out(end)
         except BaseException as raised:
             # The lane thread ends here; `wait` raises the first error in the driving thread.
@@ -230,14 +237,25 @@ class ThreadEngine:
         board = self._board
         if self._stopping:
             return
+        if self._unheard:
+            self._driver.notify()
+            return
         armed = len(board.timers)
         for task in board.start(now):
             assert task.lane is not None
             lane = self._lanes[task.lane]
             lane.inbox.append(task)
             lane.wake.notify()
-        if board.events or board.running == 0 or len(board.timers) > armed:
+        self._take_in()
+        if self._events or board.running == 0 or len(board.timers) > armed:
             self._driver.notify()
+
+    def _take_in(self) -> None:
+        """Put what the board has seen into the order of delivery."""
+        for when, number, event in self._board.events:
+            heapq.heappush(self._events, (when, number, 0, event))
+            self._unheard += isinstance(event, Failed)
+        self._board.events.clear()
 
     # What the driving loop calls ----------------------------------------------------------------
 
@@ -260,11 +278,14 @@ class ThreadEngine:
                         running.interrupt.set()
                 else:
                     self._board.submit(batch, now)
+            self._take_in()
             self._hand_out(now)
 
     def wait(self) -> tuple[Time, Event] | None:
-        """The next event by (time, submission number); None when all is done."""
+        """The next event by (time, submission number); None when all is done. A call says that the
+        last event was answered."""
         with self._lock:
+            self._answered()
             while True:
                 if self._error is not None:
                     raise self._error
@@ -275,6 +296,14 @@ class ThreadEngine:
                     return None
                 self._start_clock()
                 self._driver.wait(self._until_due_s())
+
+    def _answered(self) -> None:
+        """After the last of the failures that are known, lanes go on."""
+        if self._answering:
+            self._answering = False
+            self._unheard -= 1
+            if not self._unheard:
+                self._hand_out(self._now())
 
     def _take(self) -> tuple[Time, Event] | None:
         now = self._now()
@@ -287,12 +316,10 @@ class ThreadEngine:
             self._arrived += 1
             event = Arrived(request, last=self._arrived == len(self._arrivals))
             heapq.heappush(self._events, (request.arrival_ps, -1, self._arrived, event))
-        for when, number, event in board.events:
-            heapq.heappush(self._events, (when, number, 0, event))
-        board.events.clear()
         if not self._events:
             return None
         when, _, _, event = heapq.heappop(self._events)
+        self._answering = isinstance(event, Failed)
         # A lane may report an end that lies before an event already delivered; `now` never goes back.
         self._last = max(self._last, when)
         return self._last, event
@@ -306,12 +333,12 @@ class ThreadEngine:
             raise Deadlock(f"{board.open} tasks are open and none can start: {board.story()}")
         return True
 
-    def _until_due_s(self) -> float | None:
-        """Seconds until the next timer or arrival; None where there is none."""
+    def _until_due_s(self) -> float:
+        """Seconds until the next timer or arrival, at most until signals should be looked at."""
         due = [self._board.timers[0][0]] if self._board.timers else []
         if self._arrived < len(self._arrivals):
             due.append(self._arrivals[self._arrived].arrival_ps)
-        return max(0.0, (min(due) - self._now()) / 1e12) if due else None
+        return min(SIGNAL_POLL_S, max(0.0, (min(due) - self._now()) / 1e12)) if due else SIGNAL_POLL_S
 
     def _start_clock(self) -> None:
         if self._origin_ns is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from exec.runtime.errors import HazardError, describe
 from exec.runtime.records import Record
 
@@ -30,6 +32,11 @@ class BufferGuard:
                 if reader is not task:  # a task may update a buffer in place
                     raise _clash(name, task, "writes", reader, "reads")
             writer[name] = task
+
+    def free_of(self, task: Record, others: Iterable[Record]) -> bool:
+        """Whether `task` may start beside `others`, which are in flight."""
+        touched, written = {*task.reads, *task.writes}, set(task.writes)
+        return all(touched.isdisjoint(o.writes) and written.isdisjoint(o.reads) for o in others)
 
     def leave(self, task: Record) -> None:
         for name in task.reads:

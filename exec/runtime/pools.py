@@ -28,8 +28,8 @@ class Pools:
             sums[pool] = sums.get(pool, 0) + units
         for pool, units in sums.items():
             if units > self.capacity[pool]:
-                holds = self.capacity[pool]
-                raise UserError(f"task {number}: takes {units} of pool {pool!r}, which holds {holds}; a larger pool or a smaller take would be right")
+                found = f"takes {units} of pool {pool!r}, which holds {self.capacity[pool]}"
+                raise UserError(f"task {number}: {found}; a larger pool or a smaller take would be right")
         return takes if len(sums) == len(takes) else tuple(sums.items())
 
     def has_room(self, takes: Takes) -> bool:

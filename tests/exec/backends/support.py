@@ -9,7 +9,6 @@ import numpy as np
 
 from exec.session import Outcome, run
 from exec.weights import Weights, random_weights, split_expert
-from sim.costs import CostModel
 from sim.events import Request
 from sim.machines.schema import Lane, Machine, Memory, OpRate, Resource
 from sim.models.spec import ModelSpec
@@ -51,8 +50,12 @@ def machine(rates: Mapping[str, float] | None = None, threads: int = 1, **budget
     )
 
 
-def workload(prompts: Sequence[int], gen: int | Sequence[int], seed: int = 0, known: bool = True) -> tuple[list[Request], list[list[int]], list[int]]:
-    """Requests, prompts and lengths. known: whether requests state how many tokens they generate."""
+Work = tuple[list[Request], list[list[int]], list[int]]
+"""Requests, prompts and lengths."""
+
+
+def workload(prompts: Sequence[int], gen: int | Sequence[int], seed: int = 0, known: bool = True) -> Work:
+    """known: whether requests state how many tokens they generate."""
     rng = np.random.default_rng(seed)
     lengths = [gen] * len(prompts) if isinstance(gen, int) else list(gen)
     most = max(lengths)
@@ -60,14 +63,10 @@ def workload(prompts: Sequence[int], gen: int | Sequence[int], seed: int = 0, kn
     return requests, [rng.integers(0, SPEC.vocab, n).tolist() for n in prompts], lengths
 
 
-def execute(scheduler: str, policy: Policy, work: tuple[list[Request], list[list[int]], list[int]], on: Machine | None = None, **options: object) -> Outcome:
+def execute(scheduler: str, policy: Policy, work: Work, on: Machine | None = None, **options: object) -> Outcome:
     requests, prompts, lengths = work
     made = registry.load(scheduler)(SPEC, policy)
     return run(SPEC, weights(), on or machine(), made, requests, prompts, lengths=lengths, **options)  # type: ignore[arg-type]
-
-
-def profile(on: Machine) -> CostModel:
-    return CostModel(on, SPEC)
 
 
 # The plain decoder ----------------------------------------------------------------------------------
@@ -130,7 +129,7 @@ def _plain(prompt: tuple[int, ...], gen: int) -> tuple[list[int], np.ndarray]:
     return plain(prompt, gen)
 
 
-def assert_equals_plain(outcome: Outcome, work: tuple[list[Request], list[list[int]], list[int]]) -> float:
+def assert_equals_plain(outcome: Outcome, work: Work) -> float:
     """Tokens are the plain decoder's, logits within 1e-4 of the row's largest magnitude; returns the largest error."""
     worst = 0.0
     for request, prompt, length in zip(*work, strict=True):

@@ -20,7 +20,7 @@ from tests.exec.runtime.support import Commands, Functions, Profile, lane_thread
 
 
 def test_a_submitted_lane_blocks_at_its_head():
-    backend = Functions({0: lambda *_: until(lambda: backend.starts[:2] == [0, 3] or len(backend.starts) > 2)})
+    backend = Functions({0: lambda *_: until(lambda: 3 in backend.starts)})
     tasks = [task(0, "b"), task(1, "a", deps=(0,)), task(2, "a"), task(3, "c")]
     run(Commands(tasks), backend, machine("a", "b", "c"))
     assert backend.starts.index(1) < backend.starts.index(2)

@@ -91,10 +91,12 @@ def test_a_scheduler_that_raises_leaves_no_thread():
 
 
 def test_ctrl_c_stops_all_lanes():
-    backend = Functions({0: until_interrupted})
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    def interrupted(task, interrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        until_interrupted(task, interrupt)
+
     with pytest.raises(KeyboardInterrupt):
-        run(Commands([task(0)]), backend, machine("a", "b"))
+        run(Commands([task(0)]), Functions({0: interrupted}), machine("a", "b"))
     assert not lane_threads()
 
 
@@ -120,7 +122,7 @@ def test_cancel_of_a_waiting_task_a_timer_and_an_ended_task():
 
 
 def test_a_cancelled_op_that_ends_anyway_counts_as_cancelled():
-    backend = Functions({0: lambda _, interrupt: until(lambda: bool(interrupt))})
+    backend = Functions({0: lambda _, interrupt: until(lambda: bool(interrupt)), 1: lambda *_: until(lambda: 0 in backend.starts)})
     scheduler = Commands([task(0), task(1, "b", notify=True)], lambda now, e: [Cancel(0)] if e == Finished(1) else ())
     run(scheduler, backend, machine("a", "b"))
     assert Failed(0, "cancelled", 1.0) in scheduler.events
@@ -165,3 +167,20 @@ def test_wait_after_an_error_raises_it_again():
         for _ in range(2):
             with pytest.raises(TaskFailed):
                 drive(Commands([task(0)]), engine)
+
+
+def test_what_needs_the_buffers_of_a_cancelled_op_waits_for_it():
+    """The simulator ends a cancelled task at once, so a plan that follows has no dependency on it."""
+    stopped = threading.Event()
+
+    def slow_to_stop(_, interrupt):
+        until(lambda: bool(interrupt))
+        time.sleep(0.05)
+        stopped.set()
+        raise Interrupted(0.5)
+
+    backend = Functions({0: slow_to_stop, 1: lambda *_: until(lambda: 0 in backend.starts), 2: lambda *_: stopped.is_set() or 1 / 0})
+    tasks = [task(0, "a", writes=("w.0.0",)), task(1, "b", notify=True)]
+    more = [Cancel(0), task(2, "b", reads=("w.0.0",)), task(3, "b", writes=("w.0.0",))]
+    made = run(Commands(tasks, lambda now, e: more if e == Finished(1) else ()), backend, machine("a", "b"))
+    assert made.status.tolist() == [CANCELLED, DONE, DONE, DONE]
