@@ -15,6 +15,9 @@ from exec.weights import Weights
 BIG = 1 << 25
 """float32 elements of a buffer that no cache holds (128 MiB)."""
 
+NOTICED = 1.04
+"""Slowdowns below this are within the spread of repeated measurements."""
+
 
 def threads_of_lanes() -> tuple[int, int]:
     """Threads of the "gpu" and the "cpu" lane: half of the cores each, the device getting the odd one."""
@@ -60,8 +63,8 @@ def traffic(spec: Any, weights: Weights, gpu_threads: int, cpu_threads: int, cap
     """Fitted memory traffic: by component, (bytes per byte of its work formula, slowdown beside a copying thread).
 
     Each op runs beside a thread that copies memory as fast as it can. The bytes that the op must be
-    moving for weighted max-min sharing of `capacity` to give the slowdown seen are its traffic; an op
-    that is not slowed down is charged what its formula says, where that fits beside the copy.
+    moving for weighted max-min sharing of `capacity` to give the slowdown seen are its traffic. An op
+    that is not slowed down by the strongest user of memory there is competes for cores alone.
     """
     found = {}
     for op, threads, rows in (("expert_ffn", gpu_threads, 8), ("qkv_proj", gpu_threads, 16), ("attn_decode", cpu_threads, 256)):
@@ -86,8 +89,8 @@ def _formula_bytes(spec: Any, op: str, rows: int) -> float:
 def _fit(rate: float, other: float, slowdown: float, capacity: float) -> float:
     """Bytes per formula byte, between 0 and 4, such that an op that would move `scale * rate` bytes/s
     alone is slowed down by `slowdown` beside a copy at `other` bytes/s."""
-    if slowdown < 1.03:
-        return min(1.0, max(0.0, (capacity - other) / rate))
+    if slowdown < NOTICED:
+        return 0.0
     scales = np.linspace(0.05, 4, 400)
     wants = scales * rate
     share = np.where(wants + other <= capacity, wants, np.maximum(capacity - other, np.minimum(wants, capacity / 2)))
