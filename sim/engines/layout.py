@@ -67,7 +67,7 @@ def _stamp() -> str:
     """Hash of every compiled source. Numba keys its cache on the function's own file only, and would
     go on using an old solver inside a cached loop."""
     here = Path(__file__).parent
-    sources = (here / "layout.py", here / "heap.py", here / "loop.py", here / "lanes.py", here.parent / "rates.py")
+    sources = (here / "layout.py", here / "heap.py", here / "loop.py", here / "lanes.py", here / "usage.py", here.parent / "rates.py")
     return f"{zlib.crc32(b''.join(p.read_bytes() for p in sources)):08x}"
 
 

@@ -12,16 +12,15 @@ from heapq import heappop, heappush
 from math import ceil, inf
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import simpy
 
 from sim.drive import Deadlock
 from sim.engines.book import ENDED, OPEN, RUNNING, STARTABLE, Book
+from sim.engines.fluid import Fluid
 from sim.engines.intake import Change, change_columns, check_failures, check_lanes
-from sim.engines.layout import DUE, NEVER
 from sim.engines.queues import Pools, queues
 from sim.engines.run import CANCELLED, DONE, FAILED, STATUSES, LaneLike, Run
-from sim.engines.slots import Rates, step
+from sim.engines.slots import Rates
 from sim.engines.story import Wait, deadlock
 from sim.errors import UserError
 from sim.events import Arrived, Changed, Event, Failed, Finished, Profile, Request, Result, Started
@@ -30,9 +29,6 @@ from sim.tasks import Cancel, Command, Task, Time
 
 if TYPE_CHECKING:
     from sim.costs import Costs
-
-NOBODY = np.zeros(0, np.int64)
-NOTHING = np.zeros(0, np.float64)
 
 
 class SimPyEngine:
@@ -66,8 +62,11 @@ class SimPyEngine:
     ) -> None:
         self.lanes = tuple(lane.name for lane in lanes)
         check_lanes(self.lanes, pools)
-        self._rates = Rates(costs.capacity, sum(min(lane.servers, 64) for lane in lanes) + 1)
-        self._book = Book(self.lanes, pools, costs, self._rates)
+        self._env = simpy.Environment(initial_time=0)
+        self._due: list[int] = []
+        rates = Rates(costs.capacity, sum(min(lane.servers, 64) for lane in lanes))
+        self._fluid = Fluid(rates, self._env, self._due.extend)
+        self._book = Book(self.lanes, pools, costs, rates)
         self._pools = Pools(pools, self._book)
         self._queues = queues(lanes, self._book, self._pools)
         self._dirty: set[int] = set()
@@ -75,20 +74,10 @@ class SimPyEngine:
         self._resources = tuple(costs.resources)
         self._outcomes = outcomes
         self._failures = check_failures(failures)
-        self._env = simpy.Environment(initial_time=0)
         self._external: list[Event] = [] if profile is None else [Started(profile)]
         self._events: list[tuple[int, Event]] = []
-        self._due: list[int] = []
         self._joins: list[int] = []
         self._entering: list[int] = []
-        self._leaving: list[int] = []
-        self._changed = False
-        self._slot: dict[int, int] = {}
-        self._owner: list[int] = [-1] * len(self._rates.slots)
-        self._free_slots = list(range(len(self._owner)))[::-1]
-        self._alarm: Any = None
-        self._alarm_at = NEVER
-        self._alarm_slots = 0
         self._open = 0
         self._schedule_external(changes, arrivals)
         self._happenings = self._run()
@@ -146,7 +135,7 @@ class SimPyEngine:
                 for event in self._round():
                     yield now, event
             self._start(now)
-            self._settle(now)
+            self._settle()
             if not self._due and not self._advance():
                 break
         if self._open:
@@ -158,8 +147,7 @@ class SimPyEngine:
         self._external.clear()  # the same list: scheduled callbacks append to it
         for event in external:
             if isinstance(event, Changed):
-                self._rates.set_capacity(self._resources.index(event.resource), event.capacity)
-                self._changed = True
+                self._fluid.set_capacity(self._resources.index(event.resource), event.capacity)
         events, self._events = self._events, []
         return external + [event for _, event in sorted(events, key=lambda pair: pair[0])]
 
@@ -229,8 +217,9 @@ class SimPyEngine:
 
     def _end_due(self, now: Time) -> None:
         """End what is due, in number order, then joins, which may close more joins."""
-        due, self._due = self._due, []
-        for i in sorted(due) if len(due) > 1 else due:
+        due = sorted(self._due)
+        self._due.clear()  # the same list: the fluid side and scheduled callbacks append to it
+        for i in due:
             self._conclude(i, now)
         while self._joins:
             i = heappop(self._joins)
@@ -254,8 +243,7 @@ class SimPyEngine:
             lane = book.lane[i]
             self._queues[lane].free += 1
             self._dirty.add(lane)
-            if i in self._slot:
-                self._leaving.append(self._slot.pop(i))
+            self._fluid.leave(i)
         else:
             book.start[i] = now
         book.state[i] = ENDED
@@ -321,63 +309,19 @@ class SimPyEngine:
         if book.state[i] != RUNNING:
             return 0.0
         cls = book.cls[i]
-        if i in self._slot:
-            begun = self._failures.get(book.number[i], 1.0)
-            return begun - self._rates.left(self._slot[i], self.now)
+        left = self._fluid.left(i)
+        if left is not None:
+            return self._failures.get(book.number[i], 1.0) - left
         if book.fluid[cls] or not book.latency[cls]:
             return 0.0
         return (self.now - book.start[i]) / book.latency[cls]
 
-    # --- rates ---
-
-    def _settle(self, now: Time) -> None:
-        """End of the instant: tell the rate solver who left and who came, and set the alarm for the next end."""
-        if not (self._entering or self._leaving or self._changed):
-            return
-        leaving = np.array(self._leaving) if self._leaving else NOBODY
-        self._free_slots += self._leaving
-        entering = classes = NOBODY
-        left = NOTHING
-        if self._entering:
-            rows = [i for i in self._entering if self._book.state[i] == RUNNING]
-            entering = np.array([self._assign(i) for i in rows], np.int64)
-            classes = np.array([self._book.cls[i] for i in rows], np.int64)
-            left = np.array([self._failures.get(self._book.number[i], 1.0) for i in rows])
-        end, n = step(*self._rates.arrays, now, leaving, entering, classes, left)
-        self._entering, self._leaving, self._changed = [], [], False
-        self._set_alarm(end, n, now)
-
-    def _assign(self, i: int) -> int:
-        if not self._free_slots:
-            more = len(self._owner)
-            self._free_slots = list(range(more, 2 * more))[::-1]
-            self._owner += [-1] * more
-            self._rates.reserve(2 * more)
-        slot = self._slot[i] = self._free_slots.pop()
-        self._owner[slot] = i
-        return slot
-
-    def _set_alarm(self, end: Time, n: int, now: Time) -> None:
-        """`n` slots are due at `end`. A changed alarm is a new one: the old one then rings in vain."""
-        self._alarm_slots = n
-        if end == now:
-            self._alarm_at = NEVER
-            self._ring()
-        elif end != self._alarm_at:
-            self._alarm_at = end
-            self._alarm = None
-            if end < NEVER:
-                self._alarm = self._env.timeout(end - now)
-                self._alarm.callbacks.append(self._rang)
-
-    def _rang(self, event: Any) -> None:
-        if event is self._alarm:
-            self._alarm_at = NEVER
-            self._ring()
-
-    def _ring(self) -> None:
-        owner = self._owner
-        self._due.extend([owner[s] for s in self._rates.lists[DUE, : self._alarm_slots].tolist()])
+    def _settle(self) -> None:
+        """End of the instant: those whose latency is over begin their fluid phase, speeds are settled."""
+        book = self._book
+        rows = [i for i in self._entering if book.state[i] == RUNNING]
+        self._entering.clear()
+        self._fluid.settle(rows, [book.cls[i] for i in rows], [self._failures.get(book.number[i], 1.0) for i in rows])
 
     def _stuck(self) -> Deadlock:
         """The story of the tasks that nothing can start: the first of each lane, and what it waits for."""

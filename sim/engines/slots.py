@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim import rates
+from sim.engines import usage
 from sim.engines.heap import due
 from sim.engines.layout import CLASS, DEMAND, NEVER, NODE, RESOURCE, SLOT, WEIGHT_ONE, WIDTH, Shared, entry
+from sim.rates import settle
 
 if TYPE_CHECKING:
     from sim.costs import Prices
@@ -27,21 +28,21 @@ def step(
     """
     x = Shared(classes, demands, resources, slots, nodes, lists, counts)
     for s in leaving:
-        rates.leave(x, s)
+        usage.leave(x, s)
     for i in range(len(entering)):
-        rates.enter(x, entering[i], entering_cls[i], entering_left[i], now)
-    rates.settle(x, now)
+        usage.enter(x, entering[i], entering_cls[i], entering_left[i], now)
+    settle(x, now)
     return due(x)
 
 
 @entry
 def price(classes: Any, demands: Any, resources: Any, slots: Any, nodes: Any, lists: Any, counts: Any, since: int) -> None:
-    rates.price(Shared(classes, demands, resources, slots, nodes, lists, counts), since)
+    usage.price(Shared(classes, demands, resources, slots, nodes, lists, counts), since)
 
 
 @entry
 def rebuild(classes: Any, demands: Any, resources: Any, slots: Any, nodes: Any, lists: Any, counts: Any) -> None:
-    rates.rebuild(Shared(classes, demands, resources, slots, nodes, lists, counts))
+    usage.rebuild(Shared(classes, demands, resources, slots, nodes, lists, counts))
 
 
 def check_prices(prices: Prices) -> None:

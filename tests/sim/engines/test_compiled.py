@@ -61,7 +61,7 @@ def test_sources_are_kept() -> None:
 @pytest.mark.parametrize(
     "tasks",
     [
-        [task(0, "copy1", takes=(("x", 1),)), task(1, "copy1", "b", (0,), takes=(("x", 1),)), join(2, (1,)), task(3, "copy1", "pool", (1,))],
+        [task(0, "copy1", takes=(("x", 1),)), task(1, "copy1", "b", takes=(("x", 1),)), join(2, (1,)), task(3, "copy1", "pool", (1,))],
         [task(0, "core1", "pool", takes=(("x", 1),)), task(1, "core1", "pool", takes=(("x", 1),)), timer(2, 5, takes=(("x", 1),))],
         [task(0, "core1", "urgent", takes=(("x", 1),)), task(1, "core1", "urgent", takes=(("x", 1),)), task(2, "core1", "urgent")],
     ],
