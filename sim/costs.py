@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sim.errors import UserError
 from sim.machines.schema import Lane, Machine, OpRate
 from sim.models.spec import ModelSpec
-from sim.ops import COPIES, FREE, Component, components
+from sim.ops import COPIES, FREE, components
 from sim.plan import PHASES, Plan
 from sim.tasks import PS_PER_S, Task, Time, Work
 
@@ -172,8 +172,8 @@ class CostModel:
         if work.op in COPIES:
             latency_s, demands = self._copy(where, work)
         else:
-            latency_s, demands = self._compute(where, work.op, components(self.model, work))
-        return work.latency_ps + round((latency_s + where.dispatch_s) * PS_PER_S), [
+            latency_s, demands = self._compute(where, work)
+        return work.latency_ps + round(latency_s * PS_PER_S), [
             (self._index[name], amount, cap, weight) for name, amount, cap, weight in demands if amount > 0
         ]
 
@@ -189,15 +189,16 @@ class CostModel:
         demands = [(name, float(work.bytes), self.machine.resources[name].capacity * (rate.bytes_efficiency if k == 0 else 1.0), 1.0)
                    for k, name in enumerate(lane.path)]  # fmt: skip
         if lane.cores is not None and rate.curve:
-            busy_s = curve_at(rate.curve, float(work.bytes))
+            busy_s = ratio_at(rate.ratio, work.bytes) * curve_at(rate.curve, work.bytes)
             demands.append((lane.cores, busy_s, float(lane.threads), float(lane.threads)))
         return rate.latency_s, demands
 
-    def _compute(self, lane: Lane, op: str, parts: Sequence[Component]) -> tuple[float, list[Demand]]:
-        """Sum of the components: a roofline over their FLOPs and bytes, or their measured seconds. A row
-        task.OP adds what a whole task takes beyond them."""
-        whole = self._rates.get((lane.name, f"task.{op}"))
-        latency_s = whole.latency_s if whole else 0.0
+    def _compute(self, lane: Lane, work: Work) -> tuple[float, list[Demand]]:
+        """Sum of the components: a roofline over their FLOPs and bytes, or their measured seconds, which
+        a row task.OP corrects by what whole runs showed."""
+        parts = components(self.model, work)
+        whole = self._rates.get((lane.name, f"task.{work.op}"))
+        latency_s = 0.0
         busy_s = flops = flops_at_peak = moved = moved_at_peak = 0.0
         latency_s += sum(self._rate(lane, name).latency_s for name in {part.op for part in parts})
         for part in parts:
@@ -219,8 +220,21 @@ class CostModel:
             demands.append((lane.memory, moved, peak * moved / moved_at_peak if moved_at_peak else np.inf, 1.0))
         if busy_s and lane.cores:
             threads = float(lane.threads)
-            demands.append((lane.cores, busy_s * threads * (whole.scale if whole else 1.0), threads, threads))
+            demands.append((lane.cores, busy_s * threads * (ratio_at(whole.ratio, size_of(work)) if whole else 1.0), threads, threads))
         return latency_s, demands
+
+
+def size_of(work: Work) -> float:
+    """What the ratios of whole tasks are read at: cache entries for decode attention, bytes of a copy, else tokens."""
+    return float(work.context if work.op == "attn_decode" else work.bytes or work.tokens)
+
+
+def ratio_at(ratios: Sequence[tuple[float, float]], size: float) -> float:
+    """Linear in the logarithm of the size between measured points, flat beyond them; 1 without any."""
+    if not ratios:
+        return 1.0
+    x, y = zip(*ratios, strict=True)
+    return float(np.interp(np.log(max(size, 1.0)), np.log(x), y))
 
 
 def curve_at(curve: Sequence[tuple[float, float]], rows: float) -> float:

@@ -1,9 +1,9 @@
-"""Correction from whole runs: what tasks take beyond the sum of their kernels, and what handing one to a lane takes.
+"""Correction from whole runs: what tasks take beyond the sum of their kernels, waking their lane included.
 
 A kernel timed alone has no Python around it, another state of the caches, and no other lane beside
 it. A few short runs, none of them in the validation grid, are compared task by task with their own
-simulation: for each op the median difference (short ops) or ratio (long ones) becomes a row of the
-op table.
+simulation: for each op the ratio, by size, becomes a row of the op table; for copies over a paced
+link, whose rate is given, the median difference does.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from exec.calibration.links import relink
 from exec.prompts import byte_prompts
 from exec.weights import Weights
 from sim.columns import columns_of
-from sim.costs import CostModel
-from sim.engines.run import DONE, Run
+from sim.costs import CostModel, ratio_at, size_of
+from sim.engines.run import Run
 from sim.job import Job, prepare
 from sim.machines.schema import Machine, OpRate
 from sim.models.spec import ModelSpec
@@ -32,8 +32,13 @@ from sim.workloads.lengths import Fixed, Uniform
 from sim.workloads.schema import Workload
 from traces.routing import RoutingIndex
 
-SHORT_S = 400e-6
-"""Ops whose median is shorter are corrected by a difference, longer ones by a ratio."""
+FEWEST = 3
+"""Tasks of one octave of sizes that make a point."""
+
+LIMITS = (0.3, 5.0)
+"""Ratios beyond these mean that the runs were disturbed."""
+
+Rows = NDArray[np.float64]
 
 ROUNDS = 2
 """The second round corrects what the first left, the lanes being busy at other times then."""
@@ -77,21 +82,18 @@ def really(job: Job, weights: Weights, record: bool = True) -> session.Outcome:
 
 
 def corrected(machine: Machine, spec: ModelSpec, weights: Weights, say: Callable[[str], None]) -> Machine:
-    """The machine with rows task.OP, rows of single copies, and dispatch times."""
+    """The machine with rows task.OP and rows of single copies."""
     runs = []
     for k, probe in enumerate(PROBES):
         say(f"whole runs: {k + 1} of {len(PROBES)}, {probe.scheduler}")
         runs.append((probe, really(job_for(probe, machine, spec), weights)))
-    gaps = _gaps([outcome.run for _, outcome in runs])
-    lanes = tuple(lane.model_copy(update={"dispatch_s": gaps.get(lane.name, 0.0)}) for lane in machine.lanes)
-    machine = machine.model_copy(update={"lanes": lanes})
     for _ in range(ROUNDS):
         machine = _one_round(machine, spec, runs)
     return machine
 
 
 def _one_round(machine: Machine, spec: ModelSpec, runs: list[tuple[Probe, session.Outcome]]) -> Machine:
-    pairs: dict[tuple[str, str], list[NDArray[np.float64]]] = defaultdict(list)
+    pairs: dict[tuple[str, str, bool], list[Rows]] = defaultdict(list)
     for probe, outcome in runs:
         job = job_for(probe, machine, spec)
         assert outcome.routing is not None
@@ -99,61 +101,48 @@ def _one_round(machine: Machine, spec: ModelSpec, runs: list[tuple[Probe, sessio
         for key, rows in _durations(job.machine, outcome.run, simulated):
             pairs[key].append(rows)
     rows = {(r.lane, r.op): r for r in machine.ops}
-    for (lane, op), parts in pairs.items():
-        _correct(rows, lane, op, np.concatenate(parts))
+    for (lane, op, paced), parts in pairs.items():
+        _correct(rows, lane, op, paced, np.concatenate(parts))
     return machine.model_copy(update={"ops": tuple(rows.values())})
 
 
-def _durations(machine: Machine, measured: Run, simulated: Run) -> Iterator[tuple[tuple[str, str], NDArray[np.float64]]]:
-    """By (lane, op): [tasks, 2] seconds measured and simulated, the latter without the hand-over."""
+def _durations(machine: Machine, measured: Run, simulated: Run) -> Iterator[tuple[tuple[str, str, bool], Rows]]:
+    """By (lane, op, whether the lane is paced): [tasks, 3] size, seconds measured, seconds simulated."""
     assert np.array_equal(measured.number, simulated.number)
     columns = columns_of(measured.sources)
+    sizes = np.array([size_of(w) for w in columns.works])
     for i, lane in enumerate(measured.lanes):
         for op in sorted({columns.works[w].op for w in np.unique(columns.work[measured.lane == i]).tolist()}):
             at = (measured.lane == i) & columns.where_op(op)
             spans = [(r.end_ps[at] - r.start_ps[at]) / 1e12 for r in (measured, simulated)]
-            yield (lane, op), np.stack([spans[0], spans[1] - machine.lane[lane].dispatch_s], axis=1)
+            yield (lane, op, machine.lane[lane].paced_bytes_per_s is not None), np.stack([sizes[columns.work[at]], *spans], axis=1)
 
 
-def _correct(rows: dict[tuple[str, str], OpRate], lane: str, op: str, seconds: NDArray[np.float64]) -> None:
+def _correct(rows: dict[tuple[str, str], OpRate], lane: str, op: str, paced: bool, tasks: Rows) -> None:
     name = f"task.{op}" if op in COMPUTE else op
-    base = rows.get((lane, name)) or (None if op in COMPUTE else rows[lane, "*"])
-    row = OpRate(op=name, lane=lane, source="calibrated") if base is None else base.model_copy(update={"op": name})
-    measured, simulated = seconds[:, 0], np.maximum(seconds[:, 1], 1e-9)
-    source = f"calibrated: {len(seconds)} tasks of whole runs"
-    if op in COMPUTE and np.median(measured) > SHORT_S:
-        # Weighted by time: long tasks are what a makespan is made of.
-        update: dict[str, Any] = {"scale": row.scale * float(np.clip(_weighted_median(measured / simulated, measured), 0.5, 2.0))}
+    row = rows.get((lane, name)) or (OpRate(op=name, lane=lane, source="calibrated") if op in COMPUTE else rows[lane, "*"])
+    size, measured, simulated = tasks[:, 0], tasks[:, 1], np.maximum(tasks[:, 2], 1e-9)
+    update: dict[str, Any] = {"op": name, "source": f"calibrated: {len(tasks)} tasks of whole runs"}
+    if paced:
+        update["latency_s"] = max(0.0, row.latency_s + float(np.median(measured - simulated)))
     else:
-        update = {"latency_s": max(0.0, row.latency_s + float(np.median(measured - simulated)))}
-    rows[lane, name] = row.model_copy(update={**update, "source": source})
+        found = _ratios(size, measured / simulated, measured)
+        update["ratio"] = tuple((x, float(np.clip(r * ratio_at(row.ratio, x), *LIMITS))) for x, r in found)
+    rows[lane, name] = row.model_copy(update=update)
+
+
+def _ratios(size: NDArray[np.float64], ratio: NDArray[np.float64], weight: NDArray[np.float64]) -> list[tuple[float, float]]:
+    """(median size, median ratio weighted by time) of the tasks of each octave of sizes: long tasks are
+    what a makespan is made of."""
+    octave = np.floor(np.log2(np.maximum(size, 1.0)))
+    return [
+        (float(np.median(size[at])), _weighted_median(ratio[at], weight[at]))
+        for o in np.unique(octave) if (at := octave == o).sum() >= FEWEST
+    ]  # fmt: skip
 
 
 def _weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
     order = np.argsort(values)
     total = np.cumsum(weights[order])
     return float(values[order][np.searchsorted(total, total[-1] / 2)])
-
-
-def _gaps(runs: list[Run]) -> dict[str, float]:
-    """Median time by lane between the moment when a task could start and its start, in seconds.
-
-    It could start when the task before it on the lane and all its dependencies had ended. Gaps of a
-    millisecond and more are waits for a pool, not hand-overs.
-    """
-    found: dict[str, list[float]] = defaultdict(list)
-    for run in runs:
-        columns = columns_of(run.sources)
-        assert (run.status == DONE).all()
-        able = np.zeros(len(run), np.int64)
-        ptr, dep = columns.dep_ptr, np.searchsorted(columns.number, columns.dep)
-        some = np.diff(ptr) > 0
-        able[some] = np.maximum.reduceat(run.end_ps[dep], ptr[:-1][some]) if some.any() else 0
-        for i, lane in enumerate(run.lanes):
-            at = np.flatnonzero(run.lane == i)
-            at = at[np.argsort(run.start_ps[at], kind="stable")]
-            before = np.concatenate([[0], run.end_ps[at][:-1]])
-            gap = (run.start_ps[at] - np.maximum(able[at], before)) / 1e12
-            found[lane] += gap[(gap > 0) & (gap < 1e-3)].tolist()
-    return {lane: float(np.median(gaps)) for lane, gaps in found.items() if gaps}
 

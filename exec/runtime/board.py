@@ -48,6 +48,8 @@ class Board:
         self._dying: dict[int, Record] = {}
         """Cancelled tasks whose ops have not let go of their buffers yet."""
         self._last = -1
+        self._latest: Time = 0
+        """Latest end so far."""
 
     # What the scheduler commands ----------------------------------------------------------------
 
@@ -137,7 +139,9 @@ class Board:
     # Who may start ------------------------------------------------------------------------------
 
     def start(self, now: Time) -> list[Record]:
-        """Close joins, arm timers, and start what may start: lanes in declared order."""
+        """Close joins, arm timers, and start what may start: lanes in declared order. Nothing starts
+        before the latest end that the board was told of, in whichever order lanes came to tell."""
+        now = max(now, self._latest)
         self._start_laneless(now)
         started = []
         for queue in self.lanes.values():
@@ -189,6 +193,7 @@ class Board:
             self.lanes[task.lane].became_ready(task)
 
     def _end(self, task: Record, status: int, now: Time) -> None:
+        self._latest = max(self._latest, now)
         if task.state == RUNNING:
             self.running -= 1
             self.guard.leave(task)

@@ -1,9 +1,10 @@
 """ThreadEngine: the wall clock. One thread for each server of each lane.
 
 A task's way: `submit` turns it into a record and puts it on the board; whoever changes the board
-(the driving thread or the lane thread that has just ended a task) hands every task that may start
-to its lane's inbox; the lane thread stamps the start, runs the op without the lock, stamps the
-end, and tells the board. See docs/decisions/0004-executor-threads.md.
+(the driving thread or the lane thread that has just ended a task) starts every task that may start:
+it takes its holds, its start is stamped, and it goes to its lane's inbox; the lane thread runs the
+op without the lock, stamps the end, and tells the board. Waking the lane is thus part of the task,
+as launch latency is in the simulator. See docs/decisions/0004-executor-threads.md.
 """
 
 from __future__ import annotations
@@ -201,7 +202,6 @@ class ThreadEngine:
         result: Result | None = None
         error: BaseException | None = None
         self._lock.release()
-        task.start_ps = self._now()
         try:
             result = self._backend.run(task, interrupt)
         except BaseException as raised:

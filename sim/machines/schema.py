@@ -61,7 +61,6 @@ class Lane(Strict):
     cores: str | None = Field(None, description="cores resource whose threads do the work")
     threads: int = Field(0, ge=0, description="threads that a task keeps busy while it runs")
     home: str | None = Field(None, description="memory that the lane's buffers live in")
-    dispatch_s: float = Field(0.0, ge=0, lt=1, description="time that handing a task to the lane takes")
     paced_bytes_per_s: float | None = Field(None, gt=0, description="the executor paces copies to this rate; none: native")
 
 
@@ -72,14 +71,16 @@ class OpRate(Strict):
     curve the op is a roofline with the given efficiencies.
     """
 
-    op: str = Field(description='component or copy, "*" for every other one, or task.OP: what a whole task of OP takes beyond its components')
+    op: str = Field(description='component or copy, "*" for every other one, or task.OP: a whole task of OP beside its components')
     lane: str
     dtype: str = "*"
     latency_s: float = Field(0.0, ge=0, lt=10)
     flops_efficiency: float = Field(1.0, gt=0, le=1)
     bytes_efficiency: float = Field(1.0, gt=0, le=1)
     curve: tuple[tuple[float, float], ...] = ()
-    scale: float = Field(1.0, gt=0, description="on a row task.OP: measured over predicted seconds of that op in whole runs")
+    ratio: tuple[tuple[float, float], ...] = Field(
+        (), description="(size, measured over predicted seconds in whole runs): on a row task.OP of all components, on a copy of its curve"
+    )
     bytes_scale: float = Field(1.0, ge=0, description="bytes on the memory resource per byte of the work formula (fitted)")
     source: Source
 
