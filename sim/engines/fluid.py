@@ -13,6 +13,7 @@ from sim.engines.slots import Rates, step
 from sim.tasks import Time
 
 NOBODY = np.zeros(0, np.int64)
+NOTHING = np.zeros(0, np.float64)
 
 
 class Fluid:
@@ -53,9 +54,12 @@ class Fluid:
             return
         leaving = np.array(self._leaving) if self._leaving else NOBODY
         self._free += self._leaving
-        slots = np.array([self._assign(i) for i in rows], np.int64) if rows else NOBODY
+        entering = (NOBODY, NOBODY, NOTHING)
+        if rows:
+            slots = [self._assign(i) for i in rows]
+            entering = (np.array(slots), np.array(classes), np.array(left))
         now = int(self._env.now)
-        end, n = step(*self.rates.arrays, now, leaving, slots, np.array(classes, np.int64), np.array(left, np.float64))
+        end, n = step(*self.rates.arrays, now, leaving, *entering)
         self._leaving, self._changed = [], False
         self._set_alarm(end, n, now)
 

@@ -228,6 +228,9 @@ class Lives:
 
     def settle(self) -> None:
         """End of the instant: those whose latency is over begin their fluid phase, speeds are settled."""
+        if not self._entering:
+            self.fluid.settle((), (), ())
+            return
         book = self.book
         rows = [i for i in self._entering if book.state[i] == RUNNING]
         self._entering.clear()
