@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,22 +90,16 @@ def _header(f: BinaryIO, path: Path) -> list[str]:
 
 
 def _parse(f: BinaryIO, path: Path, kinds: pa.csv.ConvertOptions, fields: int) -> pa.Table:
-    bad: list[pa.csv.InvalidRow] = []
-
-    def note(row: pa.csv.InvalidRow) -> str:
-        bad.append(row)
-        return "error"
-
     try:
         return pa.csv.read_csv(
-            f, pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK),
-            pa.csv.ParseOptions(invalid_row_handler=note, ignore_empty_lines=False), kinds,
-        )  # fmt: skip
-    except (pa.ArrowException, KeyError) as e:
-        if bad:
-            line = f"line {bad[0].number}" if bad[0].number else "a line"
-            raise TraceError(f"{path}: {line}: has {bad[0].actual_columns} fields instead of {fields} (truncated?)") from e
-        raise TraceError(f"{path}: not a readable CSV file: {str(e).splitlines()[0]}") from e
+            f, pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK), pa.csv.ParseOptions(ignore_empty_lines=False), kinds
+        )
+    except (pa.ArrowException, KeyError, UnicodeDecodeError) as e:
+        told = str(e).splitlines()[0]
+        ragged = re.search(r"Row #(\d+): Expected \d+ columns, got (\d+)", told)
+        if ragged:
+            raise TraceError(f"{path}: line {ragged[1]}: has {ragged[2]} fields instead of {fields} (truncated?)") from e
+        raise TraceError(f"{path}: not a readable CSV file: {told}") from e
 
 
 def ends_whole(path: Path) -> bool:
@@ -127,7 +122,7 @@ def whole_numbers(column: pa.ChunkedArray, path: Path, name: str, low: int = 0, 
 def seconds(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.int64]:
     """A text column of seconds as nanoseconds, exactly: the decimals are not read as a float."""
     _match(column, r"^\d{1,9}(\.\d{0,12})?$", path, name, "a time in seconds, 0 or more")
-    parts = pc.extract_regex(column, r"^(?P<whole>\d+)(\.(?P<part>\d*))?$")
+    parts = pc.extract_regex(column, r"^(?P<whole>\d+)(?:\.(?P<part>\d*))?$")
     whole = pc.cast(pc.struct_field(parts, "whole"), pa.int64()).to_numpy()
     part = pc.utf8_slice_codeunits(pc.utf8_rpad(pc.struct_field(parts, "part"), 9, "0"), 0, 9)
     return np.asarray(whole * 1_000_000_000 + pc.cast(part, pa.int64()).to_numpy())
