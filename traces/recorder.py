@@ -63,7 +63,11 @@ class Recording:
     """What was recorded so far. `routing()` gives all of it, unless it was streamed to a file."""
 
     def __init__(self, routers: Sequence[Router], ends: frozenset[int], origin: str, model: str, path: Path | None) -> None:
-        self.routers, self._ends, self._origin, self._model, self._path = routers, ends, origin, model, path
+        import torch
+
+        self.routers, self._ends, self._model, self._path = routers, ends, model, path
+        names = ",".join(r.name for r in routers)
+        self._provenance = Provenance("recorded", origin, facts={"torch": torch.__version__, "routers": names})
         self.requests = 0
         self.shape: Shape | None = None
         self._passes: list[_Pass] = []
@@ -184,7 +188,7 @@ class Recording:
         return Routing(
             decode=places[0][keep] > 0, step=places[0][keep].astype(np.int32), request_id=places[1][keep].astype(np.int32),
             position=places[2][keep].astype(np.int32), layer=layer[keep].astype(np.int16), experts=experts.reshape(-1, k)[keep],
-            weights=weights.reshape(-1, k)[keep], shape=shape, provenance=self._provenance(shape),
+            weights=weights.reshape(-1, k)[keep], shape=shape, provenance=self._provenance,
         )  # fmt: skip
 
     def _places(self, run: list[_Pass]) -> tuple[NDArray[Any], ...]:
@@ -220,13 +224,8 @@ class Recording:
             raise TraceError(f"model: now chooses {k} experts a token after {self.shape}; a routing trace has one k")
         self.shape = shape
         if self._path is not None and self._out is None:
-            self._out = self._files.enter_context(writing_routing(self._path, shape, self._provenance(shape)))
+            self._out = self._files.enter_context(writing_routing(self._path, shape, self._provenance))
         return shape
-
-    def _provenance(self, shape: Shape) -> Provenance:
-        import torch
-
-        return Provenance("recorded", self._origin, facts={"torch": torch.__version__, "routers": ",".join(r.name for r in self.routers)})
 
 
 def _cached(cache: Any) -> int:

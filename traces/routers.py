@@ -35,36 +35,60 @@ class Router:
         The arguments of one stacked experts module are what the model really uses. Experts in a list are called one by one,
         so there the router's output is read.
         """
-        if self._listed():
-            return self.gate.register_forward_hook(lambda module, given, out: tell(*self._of_output(out)))
-        where = "the arguments of its experts"
-        return self.bank.register_forward_pre_hook(
-            lambda module, given, named: tell(*self._of_tensors((*given, *named.values()), where)), with_kwargs=True
-        )
+        return self._listen_to_gate(tell) if self._listed() else self._listen_to_bank(tell)
 
     def _listed(self) -> bool:
         from torch import nn
 
         return isinstance(self.bank, nn.ModuleList)
 
-    def _of_output(self, out: Any) -> Choice:
-        if isinstance(out, tuple | list):
-            return self._of_tensors(tuple(out), "its router's output")
-        return self._of_logits(out)
+    def _listen_to_gate(self, tell: Callable[[Tensor, Tensor], None]) -> Any:
+        def hook(module: nn.Module, given: Any, out: Any) -> None:
+            if not isinstance(out, tuple | list):
+                tell(*self._of_logits(out))
+                return
+            places = self._places(dict(enumerate(out)), "its router's output")
+            tell(*self._pick(out, *places))
 
-    def _of_tensors(self, found: tuple[Any, ...], where: str) -> Choice:
-        """The integer tensor [tokens, k] among `found` and the weights: a tensor of its shape, or one [tokens, E] to gather from."""
+        return self.gate.register_forward_hook(hook)
+
+    def _listen_to_bank(self, tell: Callable[[Tensor, Tensor], None]) -> Any:
+        """Where the two tensors stand among the arguments is found at the first call: a decode step should not pay for it each time."""
+        places: tuple[Any, Any, bool] | None = None
+
+        def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            nonlocal places
+            found: Any = {**dict(enumerate(given)), **named} if named else given
+            if places is None:
+                places = self._places({**dict(enumerate(given)), **named}, "the arguments of its experts")
+            tell(*self._pick(found, *places))
+
+        return self.bank.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def _places(self, found: dict[Any, Any], where: str) -> tuple[Any, Any, bool]:
+        """Keys of the integer tensor [tokens, k] and of the weights, and whether these are [tokens, E], to gather from."""
         from torch import Tensor
 
-        tensors = [t for t in found if isinstance(t, Tensor) and t.dim() == 2]
-        for chosen in (t for t in tensors if not t.is_floating_point() and t.shape[1] <= self.experts):
-            floats = [t.detach() for t in tensors if t.is_floating_point() and t.shape[0] == chosen.shape[0]]
-            for weights in (t for t in floats if t.shape == chosen.shape):
-                return chosen, weights
-            for scores in (t for t in floats if t.shape[1] == self.experts):
-                return chosen, scores.gather(1, chosen)
-        shapes = ", ".join(f"{t.dtype} {list(t.shape)}" for t in tensors) or "no matrices"
+        tensors = {key: t for key, t in found.items() if isinstance(t, Tensor) and t.dim() == 2}
+        for chosen, t in tensors.items():
+            if t.is_floating_point() or t.shape[1] > self.experts:
+                continue
+            floats = {key: f for key, f in tensors.items() if f.is_floating_point() and f.shape[0] == t.shape[0]}
+            for key, f in floats.items():
+                if f.shape == t.shape:
+                    return chosen, key, False
+            for key, f in floats.items():
+                if f.shape[1] == self.experts:
+                    return chosen, key, True
+        shapes = ", ".join(f"{t.dtype} {list(t.shape)}" for t in tensors.values()) or "no matrices"
         raise TraceError(f"model: {self.name}: {where} have no experts [tokens, k] with weights; found {shapes}")
+
+    @staticmethod
+    def _pick(found: Any, chosen: Any, weights: Any, scattered: bool) -> Choice:
+        experts, values = found[chosen], found[weights]
+        if values.requires_grad:
+            values = values.detach()
+        return experts, values.gather(1, experts) if scattered else values
 
     def _of_logits(self, logits: Tensor) -> Choice:
         """Routers that are plain linear maps: softmax, top k, renormalised unless the block's `norm_topk_prob` says no.

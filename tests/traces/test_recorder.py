@@ -249,5 +249,6 @@ def test_scattered_scores_are_gathered() -> None:
     block.experts, block.router = bank, torch.nn.Linear(3, 4)
     (router,) = find_routers(block)
     scores = torch.tensor([[0.0, 0.3, 0.0, 0.7], [0.9, 0.0, 0.1, 0.0]])
-    chosen, weights = router._of_tensors((torch.ones(2, 3), torch.tensor([[3, 1], [0, 2]]), scores), "here")
+    given = (torch.ones(2, 3), torch.tensor([[3, 1], [0, 2]]), scores)
+    chosen, weights = router._pick(given, *router._places(dict(enumerate(given)), "here"))
     assert chosen.tolist() == [[3, 1], [0, 2]] and torch.equal(weights, torch.tensor([[0.7, 0.3], [0.9, 0.1]]))
