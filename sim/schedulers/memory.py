@@ -8,7 +8,7 @@ keeps in place of its constants.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING
 
 from sim.errors import UserError
@@ -71,18 +71,21 @@ def load(scheduler: Scheduler, requests: Sequence[Request]) -> Load:
         return _refilled(policy, max(rows.values()), gen, limit, len(requests))
     s = Sequences(policy)
     s.waiting, s.closed = list(requests), True
-    batches = []
+    batches, caches = [], dict.fromkeys(range(policy.microbatches), 0)
     while s.waiting:
         s.admit()
-        batches.append(_batch(s, gen))
+        batches.append(_batch(s))
+        for r in s.decode_rows():
+            caches[r.cache] = max(caches[r.cache], r.context + r.sequences * gen)
         s.clear()
-    return Load(*(max(column) for column in zip(*map(astuple, batches), strict=True)))
+    most = Load(*(max(column) for column in zip(*map(astuple, batches), strict=True)))
+    # A micro-batch's cache is as large as the largest of all batches makes it.
+    return replace(most, kv_entries=sum(caches.values()), microbatch_kv=max(caches.values()))
 
 
-def _batch(s: Sequences, gen: int) -> Load:
+def _batch(s: Sequences) -> Load:
     prompts = [r.tokens for r in s.prefill_rows()]
-    kv = [r.context + r.sequences * gen for r in s.decode_rows()]
-    return Load(s.live, sum(kv), max(kv), sum(prompts), max(prompts), len(prompts))
+    return Load(s.live, 0, 0, sum(prompts), max(prompts), len(prompts))
 
 
 def _refilled(policy: Policy, longest: int, gen: int, limit: int, requests: int) -> Load:

@@ -27,7 +27,7 @@ class Policy(BaseModel):
     gen: tokens to generate for each sequence, for the cache's size; None: the requests' own longest.
     cache_tokens: KV entries that one micro-batch may fill (`cache_size` of Algorithm 2); None:
         microbatch * (average prompt + gen), and never less than the longest sequence.
-    padded: every prompt takes as many rows as the longest.
+    padded: every prompt takes as many rows as the longest of those that join together.
     refill: share of the batch's slots that must be free before newcomers are prefilled: a prefill
         pass streams all weights once, whatever it serves.
     """

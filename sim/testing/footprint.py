@@ -61,7 +61,9 @@ def _lives(o: Observed) -> Iterator[tuple[str, int, Time, Time]]:
     for b, ran in touched.items():
         kind = buffers.parse(b)[0]
         if kind in STANDING:
-            yield b, max(_bytes(o.case.model, b, kind, r) for r in ran), 0, end
+            # Copies of one page tell its size; those of a whole layer only an average.
+            single = [r for r in ran if r.task.page >= 0]
+            yield b, max(_bytes(o.case.model, b, kind, r) for r in single or ran), 0, end
             continue
         for life in _split(b, ran):
             yield b, _bytes(o.case.model, b, kind, life[0]), life[0].start, max(r.end for r in life)

@@ -154,13 +154,16 @@ def _one_token(o: Observed, chain: list[Ran]) -> str:
 
 def _contexts(o: Observed) -> str:
     """`tokens`, `sequences`, `context` and `experts` of the work are those of the sequences."""
-    longest = max(r.prompt_tokens for r in o.case.requests)
     prompt = {r.request_id: r.prompt_tokens for r in o.case.requests}
-    if o.case.policy.padded:
-        prompt = dict.fromkeys(prompt, longest)
+    longest = max(prompt.values())
     had: Counter[int] = Counter()
     for r in o.done:
         w, requests = r.task.work, r.task.requests
+        if o.case.policy.padded and r.task.op == "embed" and r.task.phase == "prefill":
+            rows = w.tokens // len(requests)
+            if not max(prompt[q] for q in requests) <= rows <= longest:
+                return f"{told(r.task)} pads prompts to {rows} rows; the longest has {longest}"
+            prompt.update(dict.fromkeys(requests, rows))
         if r.task.op == "attn_prefill":
             right = sum(prompt[q] * (prompt[q] + 1) // 2 for q in requests)
             if (w.tokens, w.context) != (sum(prompt[q] for q in requests), right):
