@@ -38,7 +38,8 @@ def work(first: int, last: int, out: multiprocessing.connection.Connection) -> N
             try:
                 verdict = mutations.judge(case, Path(folder))
             except BaseException as e:  # whatever it is, it is a finding
-                verdict = f"{case.done}: {''.join(traceback.format_exception_only(e)).strip()[-400:]}" + "".join(traceback.format_tb(e.__traceback__)[-2:])
+                told = "".join(traceback.format_exception_only(e)).strip()[-400:]
+                verdict = f"{case.done}: {told}" + "".join(traceback.format_tb(e.__traceback__)[-2:])
             out.send((number, case.label, verdict))
     out.close()
 

@@ -79,7 +79,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.directory) as folder:
         path = Path(folder) / "routing.parquet"
         digest, total = draw(path, args.rows, shape)
-        found = json.loads(subprocess.run([sys.executable, "-c", SCAN, str(path), str(args.repeats)], capture_output=True, text=True, check=True).stdout)
+        command = [sys.executable, "-c", SCAN, str(path), str(args.repeats)]
+        found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
         rows, size = total // args.k, path.stat().st_size
     assert (found["digest"], found["total"]) == (digest, total), f"load {found['digest']}, {found['total']}; drawn {digest}, {total}"
     print(json.dumps({

@@ -185,7 +185,7 @@ def opening(path: str | Path, *, memory_map: bool = True) -> Iterator[pq.Parquet
             yield f
     except FileNotFoundError as e:
         raise TraceError(f"{path}: no such file") from e
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
         raise TraceError(f"{path}: not a readable Parquet file (truncated or damaged?): {_first_line(e)}") from e
 
 
@@ -240,7 +240,7 @@ def row_groups(f: pq.ParquetFile, path: Path, check: Check, columns: Sequence[st
     for g in range(f.num_row_groups):
         try:
             table = f.read_row_group(g, columns=None if columns is None else list(columns))
-        except (pa.ArrowException, OSError) as e:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
             raise TraceError(f"{path}: row group {g}: not readable (truncated or damaged?): {_first_line(e)}") from e
         check(table, f"{path}: row group {g}")
         yield table

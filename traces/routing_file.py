@@ -27,6 +27,7 @@ VERSION = 1
 _NUMBERS = (("step", pa.int32()), ("request_id", pa.int32()), ("position", pa.int32()), ("layer", pa.int16()))
 _ENCODINGS = {"position": "DELTA_BINARY_PACKED", "weights": "BYTE_STREAM_SPLIT"}
 _COLUMNS = ("decode", "step", "request_id", "position", "layer", "experts", "weights")
+_MOST = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,9 @@ class Shape:
     k: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.k <= self.experts <= 32767 or self.layers < 1:
+        if not (1 <= self.k <= self.experts <= 32767 and 1 <= self.layers <= 32767 and self.layers * self.experts <= _MOST):
             found = f"k={self.k}, experts={self.experts}, layers={self.layers}"
-            raise ValueError(f"{found}: must be 1 <= k <= experts <= 32767 and layers >= 1")
+            raise ValueError(f"{found}: must be 1 <= k <= experts <= 32767, 1 <= layers <= 32767 and no more than {_MOST} experts in all")
 
 
 def schema(k: int) -> pa.Schema:

@@ -102,7 +102,8 @@ def written(name: str) -> bytes:
 
 def damage(rng: np.random.Generator, data: bytes, *, text: bool) -> tuple[bytes, str]:
     """One way in which bytes go wrong: cut, flipped, overwritten, moved; in text also a number or a line replaced."""
-    ways = ["cut", "flip", "flips", "byte", "drop", "double", "insert", "empty"] + (["number", "number", "number", "line", "swap"] if text else [])
+    ways = ["cut", "flip", "flips", "byte", "drop", "double", "insert", "empty"]
+    ways += ["number", "number", "number", "line", "swap"] if text else []
     way = ways[int(rng.integers(len(ways)))]
     at, other = sorted(rng.integers(0, len(data) + 1, 2).tolist())
     out = bytearray(data)
@@ -309,10 +310,12 @@ def _tokens(data: bytes) -> dict[str, Any]:
     rows = [json.loads(line) for line in data.split(b"\n") if line]
     names = {n: i for i, n in enumerate(dict.fromkeys(str(r.get("request_id", "")) for r in rows))}
     rows.sort(key=lambda r: (names[str(r.get("request_id", ""))], r["token_idx"], r["layer_idx"]))
-    return {"position": [r["token_idx"] for r in rows], "layer": [r["layer_idx"] for r in rows], "experts": [r["selected_ids"] for r in rows]}
+    names_of = {"position": "token_idx", "layer": "layer_idx", "experts": "selected_ids"}
+    return {ours: [r[theirs] for r in rows] for ours, theirs in names_of.items()}
 
 
 _INDEPENDENT: dict[tuple[str, str], Callable[[bytes], dict[str, Any]]] = {
     ("azure", "csv"): _table("ContextTokens", "GeneratedTokens"), ("burstgpt", "csv"): _table("Request tokens", "Response tokens"),
-    ("vidur", "csv"): _table("num_prefill_tokens", "num_decode_tokens"), ("mooncake", "jsonl"): _mooncake, ("token-jsonl", "jsonl"): _tokens,
+    ("vidur", "csv"): _table("num_prefill_tokens", "num_decode_tokens"), ("mooncake", "jsonl"): _mooncake,
+    ("token-jsonl", "jsonl"): _tokens,
 }  # fmt: skip

@@ -102,4 +102,4 @@ def mooncake(source: Source) -> Requests:
     check_rows(source, len(times))
     source.notes["prefix_block_tokens"] = "512"
     time, prompt, output = (np.array(v, np.int64) for v in (times, prompts, outputs))
-    return arrivals(source, time, prompt, output, "Mooncake FAST'25 trace (production, Kimi)", tuple(hashes), first_line=0)
+    return arrivals(source, time, prompt, output, "Mooncake FAST'25 trace (production, Kimi)", tuple(hashes), first_line=1)

@@ -80,7 +80,7 @@ def check_rows(source: Source, found: int) -> None:
 
 def arrivals(
     source: Source, arrival_ns: NDArray[np.int64], prompt: NDArray[np.int64], output: NDArray[np.int64], origin: str,
-    prefix_hashes: tuple[tuple[int, ...] | None, ...] | None = None, first_line: int = 1,
+    prefix_hashes: tuple[tuple[int, ...] | None, ...] | None = None, first_line: int = 2,
 ) -> Requests:  # fmt: skip
     """Requests in order of arrival; refuses times that run backwards unless `--sort`."""
     back = np.flatnonzero(np.diff(arrival_ns) < 0)

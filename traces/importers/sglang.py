@@ -8,6 +8,7 @@ tokens, 8]}], last_physical_to_logical_map [layers, slots]}. Ids are those of ph
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,10 +43,14 @@ def sglang(source: Source) -> Load | RoutingStream:
 def _torch_file(source: Source) -> Mapping[str, Any]:
     import torch
 
-    with reading(source.path):
-        pass
     try:
+        with reading(source.path) as f, zipfile.ZipFile(f) as z:  # torch itself does not look at the checksums
+            damaged = z.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"bad checksum of {damaged}")
         held = torch.load(source.path, map_location="cpu", weights_only=True)
+    except TraceError:
+        raise
     except Exception as e:  # torch raises about everything for damaged files; weights_only runs no code of theirs
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise TraceError(f"{source.path}: not a readable torch file (truncated or damaged?): {reason}") from e
