@@ -28,7 +28,7 @@ TWINS = ("_pydecimal.py", "_pydatetime.py", "_strptime.py", "zipfile/__init__.py
 
 LEFT_OUT = frozenset({
     "site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "distutils", "lib2to3", "ensurepip",
-    "encodings", "pydoc_data", "__pycache__", "_pyrepl", "_sysconfigdata",
+    "encodings", "pydoc_data", "__pycache__", "_pyrepl",
 })  # fmt: skip
 """Directories that are not in every installation, or that are tables rather than text."""
 
@@ -45,12 +45,11 @@ def modules(held_out: bool) -> list[Path]:
         return [root / name for name in HELD_OUT if (root / name).is_file()]
     hidden = {*HELD_OUT, *TWINS}
     every = sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix())
-    return [p for p in every if not LEFT_OUT & set(_parts(p, root)) and p.relative_to(root).as_posix() not in hidden]
+    return [p for p in every if not _left_out(p.relative_to(root)) and p.relative_to(root).as_posix() not in hidden]
 
 
-def _parts(path: Path, root: Path) -> list[str]:
-    parts = list(path.relative_to(root).parts)
-    return [*parts, "_sysconfigdata"] if parts[-1].startswith("_sysconfigdata") else parts
+def _left_out(path: Path) -> bool:
+    return bool(LEFT_OUT & set(path.parts)) or path.name.startswith("_sysconfigdata")
 
 
 @cache
