@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from engine_support.fakes import Demand, FakeCosts, Lane
-
 from sim.drive import drive
 from sim.engines.run import STATUSES, Run
 from sim.engines.simpy_engine import SimPyEngine
 from sim.events import Event
 from sim.tasks import Command, Task, Time, Work
+from tests.engine_support.fakes import Demand, FakeCosts, Lane
 
 COSTS = FakeCosts({"link": 1e12, "cores": 2e12}, {
     **{f"copy{n}": (0, [Demand(0, float(n))]) for n in (0, 1, 2, 5, 10, 100)},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine_support.fakes import Demand, FakeCosts, Lane
 from hypothesis import strategies as st
 
 from sim.engines.compiled import run_compiled
@@ -12,6 +11,7 @@ from sim.engines.run import Run
 from sim.engines.simpy_engine import SimPyEngine
 from sim.plan import plan_of
 from sim.tasks import Task, Work
+from tests.engine_support.fakes import Demand, FakeCosts, Lane
 
 ORDERS = ("submitted", "ready", "priority")
 OPS = ("a", "b", "c", "d", "e")

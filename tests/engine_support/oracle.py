@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil, floor, inf
 
-from engine_support.fakes import Demand, FakeCosts, Lane
-
 from sim.tasks import Task
+from tests.engine_support.fakes import Demand, FakeCosts, Lane
 
 PS = 10**12
 TOLERANCE = Fraction(1, 10**9)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from engine_support.fakes import Demand, pack
 
 from sim.engines.layout import ONE
 from sim.engines.slots import Rates, step
+from tests.engine_support.fakes import Demand, pack
 
 NONE = np.zeros(0, np.int64)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from engine_support.graphs import Case, cases
-from engine_support.oracle import PS, solo_s
 from hypothesis import assume, given
 
 from sim.drive import Deadlock
 from sim.engines.run import Run
+from tests.engine_support.graphs import Case, cases
+from tests.engine_support.oracle import PS, solo_s
 
 
 def run_of(case: Case) -> Run:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from engine_support.fakes import Demand
-from engine_support.graphs import caps, weights
-from engine_support.oracle import speeds
-from engine_support.running import Running
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.engines.layout import ONE
+from tests.engine_support.fakes import Demand
+from tests.engine_support.graphs import caps, weights
+from tests.engine_support.oracle import speeds
+from tests.engine_support.running import Running
 
 
 @st.composite

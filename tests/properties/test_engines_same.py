@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from engine_support.graphs import Case, cases
-from engine_support.oracle import Oracle
 from hypothesis import given
 
 from sim.drive import Deadlock
+from tests.engine_support.graphs import Case, cases
+from tests.engine_support.oracle import Oracle
 
 
 @given(cases())

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
-from engine_support.driving import COSTS, LANES, join, play, spans, task, timer
-from engine_support.fakes import Demand, FakeCosts, Lane
 
 from sim.drive import Deadlock
 from sim.engines import compiled
@@ -16,6 +14,8 @@ from sim.engines.run import Run
 from sim.errors import UserError
 from sim.plan import PlanBuilder, plan_of
 from sim.tasks import Task, Work
+from tests.engine_support.driving import COSTS, LANES, join, play, spans, task, timer
+from tests.engine_support.fakes import Demand, FakeCosts, Lane
 
 
 def run(tasks: Sequence[Task], *, pools: Mapping[str, int] | None = None, **more: object) -> Run:

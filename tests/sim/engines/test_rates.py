@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from engine_support.fakes import Demand, pack
-from engine_support.oracle import speeds
-from engine_support.running import Running
 
 from sim.engines.layout import NEVER
 from sim.engines.slots import Rates, step
+from tests.engine_support.fakes import Demand, pack
+from tests.engine_support.oracle import speeds
+from tests.engine_support.running import Running
 
 NONE = np.zeros(0, np.int64)
 

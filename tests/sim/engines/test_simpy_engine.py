@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from engine_support.driving import COSTS, LANES, Script, join, on, play, spans, statuses, task, timer
 
 from sim.drive import Deadlock, drive
 from sim.engines.simpy_engine import SimPyEngine
@@ -11,6 +10,7 @@ from sim.errors import UserError
 from sim.events import Arrived, Changed, Failed, Finished, Request, Result, Started
 from sim.plan import plan_of
 from sim.tasks import Cancel
+from tests.engine_support.driving import COSTS, LANES, Script, join, on, play, spans, statuses, task, timer
 
 
 def test_a_lane_runs_one_task_after_another() -> None:
