@@ -12,7 +12,7 @@ from sim.models.spec import ModelSpec
 from sim.plan import Plan
 from sim.schedulers import memory, prefill, weights
 from sim.schedulers.launch import At, Launcher
-from sim.schedulers.passes import Pass, Rows, advance
+from sim.schedulers.passes import Pass, Rows, advance, steady_from
 from sim.schedulers.policy import Policy
 from sim.schedulers.sequences import Sequences
 from sim.schedulers.sizes import sizes
@@ -187,7 +187,10 @@ class Scheduler:
         launch(0)
         if last > 0:
             period = 1 + (self.sizes.layers - self.sizes.dense_layers) % 2
-            self._launch.steps(launch, 1, last - 1, period, partial(advance, self.sizes))
+            steady = min(last, steady_from(self.sizes, decode))
+            for step in range(1, steady):
+                launch(step)
+            self._launch.steps(launch, steady, last - 1, period, partial(advance, self.sizes))
             launch(last)
         self._whole = True
         self._index += length
@@ -210,5 +213,5 @@ class Scheduler:
 
 
 def _later(rows: Rows, step: int) -> Rows:
-    """Decode rows of a sequence that has sampled `step` tokens, from those of one that has sampled none."""
-    return rows._replace(context=rows.context + step * rows.sequences)
+    """Decode rows of sequences that have sampled `step` tokens, from those of ones that have sampled none."""
+    return rows._replace(lengths=tuple(n + step for n in rows.lengths))

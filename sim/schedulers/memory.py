@@ -16,7 +16,6 @@ from sim.events import Request
 from sim.machines.schema import Memory
 from sim.schedulers.batching import cache_tokens, prompt_rows
 from sim.schedulers.passes import KV_STAGE
-from sim.schedulers.policy import Policy
 from sim.schedulers.prefill import LINES
 from sim.schedulers.sequences import Sequences, generation
 
@@ -47,12 +46,12 @@ KNOBS = {
 class Load:
     """The most that is in a batch at a time.
 
-    sequences: in the batch. kv_entries: of all of them at their longest; microbatch_kv: of one
-    micro-batch. prompt_rows: of all of them; microbatch_rows: of one prefill micro-batch.
+    sequences: in the batch. kv_bytes: of all of them at their longest, over all layers;
+    microbatch_kv: entries of one layer and micro-batch. prompt_rows: of all of them; microbatch_rows: of one prefill micro-batch.
     """
 
     sequences: int
-    kv_entries: int
+    kv_bytes: int
     microbatch_kv: int
     prompt_rows: int
     microbatch_rows: int
@@ -68,19 +67,20 @@ def load(scheduler: Scheduler, requests: Sequence[Request]) -> Load:
     limit = cache_tokens(policy, list(rows.values()), gen, limit)
     lengths = {r.output_tokens for r in requests}
     if None in lengths or len(lengths) > 1:
-        return _refilled(policy, max(rows.values()), gen, limit, len(requests))
+        return _refilled(scheduler, max(rows.values()), gen, limit, len(requests))
     s = Sequences(policy)
     s.waiting, s.closed = list(requests), True
-    batches, caches = [], dict.fromkeys(range(policy.microbatches), 0)
+    batches, caches, kv = [], dict.fromkeys(range(policy.microbatches), 0), 0
     while s.waiting:
         s.admit()
         batches.append(_batch(s))
         for r in s.decode_rows():
-            caches[r.cache] = max(caches[r.cache], r.context + r.sequences * gen)
+            caches[r.cache] = max(caches[r.cache], sum(scheduler.model.kv_bytes(n + gen) for n in r.lengths))
+            kv = max(kv, sum(r.lengths) + r.sequences * gen)
         s.clear()
     most = Load(*(max(column) for column in zip(*map(astuple, batches), strict=True)))
     # A micro-batch's cache is as large as the largest of all batches makes it.
-    return replace(most, kv_entries=sum(caches.values()), microbatch_kv=max(caches.values()))
+    return replace(most, kv_bytes=sum(caches.values()), microbatch_kv=kv)
 
 
 def _batch(s: Sequences) -> Load:
@@ -88,15 +88,17 @@ def _batch(s: Sequences) -> Load:
     return Load(s.live, 0, 0, sum(prompts), max(prompts), len(prompts))
 
 
-def _refilled(policy: Policy, longest: int, gen: int, limit: int, requests: int) -> Load:
+def _refilled(scheduler: Scheduler, longest: int, gen: int, limit: int, requests: int) -> Load:
+    policy = scheduler.policy
     sequences = min(policy.batch, requests)
     together = min(policy.microbatch, sequences)
+    slots = min(policy.microbatches, sequences)
     kv = min(limit, together * (longest + gen))
     prompts = min(limit - gen, together * longest)
-    slots = min(policy.microbatches, -(-sequences // together))
+    all_kv = slots * kv * scheduler.sizes.kv_bytes * scheduler.sizes.layers  # each micro-batch may be full at some time
     rows = min(prompts, policy.prefill_rows * longest)
     pieces = -(-together // policy.prefill_rows) * slots
-    return Load(sequences, slots * kv, kv, slots * prompts, rows, pieces)
+    return Load(sequences, all_kv, kv, min(slots * prompts, sequences * longest), rows, pieces)
 
 
 def peak(scheduler: Scheduler, requests: Sequence[Request]) -> Peak:
@@ -114,7 +116,7 @@ def peak(scheduler: Scheduler, requests: Sequence[Request]) -> Peak:
 def _gpu(s: Scheduler, most: Load) -> dict[str, int]:
     z, m = s.sizes, s.model
     experts_home = m.moe_layers * (m.layer_expert_bytes - z.layer_bytes)
-    kv = m.layers * most.kv_entries * z.kv_bytes if s.kv == "gpu" else s.pools.get(KV_STAGE, 0) * most.microbatch_kv * z.kv_bytes
+    kv = most.kv_bytes if s.kv == "gpu" else s.pools.get(KV_STAGE, 0) * most.microbatch_kv * z.kv_bytes
     rows = max(most.microbatch_rows, min(s.policy.microbatch, most.sequences))
     workspace = WORKSPACE_MARGIN * m.dtype_bytes * rows * m.top_k * (m.hidden + 3 * m.ffn)
     return {
@@ -143,7 +145,7 @@ def _cpu(s: Scheduler, most: Load) -> dict[str, int]:
     swapped = s.kv == "cpu" and most.microbatches > LINES
     return {
         "weights": m.moe_layers * z.layer_bytes,
-        "kv": m.layers * most.kv_entries * z.kv_bytes if s.kv == "cpu" else 0,
+        "kv": most.kv_bytes if s.kv == "cpu" else 0,
         "activations": most.prompt_rows * z.hidden_bytes if swapped else 0,
     }
 

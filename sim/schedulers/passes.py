@@ -23,19 +23,32 @@ class Rows(NamedTuple):
     """The sequences of one micro-batch in one pass.
 
     microbatch: index of its activation buffers. cache: micro-batch that keeps the KV cache; another
-    one where prefill runs in smaller micro-batches. context: decode: KV entries read, the new ones
-    included; prefill: causal query-key pairs; summed over sequences.
+    one where prefill runs in smaller micro-batches. tokens: rows of the activations. lengths: KV
+    entries of each sequence at the end of the pass, the new ones included.
     """
 
     microbatch: int
     cache: int
     requests: tuple[int, ...]
     tokens: int
-    context: int
+    lengths: tuple[int, ...]
 
     @property
     def sequences(self) -> int:
         return len(self.requests)
+
+    def entries(self, seen: int | None, before: int = 0) -> int:
+        """KV entries, summed over sequences; at most `seen` of each. before: how many tokens ago."""
+        if seen is None:
+            return sum(self.lengths) - before * len(self.lengths)
+        return sum(min(n - before, seen) for n in self.lengths)
+
+    def pairs(self, seen: int | None) -> int:
+        """Causal query-key pairs of the prompts: the t-th token looks at t entries, at most at `seen`."""
+        whole = sum(n * (n + 1) // 2 for n in self.lengths)
+        if seen is None:
+            return whole
+        return whole - sum((n - seen) * (n - seen + 1) // 2 for n in self.lengths if n > seen)
 
 
 @dataclass(slots=True)
@@ -76,13 +89,14 @@ class Pass:
         """Causal attention over the prompts; `cached`: K and V also go to the cache on the GPU."""
         j = r.microbatch
         writes = (buffers.attn(j), buffers.kv_gpu(i, r.cache)) if cached else (buffers.attn(j),)
-        return self._compute("attn_prefill", r, i, context=r.context, reads=(buffers.qkv(j),), writes=writes)
+        return self._compute("attn_prefill", r, i, context=r.pairs(self.sizes.seen(i)), reads=(buffers.qkv(j),), writes=writes)
 
     def attn_gpu(self, i: int, r: Rows, cache: str, releases: Sequence[int] = ()) -> None:
         """Append K and V to `cache`, a buffer on the GPU, and attend to it."""
         j = r.microbatch
         reads, writes = (buffers.qkv(j), cache), (buffers.attn(j), cache)
-        self._compute("attn_decode", r, i, context=r.context, reads=reads, writes=writes, releases=releases)
+        context = r.entries(self.sizes.seen(i))
+        self._compute("attn_decode", r, i, context=context, reads=reads, writes=writes, releases=releases)
 
     def post_attn(self, i: int, r: Rows) -> None:
         """O projection, router and experts. The last micro-batch's gives the layer's weights back."""
@@ -116,7 +130,7 @@ class Pass:
     def attn_cpu(self, i: int, r: Rows) -> None:
         """Append K and V to the host cache and attend to it there."""
         j, kv = r.microbatch, buffers.kv_host(i, r.cache)
-        work = Work("attn_decode", r.tokens, r.sequences, r.context)
+        work = Work("attn_decode", r.tokens, r.sequences, r.entries(self.sizes.seen(i)))
         self._add(work, "cpu", r, i, reads=(buffers.qkv_host(j), kv), writes=(buffers.attn_host(j), kv))
 
     def offload_qkv(self, i: int, r: Rows) -> None:
@@ -132,13 +146,15 @@ class Pass:
     # KV cache and activations between GPU and host ----------------------------------------------
 
     def kv_to_cpu(self, i: int, r: Rows, *, after: Sequence[int] = (), releases: Sequence[int] = ()) -> None:
-        """New K and V rows to the host cache."""
+        """New K and V rows to the host cache; of a prompt as many as the layer keeps."""
+        rows = r.entries(self.sizes.seen(i)) if self.at.phase == "prefill" else r.tokens
+        work = Work("kv_to_cpu", r.tokens, r.sequences, bytes=rows * self.sizes.kv_bytes)
         reads, writes = (buffers.qkv(r.microbatch),), (buffers.kv_host(i, r.cache),)
-        self._copy("kv_to_cpu", "d2h", r, i, self.sizes.kv_bytes, reads, writes, after=after, releases=releases)
+        self._add(work, "d2h", r, i, reads=reads, writes=writes, after=after, releases=releases)
 
     def kv_to_gpu(self, i: int, r: Rows, slot: int) -> int:
         """D4: the host cache, without the entries to come, to staging slot `slot`."""
-        context = r.context - r.sequences
+        context = r.entries(self.sizes.seen(i), before=1)
         work = Work("kv_to_gpu", r.tokens, r.sequences, context, bytes=context * self.sizes.kv_bytes)
         reads, writes = (buffers.kv_host(i, r.cache),), (buffers.kv_stage(slot),)
         return self._add(work, "h2d", r, i, reads=reads, writes=writes, takes=((KV_STAGE, 1),))
@@ -179,8 +195,19 @@ class Pass:
         )  # fmt: skip
 
 
+def steady_from(sizes: Sizes, rows: Sequence[Rows]) -> int:
+    """First decode step from which `advance` holds, for `rows` before any: every sequence is beyond
+    the window of sliding layers, so that a full window tells such a layer's work from the others'."""
+    if not sizes.sliding:
+        return 1
+    return max(1, sizes.window + 2 - min(n for r in rows for n in r.lengths))
+
+
 def advance(sizes: Sizes, work: Work, steps: int) -> Work:
-    """The same work `steps` decode steps later: every cache is that many entries longer."""
+    """The same work `steps` decode steps later: every cache is that many entries longer, but where
+    it is a window."""
+    if sizes.sliding and work.context == work.sequences * sizes.window:
+        return work
     if work.op == "attn_decode":
         return work._replace(context=work.context + steps * work.sequences)
     if work.op == "kv_to_gpu":

@@ -131,10 +131,9 @@ def generation(requests: Sequence[Request], policy: Policy) -> int:
 
 
 def _prompts(microbatch: int, cache: int, live: Sequence[Live]) -> Rows:
-    pairs = sum(s.rows * (s.rows + 1) // 2 for s in live)
-    return Rows(microbatch, cache, tuple(s.request.request_id for s in live), sum(s.rows for s in live), pairs)
+    return Rows(microbatch, cache, tuple(s.request.request_id for s in live), sum(s.rows for s in live), tuple(s.rows for s in live))
 
 
 def _next_tokens(j: int, live: Sequence[Live]) -> Rows:
-    context = sum(s.rows + s.generated for s in live)
-    return Rows(j, j, tuple(s.request.request_id for s in live), len(live), context)
+    lengths = tuple(s.rows + s.generated for s in live)
+    return Rows(j, j, tuple(s.request.request_id for s in live), len(live), lengths)

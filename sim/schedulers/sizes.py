@@ -17,6 +17,7 @@ class Sizes:
         4.1, 12,288 B for Mixtral 8x7B. attn_bytes: one row of attention output; D2, 8,192 B.
     kv_bytes: one cache entry of one layer, K and V.
     page_bytes: each page of one layer's streamed experts; empty where nothing is streamed.
+    window: entries that a layer of `sliding` keeps and reads of each sequence.
     """
 
     layers: int
@@ -27,6 +28,8 @@ class Sizes:
     attn_bytes: int
     kv_bytes: int
     page_bytes: tuple[int, ...]
+    window: int
+    sliding: frozenset[int]
 
     @property
     def pages(self) -> int:
@@ -41,6 +44,10 @@ class Sizes:
         """Whether `layer` has experts."""
         return layer >= self.dense_layers
 
+    def seen(self, layer: int) -> int | None:
+        """Entries of a sequence that `layer` sees at most; None: all."""
+        return self.window if layer in self.sliding else None
+
 
 def sizes(model: ModelSpec, policy: Policy) -> Sizes:
     b = model.dtype_bytes
@@ -53,6 +60,8 @@ def sizes(model: ModelSpec, policy: Policy) -> Sizes:
         attn_bytes=model.attention_out_dim * b,
         kv_bytes=model.kv_bytes_per_token_layer,
         page_bytes=page_bytes(model, policy),
+        window=model.sliding_window,
+        sliding=frozenset(model.sliding_layers),
     )
 
 

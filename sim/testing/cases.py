@@ -27,11 +27,12 @@ class Case:
     seed: int = 0
 
 
-def tiny_model(layers: int = 3, experts: int = 4, dense_layers: int = 0) -> ModelSpec:
-    """A Mixtral of a few thousand parameters."""
+def tiny_model(layers: int = 3, experts: int = 4, dense_layers: int = 0, window: int = 0) -> ModelSpec:
+    """A Mixtral of a few thousand parameters; `window`: every other layer sees that many tokens only."""
     return ModelSpec(
         name=f"tiny-{layers}x{experts}", family="mixtral", layers=layers, hidden=32, ffn=24, experts=experts, top_k=min(2, experts),
         heads=4, kv_heads=2, head_dim=8, vocab=64, dense_layers=dense_layers, dense_ffn=24 if dense_layers else 0,
+        attention="sliding" if window else "gqa", sliding_window=window, sliding_layers=tuple(range(0, layers, 2)) if window else (),
     )  # fmt: skip
 
 
@@ -66,6 +67,7 @@ def cases(seed: int = 0) -> tuple[Case, ...]:
         _case("two micro-batches", tiny_model(2), Policy(batch=2, microbatch=1), some(2, 3, 9), [4] * 2),
         _case("one layer", tiny_model(1), Policy(batch=6, microbatch=2), some(6, 3, 9), [4] * 6),
         _case("leading dense layer", tiny_model(4, dense_layers=1), Policy(batch=6, microbatch=2), some(6, 3, 9), [5] * 6),
+        _case("sliding window", tiny_model(3, window=6), Policy(batch=6, microbatch=2), some(6, 3, 9), [9] * 6),
         _case("experts on the GPU", tiny_model(3), Policy(batch=6, microbatch=2, static_experts=1), some(6, 3, 9), [4] * 6),
         _case("all experts on the GPU", tiny_model(3), Policy(batch=6, microbatch=2, static_experts=4), some(6, 3, 9), [4] * 6),
         _case("pages of their own", tiny_model(3), Policy(batch=6, microbatch=2, pages=5), some(6, 3, 9), [4] * 6),

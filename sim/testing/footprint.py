@@ -86,9 +86,18 @@ def _bytes(model: ModelSpec, b: str, kind: str, r: Ran) -> int:
     if kind in ("w", "pin"):
         return w.bytes // sum(1 for x in r.task.writes if x.startswith(kind)) if b in r.task.writes else 0
     if kind.startswith("kv_"):
-        entries = w.tokens if r.task.phase == "prefill" else w.context
-        return entries * model.kv_bytes_per_token_layer
+        return _cached(model, r) * model.kv_bytes_per_token_layer
     if kind == "token":
         return 0
     width = {"hidden": model.hidden, "qkv": model.qkv_dim, "attn": model.attention_out_dim}[kind.removesuffix("_host")]
     return w.tokens * width * model.dtype_bytes
+
+
+def _cached(model: ModelSpec, r: Ran) -> int:
+    """Entries that a task leaves in or finds in a cache; a windowed layer's prompt attention does not tell."""
+    w = r.task.work
+    if w.bytes:
+        return w.bytes // model.kv_bytes_per_token_layer
+    if w.op == "attn_prefill":
+        return 0 if r.task.layer in model.sliding_layers else w.tokens
+    return w.context

@@ -156,6 +156,7 @@ def _contexts(o: Observed) -> str:
     """`tokens`, `sequences`, `context` and `experts` of the work are those of the sequences."""
     prompt = {r.request_id: r.prompt_tokens for r in o.case.requests}
     longest = max(prompt.values())
+    seen = o.case.model.kv_entries
     had: Counter[int] = Counter()
     for r in o.done:
         w, requests = r.task.work, r.task.requests
@@ -165,11 +166,11 @@ def _contexts(o: Observed) -> str:
                 return f"{told(r.task)} pads prompts to {rows} rows; the longest has {longest}"
             prompt.update(dict.fromkeys(requests, rows))
         if r.task.op == "attn_prefill":
-            right = sum(prompt[q] * (prompt[q] + 1) // 2 for q in requests)
+            right = sum(seen(r.task.layer, t) for q in requests for t in range(1, prompt[q] + 1))
             if (w.tokens, w.context) != (sum(prompt[q] for q in requests), right):
                 return f"{told(r.task)} has tokens {w.tokens} and context {w.context}; context should be {right}"
         if r.task.op == "attn_decode":
-            right = sum(prompt[q] + had[q] for q in requests)
+            right = sum(seen(r.task.layer, prompt[q] + had[q]) for q in requests)
             if (w.tokens, w.context) != (len(requests), right):
                 return f"{told(r.task)} has tokens {w.tokens} and context {w.context}; it reads {right} entries"
         if r.task.op == "post_attn" and w.experts != (o.case.model.experts if r.task.layer >= o.case.model.dense_layers else 0):
@@ -190,6 +191,8 @@ def bytes_moved(o: Observed) -> str:
         w = r.task.work
         if w.op in row:
             rows = w.context if w.op == "kv_to_gpu" else w.tokens
+            if w.op == "kv_to_cpu" and r.task.layer in m.sliding_layers and w.bytes < rows * row[w.op] * m.dtype_bytes:
+                continue  # of a prompt longer than the window only the end is kept
             if w.bytes != rows * row[w.op] * m.dtype_bytes:
                 return f"{told(r.task)} moves {w.bytes} bytes, {rows} rows of {row[w.op]} values have {rows * row[w.op] * m.dtype_bytes}"
     return ""

@@ -18,10 +18,10 @@ from sim.testing.cases import Case, machine, requests, tiny_model
 
 @st.composite
 def models(draw: st.DrawFn) -> ModelSpec:
-    """Small decoders: 1 to 4 layers, 1 to 6 experts, possibly a leading dense layer."""
+    """Small decoders: 1 to 4 layers, 1 to 6 experts, possibly a leading dense layer or sliding windows."""
     layers = draw(st.integers(1, 4))
     dense = draw(st.integers(0, min(1, layers - 1)))
-    return tiny_model(layers, draw(st.integers(1, 6)), dense)
+    return tiny_model(layers, draw(st.integers(1, 6)), dense, draw(st.sampled_from([0, 0, 5])))
 
 
 @st.composite

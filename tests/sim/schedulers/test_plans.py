@@ -43,6 +43,28 @@ def test_tiled_steps_are_what_launching_each_gives(name: str, gen: int, layers: 
         assert list(tiled.tasks()) == list(plain.tasks())
 
 
+@pytest.mark.parametrize("name", ["cgopipe", "flexgen"])
+@pytest.mark.parametrize("window", [1, 8, 10, 30])
+def test_sliding_windows_fill_up_and_stay(name: str, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of 7, 8 and 9; layers 0 and 2 see `window` entries."""
+    model, policy = tiny_model(3, window=window), Policy(batch=6, microbatch=2, cache_tokens=99)
+    tiled = whole(name, model, policy, gen=14)
+    with monkeypatch.context() as m:
+        m.setattr(Launcher, "steps", one_by_one)
+        assert list(tiled.tasks()) == list(whole(name, model, policy, gen=14).tasks())
+    for t in tiled.tasks():
+        entries = [7 + q % 3 + t.step for q in t.requests]
+        seen = [n if t.layer == 1 else min(n, window) for n in entries]
+        if t.op == "attn_decode":
+            assert t.work.context == sum(seen)
+        elif t.op == "kv_to_gpu":
+            assert t.work.context == sum(n - 1 if t.layer == 1 else min(n - 1, window) for n in entries)
+        elif t.op == "attn_prefill":
+            assert t.work.context == sum(sum(min(k, n) for k in range(1, p + 1)) for p, n in zip(entries, seen, strict=True))
+        elif t.op == "kv_to_cpu" and t.step == 0:
+            assert t.work.bytes == sum(seen) * model.kv_bytes_per_token_layer
+
+
 def test_steps_really_are_tiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 127 decode steps of Mixtral 8x7B only a handful is launched task by task."""
     launched: Counter[int] = Counter()
