@@ -129,6 +129,8 @@ class Gaps:
 
     def take(self, size: int) -> int | None:
         """Offset of `size` in the first gap that is large enough; None: there is none."""
+        if not size:
+            return 0
         for i, (offset, gap) in enumerate(self._free):
             if gap >= size:
                 self._free[i : i + 1] = [(offset + size, gap - size)] if gap > size else []

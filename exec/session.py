@@ -114,8 +114,8 @@ def _check_lane(machine: Machine, name: str) -> None:
     lane = machine.lane.get(name)
     if lane is None:
         raise UserError(f"machine {machine.name}: no lane {name!r} that the scheduler needs; it has {', '.join(machine.lane)}")
-    if lane.kind == "compute" and lane.servers != 1:
-        raise UserError(f"machine {machine.name}: lane {name!r} has {lane.servers} servers; the executor's compute lanes have 1")
+    if lane.servers != 1:
+        raise UserError(f"machine {machine.name}: lane {name!r} has {lane.servers} servers; the executor's ops run one at a time on a lane")
 
 
 def _provenance(model: ModelSpec, scheduler: Serves, clock: Literal["emulated", "measured"]) -> Provenance:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,7 +74,6 @@ class Sequences:
             raise UserError(f"prompts: {len(prompts)} for {len(requests)} requests; one each is needed")
         self._eos = frozenset(eos)
         self._pad = pad
-        self._lock = threading.Lock()
         self._all: dict[int, Generation] = {}
         for k, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
             ids = np.asarray(prompt, np.int64)
@@ -106,20 +104,19 @@ class Sequences:
         ids = np.array([s.tokens[-1] for s in mine], np.int64)
         return ids, self._decode_rows(requests, self._before(requests))
 
-    def cached(self, requests: Sequence[int], context: int) -> MicroBatch:
-        """The decode rows that come behind `context` cache entries in all.
+    def cached(self, requests: Sequence[int], written: NDArray[np.int64], context: int) -> MicroBatch:
+        """The decode rows that come behind `context` cache entries in all, of which `written` [S] are in the cache.
 
-        A cache may be on its way to the GPU before the last step has sampled; its sequences are then
-        all as many entries ahead of their tokens.
+        A cache may be on its way to the GPU before the step before has sampled: then what is written
+        counts. Where a pass is repeated more is written than should be read: then the tokens count.
         """
-        before = self._before(requests)
-        ahead, rest = divmod(context - int(before.sum()), len(before))
-        assert ahead >= 0 and rest == 0, f"requests {tuple(requests)} have {before.sum()} cache entries, the task states {context}"
-        return self._decode_rows(requests, before + ahead)
+        for before in (written, self._before(requests)):
+            if before.sum() == context:
+                return self._decode_rows(requests, before)
+        raise AssertionError(f"requests {tuple(requests)} have {written.tolist()} cache entries, the task states {context} in all")
 
     def _before(self, requests: Sequence[int]) -> NDArray[np.int64]:
-        with self._lock:
-            return np.array([(s := self._all[r]).rows + len(s.tokens) - 1 for r in requests], np.int64)
+        return np.array([(s := self._all[r]).rows + len(s.tokens) - 1 for r in requests], np.int64)
 
     @staticmethod
     def _decode_rows(requests: Sequence[int], before: NDArray[np.int64]) -> MicroBatch:
@@ -128,13 +125,12 @@ class Sequences:
     def sampled(self, requests: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
         """Note the next token of each sequence; returns those that end with it."""
         ended = []
-        with self._lock:
-            for request, token in zip(requests, tokens, strict=True):
-                s = self._all[request]
-                done = self._done(s)
-                s.tokens.append(token)
-                if not done and self._done(s):
-                    ended.append(request)
+        for request, token in zip(requests, tokens, strict=True):
+            s = self._all[request]
+            done = self._done(s)
+            s.tokens.append(token)
+            if not done and self._done(s):
+                ended.append(request)
         return tuple(ended)
 
     def _done(self, s: Generation) -> bool:

@@ -171,16 +171,19 @@ class CpuBackend:
         batch = held.batch
         out = next(b for b in task.writes if b.startswith("attn"))
         attn = self._buffers.write(out, (batch.rows, self.model.attention_out_dim), batch)
+        space = self._space(task, batch)
         if stage is None:
-            k, v, starts = self._cache.k, self._cache.v, self._cache.starts(batch.requests, task.layer)
+            cache = self._cache
+            with cache.using():
+                starts = cache.starts(batch.requests, task.layer)
+                decoder.attn_decode(self.model, held.array, by_entry(cache.k), by_entry(cache.v), starts, batch.before, attn, space)
+            self._buffers.drop(name)
         else:
-            (k, v), starts = self._buffers.read(stage).array, _staged(self._buffers.read(stage).batch)[:-1]
-        decoder.attn_decode(self.model, held.array, by_entry(k), by_entry(v), starts, batch.before, attn, self._space(task, batch))
-        if stage is not None:
+            staged = self._buffers.read(stage)
+            k, v = staged.array
+            decoder.attn_decode(self.model, held.array, by_entry(k), by_entry(v), _staged(staged.batch)[:-1], batch.before, attn, space)
             self._buffers.drop(stage)
             self._buffers.used(name, "attended", KV_USES)
-        else:
-            self._buffers.drop(name)
 
     def _post_attn(self, task: Record, _: Interrupt) -> Result | None:
         attn, hidden = (self._buffers.read(_kind(task.reads, kind)) for kind in ("attn", "hidden"))
@@ -256,19 +259,22 @@ class CpuBackend:
         cache = self._cache
         for request in batch.requests:
             cache.open(request, self.sequences.entries(request))
-        starts = cache.starts(batch.requests, layer)
-        decoder.append_kv(qkv, by_entry(cache.k), by_entry(cache.v), starts, batch.offsets, batch.before)
+        with cache.using():
+            starts = cache.starts(batch.requests, layer)
+            decoder.append_kv(qkv, by_entry(cache.k), by_entry(cache.v), starts, batch.offsets, batch.before)
+        cache.wrote(batch.requests, layer, batch.before + np.diff(batch.offsets))
         return int(batch.offsets[-1] - batch.offsets[0])
 
     def _kv_to_gpu(self, task: Record, interrupt: Interrupt) -> None:
         """The cached entries of each sequence, each followed by room for the one to come, to a staging slot."""
-        batch = self.sequences.cached(task.requests, task.work.context)
+        batch = self.sequences.cached(task.requests, self._cache.lengths(task.requests, task.layer), task.work.context)
         ends = _staged(batch)
         k, v = self._buffers.write(_one(task.writes), (2, int(ends[-1]), self.model.kv_dim // 2), batch)
         transfer = self._link(task).begin(task.work.bytes, interrupt)
-        for start, to, count in zip(self._cache.starts(batch.requests, task.layer), ends, batch.before, strict=False):
-            transfer.copy(k[to : to + count], self._cache.k[start : start + count])
-            transfer.copy(v[to : to + count], self._cache.v[start : start + count])
+        with self._cache.using():
+            for start, to, count in zip(self._cache.starts(batch.requests, task.layer), ends, batch.before, strict=False):
+                transfer.copy(k[to : to + count], self._cache.k[start : start + count])
+                transfer.copy(v[to : to + count], self._cache.v[start : start + count])
         assert transfer.moved == task.work.bytes, f"task {task.number} states {task.work.bytes} bytes, {transfer.moved} were moved"
 
 
