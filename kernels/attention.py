@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.cost import Cost
-from kernels.gemm import dot
-from kernels.jit import jit, prange
+from kernels.jit import inline, jit, prange
 from kernels.vecmath import exp
 
 BLOCK = 128
 """KV entries scored at once in decode: K and V of a block stay in L2."""
 
+PEAK, TOTAL, COLUMNS = BLOCK + 4, BLOCK + 5, BLOCK + 16
+"""Columns of decode's scratch: running maximum and sum of a head, and their number."""
+
 QUERIES = 32
 """Query rows of a prompt that share one pass over its keys in prefill."""
+
+_ZERO = np.float32(0)
 
 
 def _flops(queries: int, pairs: int, heads: int, head_dim: int) -> int:
@@ -63,122 +67,165 @@ def reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int, kv_heads:
 
 def decode_scratch(heads: int, threads: int) -> tuple[int, int]:
     """Shape of the float32 scratch of `decode`."""
-    return threads, heads * (BLOCK + 2)
+    return threads, heads * COLUMNS
 
 
 def prefill_scratch(longest: int, threads: int) -> tuple[int, int]:
     """Shape of the float32 scratch of `prefill` for prompts of up to `longest` tokens."""
-    return threads, QUERIES * (longest + 3)
+    return threads, QUERIES * (longest + 4)
 
 
-@jit
-def _dots(q, k0, k1, k2, k3):
-    """q . k for four keys."""
-    a0 = a1 = a2 = a3 = np.float32(0)
-    for i in range(q.shape[0]):
-        x = q[i]
-        a0 += x * k0[i]
-        a1 += x * k1[i]
-        a2 += x * k2[i]
-        a3 += x * k3[i]
-    return a0, a1, a2, a3
+@inline(reorder=True)
+def _dots_2x4(q, row0, col0, row1, col1, k, rows, col, d, scale):
+    """Scaled dot products of two query heads with four keys."""
+    col0, col1, col, (t0, t1, t2, t3) = np.uintp(col0), np.uintp(col1), np.uintp(col), rows
+    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = _ZERO
+    for i in range(np.uintp(d)):
+        w, x, y, z = k[t0, col + i], k[t1, col + i], k[t2, col + i], k[t3, col + i]
+        a, b = q[row0, col0 + i], q[row1, col1 + i]
+        a0, a1, a2, a3 = a0 + a * w, a1 + a * x, a2 + a * y, a3 + a * z
+        b0, b1, b2, b3 = b0 + b * w, b1 + b * x, b2 + b * y, b3 + b * z
+    return (a0 * scale, a1 * scale, a2 * scale, a3 * scale), (b0 * scale, b1 * scale, b2 * scale, b3 * scale)
 
 
-@jit
-def _mix(p, v0, v1, v2, v3, out):
-    """out += p[0] v0 + p[1] v1 + p[2] v2 + p[3] v3."""
-    p0, p1, p2, p3 = p[0], p[1], p[2], p[3]
-    for i in range(out.shape[0]):
-        out[i] += p0 * v0[i] + p1 * v1[i] + p2 * v2[i] + p3 * v3[i]
+@inline(reorder=True)
+def _dots_1x4(q, row, col0, k, rows, col, d, scale):
+    col0, col, (t0, t1, t2, t3) = np.uintp(col0), np.uintp(col), rows
+    a0 = a1 = a2 = a3 = _ZERO
+    for i in range(np.uintp(d)):
+        a = q[row, col0 + i]
+        a0, a1, a2, a3 = a0 + a * k[t0, col + i], a1 + a * k[t1, col + i], a2 + a * k[t2, col + i], a3 + a * k[t3, col + i]
+    return a0 * scale, a1 * scale, a2 * scale, a3 * scale
 
 
-@jit
-def _scores(query, k, first, stop, heads, kv_heads, scores):
-    """scores [heads, BLOCK] of entries [first, stop); entries outside, so that a row of K is read at once."""
-    d = query.shape[0] // heads
-    group = heads // kv_heads
-    scale = np.float32(1 / np.sqrt(np.float32(d)))
-    even = first + (stop - first) // 4 * 4
-    for t in range(first, even, 4):
-        k0, k1, k2, k3 = k[t], k[t + 1], k[t + 2], k[t + 3]
-        for h in range(heads):
-            a, z = h // group * d, (h // group + 1) * d
-            s0, s1, s2, s3 = _dots(query[h * d : (h + 1) * d], k0[a:z], k1[a:z], k2[a:z], k3[a:z])
-            row = scores[h]
-            row[t - first], row[t - first + 1] = s0 * scale, s1 * scale
-            row[t - first + 2], row[t - first + 3] = s2 * scale, s3 * scale
-    for t in range(even, stop):
-        for h in range(heads):
-            a, z = h // group * d, (h // group + 1) * d
-            scores[h, t - first] = dot(query[h * d : (h + 1) * d], k[t][a:z]) * scale
+@inline(reorder=True)
+def _mix_2x4(p, from0, from1, at, v, rows, col, out, row0, col0, row1, col1, d):
+    """Two query heads' outputs += p[from, at:at+4] times four values."""
+    col0, col1, col, (t0, t1, t2, t3) = np.uintp(col0), np.uintp(col1), np.uintp(col), rows
+    p0, p1, p2, p3 = p[from0, at], p[from0, at + 1], p[from0, at + 2], p[from0, at + 3]
+    r0, r1, r2, r3 = p[from1, at], p[from1, at + 1], p[from1, at + 2], p[from1, at + 3]
+    for i in range(np.uintp(d)):
+        w, x, y, z = v[t0, col + i], v[t1, col + i], v[t2, col + i], v[t3, col + i]
+        out[row0, col0 + i] += p0 * w + p1 * x + p2 * y + p3 * z
+        out[row1, col1 + i] += r0 * w + r1 * x + r2 * y + r3 * z
 
 
-@jit
-def _soften(row, peak):
-    """Replace scores by exp(score - max(peak, scores)); return that maximum and the sum."""
-    for t in range(row.shape[0]):
-        peak = max(peak, row[t])
-    total = np.float32(0)
-    for t in range(row.shape[0]):
-        p = exp(row[t] - peak)
-        row[t] = p
+@inline(reorder=True)
+def _mix_1x4(p, from0, at, v, rows, col, out, row0, col0, d):
+    col0, col, (t0, t1, t2, t3) = np.uintp(col0), np.uintp(col), rows
+    p0, p1, p2, p3 = p[from0, at], p[from0, at + 1], p[from0, at + 2], p[from0, at + 3]
+    for i in range(np.uintp(d)):
+        out[row0, col0 + i] += p0 * v[t0, col + i] + p1 * v[t1, col + i] + p2 * v[t2, col + i] + p3 * v[t3, col + i]
+
+
+@inline
+def _put(scores, row, at, values):
+    scores[row, at], scores[row, at + 1], scores[row, at + 2], scores[row, at + 3] = values
+
+
+@inline
+def _four(t, last):
+    """Rows t to t + 3; past `last`, that one again: its scores are zeroed before they are used."""
+    return t, min(t + 1, last), min(t + 2, last), min(t + 3, last)
+
+
+@inline(reorder=True)
+def _soften(scores, row, count, peak):
+    """Replace scores[row, :count] by exp(score - max(peak, scores)) and the next 3 by 0.
+
+    Returns that maximum and the sum.
+    """
+    for t in range(np.uintp(count)):
+        peak = max(peak, scores[row, t])
+    total = _ZERO
+    for t in range(np.uintp(count)):
+        p = exp(scores[row, t] - peak)
+        scores[row, t] = p
         total += p
+    for t in range(count, count + 3):
+        scores[row, t] = _ZERO
     return peak, total
 
 
-@jit
-def _values(scores, v, first, stop, heads, kv_heads, out):
-    """out [heads * D] += scores [heads, BLOCK] times V of entries [first, stop)."""
-    d = out.shape[0] // heads
-    group = heads // kv_heads
-    even = first + (stop - first) // 4 * 4
-    for t in range(first, even, 4):
-        v0, v1, v2, v3 = v[t], v[t + 1], v[t + 2], v[t + 3]
-        for h in range(heads):
-            a, z = h // group * d, (h // group + 1) * d
-            _mix(scores[h][t - first :], v0[a:z], v1[a:z], v2[a:z], v3[a:z], out[h * d : (h + 1) * d])
-    for t in range(even, stop):
-        for h in range(heads):
-            p, row, to = scores[h, t - first], v[t][h // group * d : (h // group + 1) * d], out[h * d : (h + 1) * d]
-            for i in range(d):
-                to[i] += p * row[i]
+@inline(reorder=True)
+def _scale(out, row, col, d, factor):
+    col = np.uintp(col)
+    for i in range(np.uintp(d)):
+        out[row, col + i] *= factor
 
 
-@jit
-def _decode_one(query, k, v, entries, heads, kv_heads, scratch, out):
-    """One sequence, one new query [heads * D] over its first `entries` cache rows; online softmax over blocks."""
-    d = query.shape[0] // heads
-    scores = scratch[: heads * BLOCK].reshape(heads, BLOCK)
-    peaks, totals = scratch[heads * BLOCK : heads * (BLOCK + 1)], scratch[heads * (BLOCK + 1) :]
-    peaks[:] = -np.inf
-    totals[:] = 0
-    out[:] = 0
+@inline(reorder=True)
+def _scores(q, s, k, first, stop, heads, group, d, scores):
+    """scores[h, t - first] of sequence s; entries outside, so that K streams row by row."""
+    scale = np.float32(1 / np.sqrt(np.float32(d)))
+    for t in range(first, stop, 4):
+        rows = _four(t, stop - 1)
+        for g in range(0, heads, group):
+            col = g // group * d
+            for h in range(g, g + group - 1, 2):
+                a, b = _dots_2x4(q, s, h * d, s, (h + 1) * d, k, rows, col, d, scale)
+                _put(scores, h, t - first, a)
+                _put(scores, h + 1, t - first, b)
+            if group % 2:
+                h = g + group - 1
+                _put(scores, h, t - first, _dots_1x4(q, s, h * d, k, rows, col, d, scale))
+
+
+@inline(reorder=True)
+def _values(scores, v, first, stop, heads, group, d, out, s):
+    """out[s] += scores times V of entries [first, stop)."""
+    for t in range(first, stop, 4):
+        rows = _four(t, stop - 1)
+        for g in range(0, heads, group):
+            col = g // group * d
+            for h in range(g, g + group - 1, 2):
+                _mix_2x4(scores, h, h + 1, t - first, v, rows, col, out, s, h * d, s, (h + 1) * d, d)
+            if group % 2:
+                h = g + group - 1
+                _mix_1x4(scores, h, t - first, v, rows, col, out, s, h * d, d)
+
+
+@inline(reorder=True)
+def _decode_one(q, s, k, v, entries, heads, group, d, scores, out):
+    """Sequence s over its first `entries` cache rows: online softmax over blocks. A row of `scores`
+    ends with the running maximum and sum."""
+    for h in range(heads):
+        scores[h, PEAK], scores[h, TOTAL] = -np.inf, _ZERO
+    for i in range(np.uintp(heads * d)):
+        out[s, i] = _ZERO
     for first in range(0, entries, BLOCK):
         stop = min(entries, first + BLOCK)
-        _scores(query, k, first, stop, heads, kv_heads, scores)
+        _scores(q, s, k, first, stop, heads, group, d, scores)
         for h in range(heads):
-            peak, total = _soften(scores[h][: stop - first], peaks[h])
-            shrink = exp(peaks[h] - peak)
-            peaks[h], totals[h] = peak, totals[h] * shrink + total
-            to = out[h * d : (h + 1) * d]
-            for i in range(d):
-                to[i] *= shrink
-        _values(scores, v, first, stop, heads, kv_heads, out)
+            before = scores[h, PEAK]
+            peak, total = _soften(scores, h, stop - first, before)
+            shrink = exp(before - peak)
+            scores[h, PEAK], scores[h, TOTAL] = peak, scores[h, TOTAL] * shrink + total
+            if shrink != 1:
+                _scale(out, s, h * d, d, shrink)
+        _values(scores, v, first, stop, heads, group, d, out, s)
     for h in range(heads):
-        to, part = out[h * d : (h + 1) * d], np.float32(1) / totals[h]
-        for i in range(d):
-            to[i] *= part
+        _scale(out, s, h * d, d, 1 / scores[h, TOTAL])
 
 
 @jit
 def _decode_some(qkv, k_cache, v_cache, slots, lengths, heads, kv_heads, scratch, out, start, step):
-    """Sequences start, start + step, ...: append K and V, then attend."""
-    width = k_cache.shape[2]
+    """Sequences start, start + step, ...: append K and V, then attend. Common head sizes are
+    constants of their loops."""
+    width, group = k_cache.shape[2], heads // kv_heads
+    d = width // kv_heads
+    scores = scratch.reshape(heads, COLUMNS)
     for s in range(start, qkv.shape[0], step):
-        row, slot, length = qkv[s], slots[s], lengths[s]
-        k_cache[slot, length, :] = row[row.shape[0] - 2 * width : row.shape[0] - width]
-        v_cache[slot, length, :] = row[row.shape[0] - width :]
-        _decode_one(row[: row.shape[0] - 2 * width], k_cache[slot], v_cache[slot], length + 1, heads, kv_heads, scratch, out[s])
+        k, v, length = k_cache[slots[s]], v_cache[slots[s]], lengths[s]
+        for i in range(np.uintp(width)):
+            k[length, i] = qkv[s, np.uintp(heads * d) + i]
+            v[length, i] = qkv[s, np.uintp(heads * d + width) + i]
+        if d == 64:
+            _decode_one(qkv, s, k, v, length + 1, heads, group, 64, scores, out)
+        elif d == 128:
+            _decode_one(qkv, s, k, v, length + 1, heads, group, 128, scores, out)
+        else:
+            _decode_one(qkv, s, k, v, length + 1, heads, group, d, scores, out)
 
 
 @jit(parallel=True)
@@ -217,48 +264,58 @@ def append(qkv, k_cache, v_cache, slots, offsets, lengths):
             v_cache[slot, t + shift, :] = row[row.shape[0] - width :]
 
 
-@jit
-def _prefill_block(qkv, begin, first, stop, head, kv_head, heads, d, scratch, out):
-    """Query rows [first, stop) of one head over the rows of its prompt, which starts at row `begin`."""
+@inline(reorder=True)
+def _prefill_scores(qkv, begin, first, stop, q_col, k_col, d, scores):
+    """scores[i - first, t - begin] of query rows [first, stop) and the keys from `begin` up to them."""
     scale = np.float32(1 / np.sqrt(np.float32(d)))
-    q0, k0, v0 = head * d, (heads + kv_head) * d, qkv.shape[1] - (qkv.shape[1] // d - heads) // 2 * d + kv_head * d
-    longest = scratch.shape[0] // QUERIES
-    scores = scratch.reshape(QUERIES, longest)
     for t in range(begin, stop, 4):
-        a, b = qkv[t][k0 : k0 + d], qkv[min(t + 1, stop - 1)][k0 : k0 + d]
-        c, e = qkv[min(t + 2, stop - 1)][k0 : k0 + d], qkv[min(t + 3, stop - 1)][k0 : k0 + d]
-        for i in range(max(first, t), stop):
-            s0, s1, s2, s3 = _dots(qkv[i][q0 : q0 + d], a, b, c, e)
-            row = scores[i - first]
-            row[t - begin], row[t - begin + 1] = s0 * scale, s1 * scale
-            row[t - begin + 2], row[t - begin + 3] = s2 * scale, s3 * scale
+        rows = _four(t, stop - 1)
+        for i in range(max(first, t), stop - 1, 2):
+            a, b = _dots_2x4(qkv, i, q_col, i + 1, q_col, qkv, rows, k_col, d, scale)
+            _put(scores, i - first, t - begin, a)
+            _put(scores, i + 1 - first, t - begin, b)
+        if (stop - max(first, t)) % 2:
+            _put(scores, stop - 1 - first, t - begin, _dots_1x4(qkv, stop - 1, q_col, qkv, rows, k_col, d, scale))
+
+
+@inline(reorder=True)
+def _prefill_block(qkv, begin, first, stop, q_col, k_col, v_col, d, scores, out):
+    """Query rows [first, stop) of one head over the rows of its prompt, which starts at row `begin`."""
+    _prefill_scores(qkv, begin, first, stop, q_col, k_col, d, scores)
     for i in range(first, stop):
-        to, row = out[i][q0 : q0 + d], scores[i - first]
-        entries = i + 1 - begin
-        _, total = _soften(row[:entries], np.float32(-np.inf))
-        for t in range(entries):
-            row[t] /= total
-        row[entries : entries + 3] = 0  # the last four keys may reach past the diagonal
-        to[:] = 0
+        _, total = _soften(scores, i - first, i + 1 - begin, np.float32(-np.inf))
+        _scale(scores, i - first, 0, i + 1 - begin, 1 / total)
+        for j in range(np.uintp(d)):
+            out[i, np.uintp(q_col) + j] = _ZERO
     for t in range(begin, stop, 4):
-        a, b = qkv[t][v0 : v0 + d], qkv[min(t + 1, stop - 1)][v0 : v0 + d]
-        c, e = qkv[min(t + 2, stop - 1)][v0 : v0 + d], qkv[min(t + 3, stop - 1)][v0 : v0 + d]
-        for i in range(max(first, t), stop):
-            _mix(scores[i - first][t - begin :], a, b, c, e, out[i][q0 : q0 + d])
+        rows = _four(t, stop - 1)
+        for i in range(max(first, t), stop - 1, 2):
+            _mix_2x4(scores, i - first, i + 1 - first, t - begin, qkv, rows, v_col, out, i, q_col, i + 1, q_col, d)
+        if (stop - max(first, t)) % 2:
+            _mix_1x4(scores, stop - 1 - first, t - begin, qkv, rows, v_col, out, stop - 1, q_col, d)
 
 
 @jit
 def _prefill_some(qkv, offsets, heads, kv_heads, scratch, out, start, step):
     """Blocks start, start + step, ... of all (prompt, block of queries)."""
     d = out.shape[1] // heads
+    scores = scratch.reshape(QUERIES, scratch.shape[0] // QUERIES)
     number = 0
     for s in range(offsets.shape[0] - 1):
-        for first in range(offsets[s], offsets[s + 1], QUERIES):
-            if number % step == start:
-                stop = min(first + QUERIES, offsets[s + 1])
-                for h in range(heads):
-                    _prefill_block(qkv, offsets[s], first, stop, h, h // (heads // kv_heads), heads, d, scratch, out)
+        begin = offsets[s]
+        for first in range(begin, offsets[s + 1], QUERIES):
             number += 1
+            if number % step != start:
+                continue
+            stop = min(first + QUERIES, offsets[s + 1])
+            for h in range(heads):
+                g = heads + h // (heads // kv_heads)
+                if d == 64:
+                    _prefill_block(qkv, begin, first, stop, h * 64, g * 64, (g + kv_heads) * 64, 64, scores, out)
+                elif d == 128:
+                    _prefill_block(qkv, begin, first, stop, h * 128, g * 128, (g + kv_heads) * 128, 128, scores, out)
+                else:
+                    _prefill_block(qkv, begin, first, stop, h * d, g * d, (g + kv_heads) * d, d, scores, out)
 
 
 @jit(parallel=True)

@@ -7,7 +7,7 @@ import numpy as np
 from kernels import linear
 from kernels.cost import NOTHING, Cost
 from kernels.gemm import columns, part
-from kernels.jit import jit, prange
+from kernels.jit import inline, jit, prange
 from kernels.vecmath import exp
 
 
@@ -36,19 +36,20 @@ def reference(x: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray)
     return (g / (1 + np.exp(-g)) * (x @ up.T)) @ down.T
 
 
-@jit
-def _activate(gate_up, out, start, stop):
-    ffn = out.shape[1]
-    for r in range(out.shape[0]):
-        gate, up, to = gate_up[r][:ffn], gate_up[r][ffn:], out[r]
-        for f in range(start, stop):
-            to[f] = gate[f] / (np.float32(1) + exp(-gate[f])) * up[f]
+@inline(reorder=True)
+def _activate(gate_up, out, row, rows, start, stop):
+    """Rows [row, row + rows), columns [start, stop) of out."""
+    ffn = np.uintp(out.shape[1])
+    for r in range(row, row + rows):
+        for f in range(np.uintp(start), np.uintp(stop)):
+            gate = gate_up[r, f]
+            out[r, f] = gate / (np.float32(1) + exp(-gate)) * gate_up[r, ffn + f]
 
 
 @jit
 def swiglu(gate_up, out):
     """out [rows, ffn] = silu(gate) * up of gate_up [rows, 2 ffn]."""
-    _activate(gate_up, out, 0, out.shape[1])
+    _activate(gate_up, out, 0, out.shape[0], 0, out.shape[1])
 
 
 @jit
@@ -58,13 +59,13 @@ def _expand(x, offsets, weights, first, gate_up, out, start, stop):
     hidden, ffn = x.shape[1], out.shape[1]
     size = 3 * ffn * hidden
     for e in range(weights.shape[0] // size):
-        a, z = offsets[first + e], offsets[first + e + 1]
-        if a == z:
+        row, rows = offsets[first + e], offsets[first + e + 1] - offsets[first + e]
+        if rows == 0:
             continue
         matrix = weights[e * size : e * size + 2 * ffn * hidden].reshape(2 * ffn, hidden)
-        columns(x[a:z], matrix, gate_up[a:z], start, stop, 0)
-        columns(x[a:z], matrix, gate_up[a:z], ffn + start, ffn + stop, 0)
-        _activate(gate_up[a:z], out[a:z], start, stop)
+        columns(x, row, rows, matrix, gate_up, row, start, stop, start)
+        columns(x, row, rows, matrix, gate_up, row, ffn + start, ffn + stop, ffn + start)
+        _activate(gate_up, out, row, rows, start, stop)
 
 
 @jit
@@ -73,11 +74,11 @@ def _contract(act, offsets, weights, first, out, start, stop):
     ffn, hidden = act.shape[1], out.shape[1]
     size = 3 * ffn * hidden
     for e in range(weights.shape[0] // size):
-        a, z = offsets[first + e], offsets[first + e + 1]
-        if a == z:
+        row, rows = offsets[first + e], offsets[first + e + 1] - offsets[first + e]
+        if rows == 0:
             continue
         matrix = weights[e * size + 2 * ffn * hidden : (e + 1) * size].reshape(hidden, ffn)
-        columns(act[a:z], matrix, out[a:z], start, stop, 0)
+        columns(act, row, rows, matrix, out, row, start, stop, start)
 
 
 @jit

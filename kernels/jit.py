@@ -54,9 +54,12 @@ def jit(function: Callable[..., Any] | None = None, *, parallel: bool = False) -
     return Lazy(function, cache=True, parallel=parallel, fastmath=FASTMATH)
 
 
-def inline(function: Callable[..., Any]) -> Any:
-    """Decorate a helper of kernels that is compiled into its callers, sums in the order written."""
-    return Lazy(function, forceinline=True, fastmath={"contract"})
+def inline(function: Callable[..., Any] | None = None, *, reorder: bool = False) -> Any:
+    """Decorate a helper of kernels that LLVM inlines into its callers, so that constants that they
+    pass become constants of its loops. Sums stay in the order written unless `reorder`."""
+    if function is None:
+        return functools.partial(inline, reorder=reorder)
+    return Lazy(function, forceinline=True, fastmath=FASTMATH if reorder else {"contract"})
 
 
 @functools.cache

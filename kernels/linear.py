@@ -26,14 +26,15 @@ def reference(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 @jit
 def _serial(x, weight, out):
-    columns(x, weight, out, 0, weight.shape[0], 0)
+    columns(x, 0, x.shape[0], weight, out, 0, 0, weight.shape[0], 0)
 
 
 @jit(parallel=True)
 def _parallel(x, weight, out, threads):
     size = weight.shape[0]
     for c in prange(threads):
-        columns(x, weight, out, part(size, threads, c), part(size, threads, c + 1), 0)
+        start, stop = part(size, threads, c), part(size, threads, c + 1)
+        columns(x, 0, x.shape[0], weight, out, 0, start, stop, start)
 
 
 def forward(x: np.ndarray, weight: np.ndarray, out: np.ndarray, threads: int = 1) -> None:
