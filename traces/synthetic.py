@@ -34,6 +34,9 @@ Floats = NDArray[np.float64]
 _SMOOTHING = 4.0
 """Imagined tokens, spread by popularity, added to each row of the transition counts."""
 _ROUNDS = 12
+_ENOUGH = 12_000
+_STRETCH = 2 * 64
+"""The moments are matched on about so many tokens, so many or more of a request: many short requests tell more than few long ones."""
 _LONG = (32, 64)
 """Windows whose working sets the fit of the topic's spread looks at."""
 
@@ -207,8 +210,8 @@ def _moments(tokens: Tokens) -> _Moments:
 
 def _match(router: Router, lift: Floats, tokens: Tokens, seed: int) -> Router:
     """Correct the four parameters by what they chiefly move, until the moments of the draws are those of the tokens."""
-    wanted, share = _moments(tokens), _share(tokens)
-    lengths = np.bincount(tokens.sequence()).astype(np.int64)
+    share, tokens = _share(tokens), _some(tokens)
+    wanted, lengths = _moments(tokens), np.bincount(tokens.sequence()).astype(np.int64)
     strength = 1.0
     for _ in range(_ROUNDS):
         router = replace(router, transition=strength * lift)
@@ -223,6 +226,15 @@ def _match(router: Router, lift: Floats, tokens: Tokens, seed: int) -> Router:
             persistence=float(np.clip(router.persistence + np.nan_to_num(found.steady - wanted.steady), 0.0, 0.95)),
         )
     return replace(router, transition=strength * lift)
+
+
+def _some(tokens: Tokens) -> Tokens:
+    """The last tokens of requests that are spread evenly over the trace, about `_ENOUGH` in all."""
+    sequence = tokens.sequence()
+    requests = int(sequence[-1]) + 1
+    kept = np.linspace(0, requests - 1, min(requests, _ENOUGH // _STRETCH)).round().astype(int)
+    left = np.cumsum(np.bincount(sequence))[sequence] - np.arange(len(sequence))
+    return tokens.take(np.isin(sequence, kept) & (left <= max(_STRETCH, _ENOUGH // requests)))
 
 
 def _power(ratio: float, exponent: float) -> float:

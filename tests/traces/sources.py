@@ -196,7 +196,8 @@ SAMPLES = [
     Sample("vllm", "a.npy", vllm_npy, {"prompt_tokens": 5}),
     Sample("token-jsonl", "tokens.jsonl", token_jsonl), Sample("batch-jsonl", "batches.jsonl", batch_jsonl),
     Sample("counts", "counts.json", counts_json), Sample("counts", "counts.npz", counts_npz, checked=True),
-    Sample("counts", "matrix.csv", counts_csv), Sample("counts", "long.csv", counts_long_csv), Sample("activations", "used.csv", activations),
+    Sample("counts", "matrix.csv", counts_csv), Sample("counts", "long.csv", counts_long_csv),
+    Sample("activations", "used.csv", activations),
 ]  # fmt: skip
 TORCH_SAMPLES = [
     Sample("sglang", "tokens.pt", sglang_tokens, checked=True), Sample("sglang", "passes.pt", sglang_passes, checked=True),

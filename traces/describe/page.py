@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -37,11 +38,11 @@ def page(d: Description, figure: Figure) -> str:
 
 
 def _svg(figure: Figure) -> str:
-    """The figure without the XML prologue; the same bytes each time."""
+    """The figure without prologue and metadata, which name other sites; the same bytes each time."""
     import matplotlib
 
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "tandem", "svg.fonttype": "none"}):
         figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()
-    return text[text.index("<svg") :]
+    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

@@ -30,7 +30,7 @@ def next_layer_recall(tokens: Tokens) -> tuple[NDArray[np.float64], NDArray[np.f
         after, then = train.chosen(layer + 1).astype(np.float32), test.chosen(layer + 1)
         joint = before.T @ after
         given = joint / np.maximum(before.sum(axis=0), 1)[:, None]
-        best = np.argsort(-(now @ given), axis=1, kind="stable")[:, : tokens.k]
+        best = np.argpartition(now @ given, tokens.most - tokens.k, axis=1)[:, tokens.most - tokens.k :]
         markov[layer] = np.take_along_axis(then, best, axis=1).sum() / (len(test) * tokens.k)
         favourites = np.argsort(-after.sum(axis=0), kind="stable")[: tokens.k]
         popular[layer] = then[:, favourites].sum() / (len(test) * tokens.k)
