@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
+import torch
 
 from exec import decoder
 from exec.weights import random_weights
@@ -15,11 +17,17 @@ FEW, MANY = 5, decoder.STREAMED_ROWS * 4
 
 
 def warm_up(model: ModelSpec, threads: int) -> None:
-    """Run every step once in the calling thread, on a small model with the types of `model`.
+    """Run every step once in the calling thread; once a process for each number of threads, further
+    threads only start the BLAS."""
+    small = replace(model, layers=1, hidden=256, ffn=256, experts=4, top_k=2, heads=4, kv_heads=2, head_dim=64, vocab=512)
+    _run_all(replace(small, name="warm-up"), threads)
+    x = np.zeros((MANY, small.hidden), np.float32)
+    torch.mm(torch.from_numpy(x), torch.from_numpy(x).t())
 
-    Products are large enough for the kernels' parallel form, where `threads` is more than one.
-    """
-    small = replace(model, layers=1, hidden=256, ffn=256, heads=4, kv_heads=2, head_dim=64, vocab=512)
+
+@cache
+def _run_all(small: ModelSpec, threads: int) -> None:
+    """Products are large enough for the kernels' parallel form, where `threads` is more than one."""
     weights = random_weights(small, 0)
     layer = weights.layers[0]
     scratch = np.zeros(decoder.scratch_floats(small, MANY, longest=MANY, threads=threads) + MANY * small.vocab, np.float32)

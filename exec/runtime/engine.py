@@ -115,8 +115,7 @@ class ThreadEngine:
         self._interval = sys.getswitchinterval()
         self._collecting = gc.isenabled()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        # A collection would stop every lane while it walks the records.
-        gc.collect()
+        # A collection would stop every lane while it walks all objects.
         gc.freeze()
         gc.disable()
         try:
