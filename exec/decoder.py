@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from exec.weights import LayerWeights
-from kernels import attention, combine, dispatch, embed, expert_ffn, linear, rms_norm, rope, router, sample
+from kernels import attention_decode, attention_prefill, combine, dispatch, embed, expert_ffn, linear, rms_norm, rope, router, sample
 
 STREAMED_ROWS = 256
 """Up to as many rows, our products are used: on a Zen 5 core 90 to 150 GFLOP/s for 32 to 512 rows, MKL 70 to 90."""
@@ -79,8 +79,8 @@ def scratch_floats(spec: Any, tokens: int, *, sequences: int | None = None, long
     routed = tokens * spec.top_k
     ffn = min(routed, EXPERT_ROWS) * 3 * spec.ffn
     post = tokens * (spec.hidden + spec.experts + spec.top_k) + routed * spec.hidden + (spec.experts + 1) + ffn
-    decode = int(np.prod(attention.decode_scratch(spec.heads, threads)))
-    prefill = int(np.prod(attention.prefill_scratch(longest, threads)))
+    decode = int(np.prod(attention_decode.scratch_shape(spec.heads, threads)))
+    prefill = int(np.prod(attention_prefill.scratch_shape(longest, threads)))
     return max(post, decode, prefill, (tokens if sequences is None else sequences) * spec.hidden)
 
 
@@ -125,15 +125,15 @@ def attn_prefill(spec: Any, qkv: np.ndarray, seq_offsets: np.ndarray, attn: np.n
     seq_offsets [S + 1] int64; attn [T, h D].
     """
     longest = int(np.diff(seq_offsets).max(initial=0))
-    space = Scratch(scratch).take(*attention.prefill_scratch(longest, _threads()))
-    attention.prefill(qkv, seq_offsets, spec.heads, spec.kv_heads, space, attn)
+    space = Scratch(scratch).take(*attention_prefill.scratch_shape(longest, _threads()))
+    attention_prefill.forward(qkv, seq_offsets, spec.heads, spec.kv_heads, space, attn)
 
 
 def append_kv(
     qkv: np.ndarray, k_cache: np.ndarray, v_cache: np.ndarray, slots: np.ndarray, seq_offsets: np.ndarray, lengths: np.ndarray
 ) -> None:
     """Copy K and V of prompts from qkv rows to cache rows lengths[s] and on of slot slots[s] (all int64)."""
-    attention.append(qkv, k_cache, v_cache, slots, seq_offsets, lengths)
+    attention_decode.append(qkv, k_cache, v_cache, slots, seq_offsets, lengths)
 
 
 def attn_decode(
@@ -146,8 +146,8 @@ def attn_decode(
     sequence's entries are one run of bytes, so copies and attention both stream); slots [S] int64;
     lengths [S] int64, entries before the append; attn [S, h D].
     """
-    space = Scratch(scratch).take(*attention.decode_scratch(spec.heads, min(_threads(), len(qkv))))
-    attention.decode(qkv, k_cache, v_cache, slots, lengths, spec.heads, spec.kv_heads, space, attn)
+    space = Scratch(scratch).take(*attention_decode.scratch_shape(spec.heads, min(_threads(), len(qkv))))
+    attention_decode.forward(qkv, k_cache, v_cache, slots, lengths, spec.heads, spec.kv_heads, space, attn)
 
 
 def post_attn(

@@ -23,7 +23,7 @@ from exec.links import Link, sharpen_sleep
 from exec.runtime import Interrupt, Record
 from exec.state import MicroBatch, Sequences
 from exec.weights import LayerWeights, Weights
-from kernels import attention
+from kernels import attention_decode
 from sim.errors import UserError
 from sim.events import Request, Result
 from sim.machines.schema import Lane, Machine
@@ -222,7 +222,7 @@ class CpuBackend:
         assert task.lane in self._scratch, f"task {task.number} ({task.work.op}) runs on lane gpu or cpu, not {task.lane}"
         threads = self._threads[task.lane]
         if task.work.op == "attn_decode":
-            floats = int(np.prod(attention.decode_scratch(self.model.heads, threads)))
+            floats = int(np.prod(attention_decode.scratch_shape(self.model.heads, threads)))
         else:
             longest = int(np.diff(batch.offsets).max()) if task.work.op == "attn_prefill" else 0
             floats = least or decoder.scratch_floats(self.model, batch.rows, longest=longest, threads=threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels import attention
+from kernels import attention, attention_decode, attention_prefill
 from tests.kernels.arrays import assert_close, floats, poisoned
 
 RNG = np.random.default_rng(3)
@@ -25,8 +25,8 @@ def test_decode(heads: int, kv_heads: int, d: int, lengths: list[int], threads: 
     k, v = poisoned(count + 2, longest, width), poisoned(count + 2, longest, width)
     for slot, n in zip(slots, lengths, strict=True):
         k[slot, :n], v[slot, :n] = 2 * floats(RNG, n, width), floats(RNG, n, width)
-    out, scratch = poisoned(count, heads * d), poisoned(*attention.decode_scratch(heads, threads))
-    attention.decode(qkv, k, v, slots, np.array(lengths), heads, kv_heads, scratch, out)
+    out, scratch = poisoned(count, heads * d), poisoned(*attention_decode.scratch_shape(heads, threads))
+    attention_decode.forward(qkv, k, v, slots, np.array(lengths), heads, kv_heads, scratch, out)
     for s, (slot, n) in enumerate(zip(slots, lengths, strict=True)):
         assert (k[slot, n] == qkv[s, heads * d : heads * d + width]).all() and (v[slot, n] == qkv[s, heads * d + width :]).all()
         assert np.isnan(k[slot, n + 1 :]).all(), "wrote past the new entry"
@@ -40,7 +40,7 @@ def test_decode_with_scores_far_apart() -> None:
     k[0, :128] *= 100
     k[0, 256:300] *= 300
     qkv, out = floats(RNG, 1, 24), poisoned(1, 8)
-    attention.decode(qkv, k, v, np.array([0]), np.array([390]), 1, 1, poisoned(*attention.decode_scratch(1, 1)), out)
+    attention_decode.forward(qkv, k, v, np.array([0]), np.array([390]), 1, 1, poisoned(*attention_decode.scratch_shape(1, 1)), out)
     assert_close(out, attend(qkv[:, :8], k[0, :391], v[0, :391], 1, 1, np.array([390])), 1e-4)
 
 
@@ -50,8 +50,8 @@ def test_decode_with_scores_far_apart() -> None:
 def test_prefill(heads: int, kv_heads: int, d: int, prompts: list[int], threads: int) -> None:
     offsets, q, width = np.cumsum([0, *prompts]), heads * d, kv_heads * d
     qkv, out = 2 * floats(RNG, offsets[-1], q + 2 * width), poisoned(offsets[-1], q)
-    scratch = poisoned(*attention.prefill_scratch(max(prompts), threads))
-    attention.prefill(qkv, offsets, heads, kv_heads, scratch, out)
+    scratch = poisoned(*attention_prefill.scratch_shape(max(prompts), threads))
+    attention_prefill.forward(qkv, offsets, heads, kv_heads, scratch, out)
     for a, z in zip(offsets[:-1], offsets[1:], strict=True):
         rows = qkv[a:z]
         wanted = attend(rows[:, :q], rows[:, q : q + width], rows[:, q + width :], heads, kv_heads, np.arange(z - a))
@@ -60,7 +60,7 @@ def test_prefill(heads: int, kv_heads: int, d: int, prompts: list[int], threads:
 
 def test_append_writes_the_prompts_rows_only() -> None:
     qkv, k, v = floats(RNG, 5, 4 * 8), poisoned(3, 10, 8), poisoned(3, 10, 8)
-    attention.append(qkv, k, v, np.array([2, 0]), np.array([0, 2, 5]), np.array([0, 4]))
+    attention_decode.append(qkv, k, v, np.array([2, 0]), np.array([0, 2, 5]), np.array([0, 4]))
     assert (k[2, :2] == qkv[:2, 16:24]).all() and (v[2, :2] == qkv[:2, 24:]).all()
     assert (k[0, 4:7] == qkv[2:, 16:24]).all() and (v[0, 4:7] == qkv[2:, 24:]).all()
     assert np.isfinite(k).sum() == np.isfinite(v).sum() == 5 * 8

@@ -1,0 +1,130 @@
+"""Decode attention on the CPU: one new token a sequence over its KV cache; see `attention`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.attention_tiles import ZERO, dots_1x4, dots_2x4, four, mix_1x4, mix_2x4, put, scale, soften
+from kernels.jit import inline, jit, prange
+from kernels.vecmath import exp
+
+BLOCK = 128
+"""KV entries scored at once: K and V of a block stay in L2."""
+
+PEAK, TOTAL, COLUMNS = BLOCK + 4, BLOCK + 5, BLOCK + 16
+"""Columns of the scratch: running maximum and sum of a head, and their number."""
+
+
+def scratch_shape(heads: int, threads: int) -> tuple[int, int]:
+    """Shape of the float32 scratch of `forward`."""
+    return threads, heads * COLUMNS
+
+
+@inline(reorder=True)
+def _scores(q, s, k, first, stop, heads, group, d, scores):
+    """scores[h, t - first] of sequence s; entries outside, so that K streams row by row."""
+    by = np.float32(1 / np.sqrt(np.float32(d)))
+    for t in range(first, stop, 4):
+        rows = four(t, stop - 1)
+        for g in range(0, heads, group):
+            col = g // group * d
+            for h in range(g, g + group - 1, 2):
+                a, b = dots_2x4(q, s, h * d, s, (h + 1) * d, k, rows, col, d, by)
+                put(scores, h, t - first, a)
+                put(scores, h + 1, t - first, b)
+            if group % 2:
+                h = g + group - 1
+                put(scores, h, t - first, dots_1x4(q, s, h * d, k, rows, col, d, by))
+
+
+@inline(reorder=True)
+def _values(scores, v, first, stop, heads, group, d, out, s):
+    """out[s] += scores times V of entries [first, stop)."""
+    for t in range(first, stop, 4):
+        rows = four(t, stop - 1)
+        for g in range(0, heads, group):
+            col = g // group * d
+            for h in range(g, g + group - 1, 2):
+                mix_2x4(scores, h, h + 1, t - first, v, rows, col, out, s, h * d, s, (h + 1) * d, d)
+            if group % 2:
+                h = g + group - 1
+                mix_1x4(scores, h, t - first, v, rows, col, out, s, h * d, d)
+
+
+@inline(reorder=True)
+def _one(q, s, k, v, entries, heads, group, d, scores, out):
+    """Sequence s over its first `entries` cache rows: online softmax over blocks. A row of `scores`
+    ends with the running maximum and sum."""
+    for h in range(heads):
+        scores[h, PEAK], scores[h, TOTAL] = -np.inf, ZERO
+    for i in range(np.uintp(heads * d)):
+        out[s, i] = ZERO
+    for first in range(0, entries, BLOCK):
+        stop = min(entries, first + BLOCK)
+        _scores(q, s, k, first, stop, heads, group, d, scores)
+        for h in range(heads):
+            before = scores[h, PEAK]
+            peak, total = soften(scores, h, stop - first, before)
+            shrink = exp(before - peak)
+            scores[h, PEAK], scores[h, TOTAL] = peak, scores[h, TOTAL] * shrink + total
+            if shrink != 1:
+                scale(out, s, h * d, d, shrink)
+        _values(scores, v, first, stop, heads, group, d, out, s)
+    for h in range(heads):
+        scale(out, s, h * d, d, 1 / scores[h, TOTAL])
+
+
+@jit
+def _some(qkv, k_cache, v_cache, slots, lengths, heads, kv_heads, scratch, out, start, step):
+    """Sequences start, start + step, ...: append K and V, then attend. Common head sizes are
+    constants of their loops."""
+    width, group = k_cache.shape[2], heads // kv_heads
+    d = width // kv_heads
+    scores = scratch.reshape(heads, COLUMNS)
+    for s in range(start, qkv.shape[0], step):
+        k, v, length = k_cache[slots[s]], v_cache[slots[s]], lengths[s]
+        for i in range(np.uintp(width)):
+            k[length, i] = qkv[s, np.uintp(heads * d) + i]
+            v[length, i] = qkv[s, np.uintp(heads * d + width) + i]
+        if d == 64:
+            _one(qkv, s, k, v, length + 1, heads, group, 64, scores, out)
+        elif d == 128:
+            _one(qkv, s, k, v, length + 1, heads, group, 128, scores, out)
+        else:
+            _one(qkv, s, k, v, length + 1, heads, group, d, scores, out)
+
+
+@jit(parallel=True)
+def _parallel(qkv, k_cache, v_cache, slots, lengths, heads, kv_heads, scratch, out):
+    threads = scratch.shape[0]
+    for c in prange(threads):
+        _some(qkv, k_cache, v_cache, slots, lengths, heads, kv_heads, scratch[c], out, c, threads)
+
+
+def forward(
+    qkv: np.ndarray, k_cache: np.ndarray, v_cache: np.ndarray, slots: np.ndarray, lengths: np.ndarray, heads: int, kv_heads: int,
+    scratch: np.ndarray, out: np.ndarray,
+) -> None:  # fmt: skip
+    """Append each sequence's new K and V to its cache, then attend over it.
+
+    qkv [sequences, (heads + 2 kv_heads) D] after RoPE; k_cache, v_cache [slots, max_len, kv_heads D],
+    C-contiguous; slots, lengths [sequences] int64, lengths before the append; scratch of
+    `scratch_shape`, one row a thread; out [sequences, heads D].
+    """
+    if scratch.shape[0] == 1:
+        _some(qkv, k_cache, v_cache, slots, lengths, heads, kv_heads, scratch[0], out, 0, 1)
+    else:
+        _parallel(qkv, k_cache, v_cache, slots, lengths, heads, kv_heads, scratch, out)
+
+
+@jit
+def append(qkv, k_cache, v_cache, slots, offsets, lengths):
+    """Copy K and V of whole prompts: rows offsets[s] to offsets[s + 1] of qkv go to the cache rows of
+    slots[s] from lengths[s] on."""
+    width = k_cache.shape[2]
+    for s in range(slots.shape[0]):
+        slot, shift = slots[s], lengths[s] - offsets[s]
+        for t in range(offsets[s], offsets[s + 1]):
+            row = qkv[t]
+            k_cache[slot, t + shift, :] = row[row.shape[0] - 2 * width : row.shape[0] - width]
+            v_cache[slot, t + shift, :] = row[row.shape[0] - width :]
