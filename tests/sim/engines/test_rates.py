@@ -52,6 +52,23 @@ def test_what_a_later_cut_leaves_unused_is_handed_out_again() -> None:
     assert found == pytest.approx([0.497475, 0.495, 0.7525])
 
 
+@pytest.mark.parametrize("nearly", [1.0, 1 - 1e-9])
+def test_of_two_equally_tight_the_one_declared_first_is_settled_first(nearly: float) -> None:
+    """Both are wanted twice, r1 by a billionth more where r0 falls short of that: a rounding error does not choose."""
+    a = [Demand(0, 2.0), Demand(1, 1.0)]
+    b = [Demand(0, 2.0, cap=nearly, weight=2.0), Demand(1, 1.0)]
+    c, d = [Demand(1, 1.0, weight=2.0)], [Demand(1, 1e-9, cap=1e-9)]
+    assert settled([1.0, 1.0], a, b, c, d) == pytest.approx([1 / 3, 5 / 9, 5 / 9, 1.0], abs=1e-6)
+    swapped = [[demand._replace(resource=1 - demand.resource) for demand in t] for t in (a, b, c, d)]
+    assert settled([1.0, 1.0], *swapped) == pytest.approx([1 / 2, 1 / 2, 1 / 2, 1.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("ps", [1, 7, 1000, 10**12, 123456789])
+def test_float_noise_is_not_rounded_up(ps: int) -> None:
+    """1000 units at 1e12 units/s are 1000.0000000000001 ps in floats."""
+    assert Running([1e12], [[Demand(0, float(ps))]]).step(entering=[0]) == (ps, 1)
+
+
 def test_capacity_zero_stalls_its_users_only() -> None:
     running = Running([10.0, 0.0], [[Demand(0, 1.0)], [Demand(0, 1.0), Demand(1, 1.0)], [Demand(1, 0.0), Demand(0, 2.0)]])
     assert running.step(entering=[0, 1, 2]) == (200_000_000_000, 1)

@@ -315,7 +315,12 @@ def test_the_engine_is_done_once_and_for_all() -> None:
 def test_time_zero_is_one_instant() -> None:
     """What answers Started does not start before the arrivals of time 0 are told."""
     requests = [Request(0, 4, 4)]
-    seen, run = play([], lambda now, event: [task(1, "copy5", notify=True)] if isinstance(event, Started) else [Cancel(1)] if now == 0 else (),
-                     profile=COSTS, arrivals=requests, changes=[(0, "link", 5e11)])  # fmt: skip
+
+    def answer(now: int, event: object) -> list:
+        if isinstance(event, Started):
+            return [task(1, "copy5")]
+        return [Cancel(1)] if isinstance(event, Arrived) else []
+
+    seen, run = play([], answer, profile=COSTS, arrivals=requests, changes=[(0, "link", 5e11)])
     assert seen == [(0, Started(COSTS)), (0, Changed("link", 5e11)), (0, Arrived(requests[0], last=True)), (0, Failed(1, "cancelled"))]
     assert statuses(run) == {1: "cancelled"}
