@@ -7,8 +7,9 @@ makes results free of charge.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,6 +18,13 @@ Source = Annotated[str, Field(min_length=3, description="datasheet, paper, calib
 
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's, but what was derived from the old fields is not taken over."""
+        copy = super().model_copy(update=update, deep=deep)
+        for name in [name for name in copy.__dict__ if isinstance(getattr(type(copy), name, None), cached_property)]:
+            del copy.__dict__[name]
+        return copy
 
 
 class Resource(Strict):

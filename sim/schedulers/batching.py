@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -53,14 +54,15 @@ def fill(
     full ones as they filled up, then the rest, as the released code does) and the aborted requests
     in their order of arrival, for the next batch.
     """
-    left = [k for k, p in enumerate(partitions) if p.count < microbatch]
+    left = [(p.tokens, k) for k, p in enumerate(partitions) if p.count < microbatch]
+    heapq.heapify(left)
     emitted: list[int] = []
     aborted: set[int] = set()
     for r in sorted(requests, key=lambda r: -rows[r.request_id]):
         if not left:
             aborted.add(r.request_id)
             continue
-        k = min(left, key=lambda k: partitions[k].tokens)
+        k = left[0][1]
         p = partitions[k]
         if p.tokens + rows[r.request_id] + (1 + p.count) * gen > cache_tokens:
             aborted.add(r.request_id)
@@ -68,5 +70,7 @@ def fill(
         p.add(r, rows[r.request_id])
         if p.count == microbatch:
             emitted.append(k)
-            left.remove(k)
-    return emitted + left, [r for r in requests if r.request_id in aborted]
+            heapq.heappop(left)
+        else:
+            heapq.heapreplace(left, (p.tokens, k))
+    return emitted + sorted(k for _, k in left), [r for r in requests if r.request_id in aborted]

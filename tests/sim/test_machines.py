@@ -179,3 +179,10 @@ def test_a_lane_that_is_missing_is_named() -> None:
     short = machine.model_copy(update={"lanes": tuple(x for x in machine.lanes if x.name != "pin")})
     with pytest.raises(UserError, match="machine t4: no lane 'pin'; have gpu, cpu, h2d, d2h"):
         CostModel(short, load_model("mixtral-8x7b")).solo_ps("pin", Work("page_to_pin", bytes=1))
+
+
+def test_a_changed_copy_derives_everything_anew() -> None:
+    machine = machines.load("l4")
+    before = machine.digest, machine.lane["h2d"]
+    changed = machine.model_copy(update={"lanes": tuple(x.model_copy(update={"servers": 2}) for x in machine.lanes)})
+    assert changed.digest != before[0] and changed.lane["h2d"].servers == 2 and machine.lane["h2d"] == before[1]
