@@ -20,7 +20,7 @@ def _mix(x: Any) -> Any:
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def sample(
-    popularity: NDArray[np.float64], transition: NDArray[np.float64], stickiness: float, topic: NDArray[np.float64],
+    popularity: NDArray[np.float64], transition: NDArray[np.float64], stickiness: NDArray[np.float64], topic: NDArray[np.float64],
     lengths: NDArray[np.int64], k: int, seed: Any,
 ) -> NDArray[np.int16]:  # fmt: skip
     """Experts [tokens, layers, k], best score first; topic [requests, layers, experts], lengths [requests] tokens.
@@ -40,7 +40,8 @@ def sample(
             for layer in range(layers):
                 for e in range(experts):
                     uniform = (float(_mix(of_token ^ np.uint64(layer * experts + e)) >> np.uint64(11)) + 0.5) * 2.0**-53
-                    score[e] = popularity[layer, e] + topic[request, layer, e] + stickiness * before[layer, e] - np.log(-np.log(uniform))
+                    liking = popularity[layer, e] + topic[request, layer, e] + stickiness[layer] * before[layer, e]
+                    score[e] = liking - np.log(-np.log(uniform))
                 if layer > 0:
                     for slot in range(k):
                         a = chosen[row, layer - 1, slot]

@@ -2,7 +2,7 @@
 
 A token's score for expert e of layer l is
 
-    popularity[l, e] + spread * topic[request, l, e] + stickiness * (token before chose e)
+    popularity[l, e] + spread[l] * topic[request, l, e] + stickiness[l] * (token before chose e)
         + sum over the experts a that the token chose in layer l - 1 of transition[l - 1, a, e] + Gumbel noise
 
 and the k best are chosen, which draws without replacement in proportion to exp(score) (Gumbel-top-k,
@@ -11,7 +11,7 @@ next with `persistence` (an AR(1) process): the drift between parts of a trace. 
 (seed, request, position, layer, expert): adding a request or a token moves no other draw.
 
 The fit takes transitions and popularity from counts and then matches moments: it draws, measures
-overlap, working sets, next-layer recall and load on what it drew, and corrects until they fit.
+each layer's overlap, working sets, recall and load on what it drew, and corrects until they fit.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Router:
     Attributes
     ----------
     popularity [layers, experts]; transition [layers - 1, experts, experts] from the expert before to the one after.
-    stickiness, spread, persistence: as above; persistence in 0..1.
+    stickiness, spread [layers]; persistence in 0..1: as above.
     weights [k]: gate weights to write for the ranks 1..k; NaN for none.
     origin: what it was fitted to, or that it was set by knobs.
     """
@@ -56,8 +56,8 @@ class Router:
     shape: Shape
     popularity: Floats
     transition: Floats
-    stickiness: float
-    spread: float
+    stickiness: Floats
+    spread: Floats
     persistence: float
     origin: str
     weights: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
@@ -83,7 +83,8 @@ def by_knobs(
     popularity = skew * rng.standard_normal((shape.layers, shape.experts))
     transition = predictability * rng.standard_normal((max(0, shape.layers - 1), shape.experts, shape.experts))
     told = f"skew={skew:g}, overlap={overlap:g}, predictability={predictability:g}, topics={topics:g}, persistence={persistence:g}"
-    return Router(shape, popularity, transition, overlap, topics, persistence, f"set by knobs: {told}, seed={seed}")
+    same = np.ones(shape.layers)
+    return Router(shape, popularity, transition, overlap * same, topics * same, persistence, f"set by knobs: {told}, seed={seed}")
 
 
 def draw(router: Router, prompts: Sequence[int], outputs: Sequence[int], *, seed: int = 0, command: str = "") -> Routing:
@@ -101,7 +102,7 @@ def draw(router: Router, prompts: Sequence[int], outputs: Sequence[int], *, seed
 
 
 def _draw(router: Router, lengths: NDArray[np.int64], seed: int) -> NDArray[np.int16]:
-    topic = router.spread * _topics(len(lengths), router.shape, router.persistence, seed)
+    topic = router.spread[:, None] * _topics(len(lengths), router.shape, router.persistence, seed)
     key = np.uint64(seed % 2**63)
     drawn = _kernel()(router.popularity, router.transition, router.stickiness, topic, lengths, router.shape.k, key)
     return np.asarray(drawn, np.int16)
@@ -151,9 +152,8 @@ def fit(routing: Routing, *, seed: int = 0) -> Router:
         raise TraceError(f"routing: has {len(tokens)} whole tokens; the fit needs 64 or more")
     share = _share(tokens)
     lift = _lift(tokens, share)
-    start = Router(
-        routing.shape, _odds(share), lift, 0.5, 1.3, 0.2, f"fitted to {routing.provenance.origin}", _mean_weights(routing)
-    )
+    same, origin = np.ones(len(tokens.layers)), f"fitted to {routing.provenance.origin}"
+    start = Router(routing.shape, _odds(share), lift, 0.5 * same, 1.3 * same, 0.2, origin, _mean_weights(routing))
     return _match(start, lift, tokens, seed)
 
 
@@ -186,46 +186,43 @@ def _mean_weights(routing: Routing) -> NDArray[np.float32]:
     return np.asarray(routing.weights[known].mean(axis=0, dtype=np.float64), np.float32)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class _Moments:
-    """What the fit matches: next-layer recall, overlap of consecutive tokens, working set of the longer windows, and
-    the correlation of the load between one quarter of the trace and the next."""
+    """What the fit matches, by layer: recall of the next layer [layers - 1], overlap of consecutive tokens [layers],
+    working set of the longer windows [layers]; and the correlation of the load between neighbouring quarters of the trace."""
 
-    recall: float
-    overlap: float
-    long: float
+    recall: Floats
+    overlap: Floats
+    long: Floats
     steady: float
 
 
 def _moments(tokens: Tokens) -> _Moments:
-    markov, _ = prediction.next_layer_recall(tokens)
-    sets = locality.working_sets(tokens, _LONG)
-    known = sets[np.isfinite(sets)]
-    return _Moments(
-        float(np.mean(markov)) if len(markov) else np.nan, float(np.mean(locality.overlap(tokens))),
-        float(np.exp(np.log(known).mean())) if len(known) else np.nan,
-        float(np.diag(drift.between(drift.in_parts(tokens)), 1).mean()),
-    )  # fmt: skip
+    sets = locality.working_sets_by_layer(tokens, _LONG)
+    known = np.isfinite(sets).all(axis=1)
+    long = np.exp(np.log(sets[known]).mean(axis=0)) if known.any() else np.full(len(tokens.layers), np.nan)
+    steady = float(np.diag(drift.between(drift.in_parts(tokens)), 1).mean())
+    return _Moments(prediction.next_layer_recall(tokens)[0], locality.overlap(tokens), long, steady)
 
 
 def _match(router: Router, lift: Floats, tokens: Tokens, seed: int) -> Router:
-    """Correct the four parameters by what they chiefly move, until the moments of the draws are those of the tokens."""
+    """Correct each parameter by the moment that it chiefly moves, until the moments of the draws are those of the tokens."""
     share, tokens = _share(tokens), _some(tokens)
     wanted, lengths = _moments(tokens), np.bincount(tokens.sequence()).astype(np.int64)
-    strength = 1.0
+    strength = np.ones(len(lift))
     for _ in range(_ROUNDS):
-        router = replace(router, transition=strength * lift)
-        drawn = replace(tokens_like(router, lengths, seed), layers=tokens.layers)
+        router = replace(router, transition=strength[:, None, None] * lift)
+        drawn = tokens_like(router, lengths, seed)
         found = _moments(drawn)
-        strength *= _power(wanted.recall / found.recall, 1.5)
+        strength = np.minimum(strength * _power(wanted.recall / found.recall, 1.5), 10.0)
         router = replace(
             router,
             popularity=router.popularity + 0.7 * (_odds(share) - _odds(_share(drawn))),
-            stickiness=router.stickiness + float(np.nan_to_num(wanted.overlap - found.overlap)),
-            spread=min(router.spread * _power(wanted.long / found.long, -1.5), 10.0),
+            stickiness=router.stickiness + np.nan_to_num(wanted.overlap - found.overlap),
+            spread=np.minimum(router.spread * _power(wanted.long / found.long, -1.5), 10.0),
             persistence=float(np.clip(router.persistence + np.nan_to_num(found.steady - wanted.steady), 0.0, 0.95)),
         )
-    return replace(router, transition=strength * lift)
+    return replace(router, transition=strength[:, None, None] * lift)
 
 
 def _some(tokens: Tokens) -> Tokens:
@@ -237,9 +234,10 @@ def _some(tokens: Tokens) -> Tokens:
     return tokens.take(np.isin(sequence, kept) & (left <= max(_STRETCH, _ENOUGH // requests)))
 
 
-def _power(ratio: float, exponent: float) -> float:
-    """A correction factor, at most twofold; 1 where a moment is not defined."""
-    return float(np.clip(ratio**exponent, 0.5, 2.0)) if np.isfinite(ratio) and ratio > 0 else 1.0
+def _power(ratio: Floats, exponent: float) -> Floats:
+    """Correction factors, at most twofold; 1 where a moment is not defined."""
+    known = np.isfinite(ratio) & (ratio > 0)
+    return np.clip(np.where(known, ratio, 1.0) ** exponent, 0.5, 2.0)
 
 
 def tokens_like(router: Router, lengths: NDArray[np.int64], seed: int) -> Tokens:

@@ -35,15 +35,20 @@ def working_sets(tokens: Tokens, windows: Sequence[int] = WINDOWS) -> NDArray[np
 
     NaN where no request is long enough.
     """
-    starts = {w: _starts(tokens, w) for w in windows}
-    sums = np.zeros(len(windows))
+    found = working_sets_by_layer(tokens, windows)
+    return found.mean(axis=1) if len(tokens.layers) else np.full(len(windows), np.nan)
+
+
+def working_sets_by_layer(tokens: Tokens, windows: Sequence[int] = WINDOWS) -> NDArray[np.float64]:
+    """The same for each layer [windows, layers]."""
+    starts = [_starts(tokens, w) for w in windows]
+    found = np.full((len(windows), len(tokens.layers)), np.nan)
     for layer in range(len(tokens.layers)):
         chosen = tokens.chosen(layer)
         for i, w in enumerate(windows):
-            if len(starts[w]):
-                sums[i] += np.mean(_unions(chosen, starts[w], w))
-    held = np.array([len(starts[w]) > 0 for w in windows]) & (len(tokens.layers) > 0)
-    return np.where(held, sums / max(1, len(tokens.layers)), np.nan)
+            if len(starts[i]):
+                found[i, layer] = np.mean(_unions(chosen, starts[i], w))
+    return found
 
 
 def _starts(tokens: Tokens, w: int) -> NDArray[np.int64]:

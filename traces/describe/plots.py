@@ -44,6 +44,8 @@ def draw(d: Description) -> Figure:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows, columns, panels = _PANELS[d.kind]
+    if d.kind == "requests" and "rate_per_s" not in d.figures["arrivals"]:  # nothing to show of arrivals that are all at once
+        rows, panels = 1, [_prompts, _outputs]
     figure = Canvas(figsize=(5.2 * columns, 3.5 * rows + 0.9), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, panel in zip(axes, panels, strict=False):
@@ -178,8 +180,6 @@ def _drift(ax: Axes, d: Description) -> None:
 
 def _rate(ax: Axes, d: Description) -> None:
     found = d.figures["arrivals"]
-    if "rate_per_s" not in found:
-        return _nothing(ax, "Arrivals", "all requests are there at once")
     arrival_s = d.arrays["arrival_ns"] / 1e9
     bins = 180
     unit, scale = ("h", 3600) if found["span_s"] > 2 * 3600 else ("min", 60) if found["span_s"] > 120 else ("s", 1)
@@ -193,8 +193,6 @@ def _rate(ax: Axes, d: Description) -> None:
 
 def _gaps(ax: Axes, d: Description) -> None:
     found = d.figures["arrivals"]
-    if "gap_cv" not in found:
-        return _nothing(ax, "Burstiness", "all requests are there at once")
     gaps = np.sort(np.diff(d.arrays["arrival_ns"]) / 1e9)
     survive = 1 - np.arange(len(gaps)) / len(gaps)
     mean = gaps.mean()
@@ -203,6 +201,7 @@ def _gaps(ax: Axes, d: Description) -> None:
     ax.plot(x, np.exp(-x / mean), color=GREY, lw=1.5, ls="--", label="Poisson arrivals of the same rate")
     ax.set(xscale="log", yscale="log", xlabel="gap between arrivals (s)", ylabel="share of gaps that are longer")
     ax.set_ylim(0.5 / len(gaps), 1.5)
+    ax.set_xlim(x[0], 1.5 * gaps.max())
     ax.set_title(f"Burstiness: CV of the gaps {found['gap_cv']:.2f} (Poisson: 1)", loc="left")
     ax.legend(frameon=False, fontsize=9, loc="lower left")
 
@@ -219,6 +218,7 @@ def _lengths(ax: Axes, d: Description, name: str, words: str, colour: str) -> No
         ax.axvline(found[q], color="black", lw=1.2, ls=style, label=f"{q} {found[q]:,.0f}")
     ax.axvline(found["mean"], color=RED, lw=1.2, ls=":", label=f"mean {found['mean']:,.0f}")
     ax.set(xscale="log", xlabel=f"{words.lower()} (tokens)", ylabel="share of requests per decade")
+    ax.set_xlim(max(1, np.quantile(values, 0.001)) * 0.9, values.max() * 1.1)
     ax.set_title(words, loc="left")
     ax.legend(frameon=False, fontsize=9)
 
@@ -247,7 +247,7 @@ def _busy(ax: Axes, d: Description) -> None:
     rows = d.figures["lanes"]
     names = d.names["lanes"]
     bars = ax.barh(names, [100 * r["busy_share"] for r in rows], color=BLUE)
-    ax.bar_label(bars, fmt="%.0f %%", padding=3, fontsize=9)
+    ax.bar_label(bars, labels=[f"{100 * r['busy_share']:.2g} %" for r in rows], padding=3, fontsize=9)
     ax.invert_yaxis()
     ax.set(xlabel="busy share of the makespan (%)", ylabel="lane", xlim=(0, 112))
     ax.set_title(f"Busy lanes over {d.figures['makespan_s']:.4g} s", loc="left")

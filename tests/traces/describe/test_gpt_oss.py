@@ -29,7 +29,8 @@ def test_gpt_oss_20b(found, name):
     load, batches = found["load"], {f"batch {b['tokens']}": b["balancedness"] for b in found["batches_of_random_tokens"]}
     figures = {
         "max_over_mean": load["max_over_mean"], "worst": load["max_over_mean_worst"], "gini": load["gini"],
-        "log_spread": load["log_spread"], "overlap": found["overlap"]["mean"], "independent": found["overlap"]["independent"], **found["working_set"],
+        "log_spread": load["log_spread"], "overlap": found["overlap"]["mean"], "independent": found["overlap"]["independent"],
+        **found["working_set"],
         "markov": found["next_layer_recall"]["markov"], "popularity": found["next_layer_recall"]["popularity"], **batches,
     }  # fmt: skip
     assert figures[name] == pytest.approx(SURVEY[name], rel=0.03)
