@@ -53,7 +53,7 @@ class Mutant:
 
 def mutants_of(part: str, path: Path) -> list[Mutant]:
     lines = path.read_text().splitlines(keepends=True)
-    source = "".join(HIDDEN + line if line.startswith(("@njit", "@jit")) else line for line in lines)
+    source = "".join(HIDDEN + line if line.startswith(("@jit", "@entry")) else line for line in lines)
     module, mutations, _, _ = create_mutations(str(path), source)
     found = []
     for m in mutations:
