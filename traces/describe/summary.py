@@ -21,7 +21,7 @@ from traces.scan import expert_load, kind_of, routing_header
 from traces.timeline import read_timeline
 
 BATCHES = (8, 32, 128)
-MOST_ROWS = 20_000_000
+MOST_ROWS = 4_000_000
 """Rows of a routing trace that are held in memory; of a longer one, the locality is that of its first rows."""
 
 
