@@ -126,23 +126,13 @@ def _correct(rows: dict[tuple[str, str], OpRate], lane: str, op: str, paced: boo
     if paced:
         update["latency_s"] = max(0.0, row.latency_s + float(np.median(measured - simulated)))
     else:
-        found = _ratios(size, measured / simulated, measured)
+        found = _ratios(size, measured / simulated)
         update["ratio"] = tuple((x, float(np.clip(r * ratio_at(row.ratio, x), *LIMITS))) for x, r in found)
     rows[lane, name] = row.model_copy(update=update)
 
 
-def _ratios(size: NDArray[np.float64], ratio: NDArray[np.float64], weight: NDArray[np.float64]) -> list[tuple[float, float]]:
-    """(median size, median ratio weighted by time) of the tasks of each octave of sizes: long tasks are
-    what a makespan is made of."""
+def _ratios(size: NDArray[np.float64], ratio: NDArray[np.float64]) -> list[tuple[float, float]]:
+    """(median size, median ratio) of the tasks of each octave of sizes."""
     octave = np.floor(np.log2(np.maximum(size, 1.0)))
-    return [
-        (float(np.median(size[at])), _weighted_median(ratio[at], weight[at]))
-        for o in np.unique(octave) if (at := octave == o).sum() >= FEWEST
-    ]  # fmt: skip
-
-
-def _weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
-    order = np.argsort(values)
-    total = np.cumsum(weights[order])
-    return float(values[order][np.searchsorted(total, total[-1] / 2)])
-
+    groups = [at for o in np.unique(octave) if (at := octave == o).sum() >= FEWEST]
+    return [(float(np.median(size[at])), float(np.median(ratio[at]))) for at in groups]
