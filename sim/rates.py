@@ -55,55 +55,53 @@ def want(slot: Any, share: int, again: bool) -> Any:
 
 
 @jit
-def askers(x: Shared, k: int) -> Any:
-    """Weight and number of the users of `k` that ask again."""
-    weight, n = 0, 0
+def heavy_users(x: Shared, k: int, level: float, again: bool) -> Any:
+    """Split the users of `k` at `level`: sum of the light ones' wants, weight and number of the heavy ones."""
+    light, weight, n = 0, 0, 0
     node = x.resources[k].head
     while node >= 0:
-        slot = x.slots[x.nodes[node].slot]
-        if slot.speed > slot.base:
-            weight += x.demands[x.nodes[node].demand].weight
+        d = x.demands[x.nodes[node].demand]
+        wanted = want(x.slots[x.nodes[node].slot], d.share, again)
+        if wanted > d.weight * level:
+            weight += d.weight
             n += 1
+        else:
+            light += wanted
         node = x.nodes[node].next
-    return weight, n
+    return light, weight, n
 
 
 @jit
 def find_level(x: Shared, k: int, again: bool) -> Any:
     """The level at which users of `k`, each given min(want, weight * level), fill it exactly.
 
-    Raises the level until the set that wants more no longer shrinks: as many passes as that takes,
-    one or two where nearly all are light or nearly all are heavy.
+    Newton's method on a concave, piecewise linear sum: from anywhere one step leads to the level or
+    below it, and from there each step leads up, to fewer heavy users, until their set stays. It
+    begins where the last solution was; then two passes over the users are usual.
     """
-    heavy: Any = np.int64(x.resources[k].users)
-    room, weight = ONE, x.resources[k].weight
+    room, begin = ONE, x.resources[k].level
     if again:
         # One unit a user: the sum of two shares rounded down may be one short of their rounded sum.
-        room -= x.resources[k].base + heavy
-        weight, heavy = askers(x, k)
-    level = room / weight
+        room -= x.resources[k].base + x.resources[k].users
+        begin = 0.0
+    light, weight, heavy = heavy_users(x, k, begin, again)
+    if heavy == 0:
+        light, weight, heavy = heavy_users(x, k, 0.0, again)
+    most = np.int64(x.resources[k].users)
     while True:
-        light, weight, n = 0, 0, 0
-        node = x.resources[k].head
-        while node >= 0:
-            d = x.demands[x.nodes[node].demand]
-            wanted = want(x.slots[x.nodes[node].slot], d.share, again)
-            if wanted > d.weight * level:
-                weight += d.weight
-                n += 1
-            else:
-                light += wanted
-            node = x.nodes[node].next
         level = (room - light) / weight
-        if n == heavy:
+        light, weight, n = heavy_users(x, k, level, again)
+        if n == heavy or n > most:
             return level
-        heavy = n
+        heavy = most = n
 
 
 @jit
 def fill(x: Shared, k: int, again: bool) -> None:
     """Cut the users of `k` that want more than their weight's part of the level."""
     level = find_level(x, k, again)
+    if not again:
+        x.resources[k].level = level
     node = x.resources[k].head
     while node >= 0:
         s = x.nodes[node].slot

@@ -29,12 +29,12 @@ CLASS = np.dtype([("latency", "i8"), ("solo", "f8"), ("first", "i4"), ("last", "
 """A price class: latency and solo span in ps, its slice of the demands."""
 DEMAND = np.dtype([("share", "i8"), ("weight", "i8"), ("amount", "f8"), ("cap", "f8"), ("resource", "i4")], align=True)
 RESOURCE = np.dtype(
-    [("total", "i8"), ("used", "i8"), ("base", "i8"), ("weight", "i8"), ("capacity", "f8"),
+    [("total", "i8"), ("used", "i8"), ("base", "i8"), ("capacity", "f8"), ("level", "f8"),
      ("head", "i4"), ("users", "i4"), ("over", "i4")],
     align=True,
 )  # fmt: skip
 """Sums over the users: `total` at speed 1, `used` at present speeds, `base` before cut tasks ask
-again; `head` of the list of users, `over`: place in lists[OVER] or -1."""
+again; the last `level`; `head` of the list of users, `over`: place in lists[OVER] or -1."""
 SLOT = np.dtype(
     [("anchor", "i8"), ("end", "i8"), ("left", "f8"), ("span", "f8"), ("speed", "f8"), ("base", "f8"),
      ("cls", "i4"), ("heap", "i4"), ("cut", "i4"), ("touched", "i1"), ("fluid", "i1")],

@@ -56,7 +56,6 @@ def link(x: Shared, s: int) -> None:
                 nodes[r.head].prev = node
             r.head = node
             r.users += 1
-            r.weight += d.weight
             r.total += d.share
             r.used += d.share
             if r.total > ONE:
@@ -86,7 +85,6 @@ def unlink(x: Shared, s: int) -> None:
             if after >= 0:
                 nodes[after].prev = before
             r.users -= 1
-            r.weight -= d.weight
             r.total -= d.share
             r.used -= np.int64(x.slots[s].speed * d.share)
             if r.over >= 0:
@@ -154,7 +152,7 @@ def rebuild(x: Shared) -> None:
     price(x, 0)
     for k in range(len(x.resources)):
         r = x.resources[k]
-        r.total, r.used, r.base, r.weight, r.head, r.users, r.over = 0, 0, 0, 0, -1, 0, -1
+        r.total, r.used, r.base, r.level, r.head, r.users, r.over = 0, 0, 0, 0.0, -1, 0, -1
     x.counts[OVER], x.counts[CUT], x.counts[SOLVE] = 0, 0, 1
     for s in range(len(x.slots)):
         if x.slots[s].fluid != 0:

@@ -72,7 +72,7 @@ def test_an_empty_machine_has_no_sums(r: Running) -> None:
     r.step(entering=range(len(r.tasks)))
     r.step(leaving=range(len(r.tasks)))
     assert r.rates.counts[:5].tolist() == [0, 0, 0, 0, 0]
-    for name in ("total", "used", "weight", "users"):
+    for name in ("total", "used", "users"):
         assert not r.rates.resources[name].any()
     assert (r.rates.resources["head"] == -1).all()
 
