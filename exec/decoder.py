@@ -5,9 +5,9 @@ E experts, k experts a token, F FFN width, V vocabulary. Arrays are float32, C-c
 every step writes into what it is given and takes its temporaries from `scratch`, a flat float32
 array of `scratch_floats` elements, so that an arena can budget for all of it.
 
-Numerics are those of transformers' `MixtralForCausalLM`. Few rows go through our own streaming
-products (`kernels.gemm`), many through the BLAS that torch brings. All heavy parts release the GIL
-and run on as many threads as `set_threads` gave the calling thread.
+Numerics are those of transformers' `MixtralForCausalLM`. Products go through our own streaming
+tiles (`kernels.gemm`) or the BLAS that torch brings, see `streamed_rows`. All heavy parts release
+the GIL and run on as many threads as `set_threads` gave the calling thread.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ import torch
 from exec.weights import LayerWeights
 from kernels import attention_decode, attention_prefill, combine, dispatch, embed, expert_ffn, linear, rms_norm, rope, router, sample
 
-STREAMED_ROWS = 256
-"""Up to as many rows, our products are used: on a Zen 5 core 90 to 150 GFLOP/s for 32 to 512 rows, MKL 70 to 90."""
 EXPERT_ROWS = 512
 """Rows of one expert computed at once: bounds the FFN's intermediates."""
 
@@ -54,6 +52,21 @@ def _has_openmp() -> bool:
     except ImportError:
         return False
     return True
+
+
+@functools.cache
+def streamed_rows() -> int:
+    """Up to as many rows, `kernels.gemm` is used instead of the BLAS.
+
+    Its tiles need 32 vector registers. Measured on a Zen 5 core (GFLOP/s at 1, 8, 64, 2048 rows): with
+    AVX-512 18, 63, 149, 152, and MKL 8, 37, 85, 87; compiled for AVX2 16, 39, 60, 56. On
+    other AVX-512 processors MKL is assumed to be at its best with many rows.
+    """
+    import llvmlite.binding as llvm
+
+    if not llvm.get_host_cpu_features().get("avx512f", False):
+        return 8
+    return 1 << 30 if llvm.get_host_cpu_name().startswith("znver") else 64
 
 
 class Scratch:
@@ -96,7 +109,7 @@ def _rope_table(theta: float, head_dim: int, positions: int) -> np.ndarray:
 
 def _product(x: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:
     """out [rows, n] = x [rows, k] @ weight [n, k].T"""
-    if len(x) <= STREAMED_ROWS:
+    if len(x) <= streamed_rows():
         linear.forward(x, weight, out, _threads() if weight.size >= 1 << 16 else 1)
     else:
         torch.mm(torch.from_numpy(x), torch.from_numpy(weight).t(), out=torch.from_numpy(out))
@@ -195,7 +208,7 @@ def run_experts(spec: Any, experts: Sequence[np.ndarray], rows: np.ndarray, offs
     """Each expert's FFN over its own `rows` [T k, H], in place."""
     chunk = min(len(rows), EXPERT_ROWS)
     gate_up, act = space.take(chunk, 2 * spec.ffn), space.take(chunk, spec.ffn)
-    few = len(rows) <= EXPERT_ROWS and int(np.diff(offsets).max()) <= STREAMED_ROWS
+    few = len(rows) <= EXPERT_ROWS and int(np.diff(offsets).max()) <= streamed_rows()
     first, size = 0, 3 * spec.hidden * spec.ffn
     for piece in experts:
         assert piece.size % size == 0, (piece.size, size)

@@ -18,6 +18,9 @@ from kernels.jit import inline, jit
 WIDTH = 6
 """Weight rows of a tile."""
 
+PANEL = 64
+"""Rows of x that stay in L2 while the weight passes by."""
+
 _ZERO = np.float32(0)
 
 
@@ -85,18 +88,23 @@ def dot(x, m, w, n):
 @jit
 def columns(x, first, rows, w, out, row, start, stop, col):
     """out[row:row+rows, col:col+stop-start] = x[first:first+rows] @ w[start:stop].T"""
+    for done in range(0, rows, PANEL):
+        _panel(x, first + done, min(PANEL, rows - done), w, out, row + done, start, stop, col - start)
+
+
+@inline
+def _panel(x, first, rows, w, out, row, start, stop, shift):
     fours, last = rows // 4 * 4, start + (stop - start) // WIDTH * WIDTH
-    col -= start
     for n in range(start, last, WIDTH):
         for m in range(0, fours, 4):
-            tile_4x6(x, first + m, w, n, out, row + m, n + col)
+            tile_4x6(x, first + m, w, n, out, row + m, n + shift)
         if rows - fours >= 2:
-            tile_2x6(x, first + fours, w, n, out, row + fours, n + col)
+            tile_2x6(x, first + fours, w, n, out, row + fours, n + shift)
         if rows % 2:
-            tile_1x6(x, first + rows - 1, w, n, out, row + rows - 1, n + col)
+            tile_1x6(x, first + rows - 1, w, n, out, row + rows - 1, n + shift)
     for n in range(last, stop):
         for m in range(rows):
-            out[row + m, n + col] = dot(x, first + m, w, n)
+            out[row + m, n + shift] = dot(x, first + m, w, n)
 
 
 @jit

@@ -12,8 +12,8 @@ from exec import decoder
 from exec.weights import random_weights
 from sim.models.spec import ModelSpec
 
-FEW, MANY = 5, decoder.STREAMED_ROWS * 4
-"""Rows that take the streaming kernels, and rows that take the BLAS."""
+FEW, MANY = 5, decoder.EXPERT_ROWS
+"""Rows whose experts run in one kernel, and rows whose experts run one by one (on the BLAS where it is faster)."""
 
 
 def warm_up(model: ModelSpec, threads: int) -> None:

@@ -95,7 +95,7 @@ def test_streamed_products_and_blas_agree(tokens: int, monkeypatch: pytest.Monke
     weights = random_weights(spec, 1)
     outcomes = []
     for rows in (0, 10**6):
-        monkeypatch.setattr(decoder, "STREAMED_ROWS", rows)
+        monkeypatch.setattr(decoder, "streamed_rows", lambda rows=rows: rows)
         attn, hidden, scratch = layer_inputs(spec, tokens)
         decoder.post_attn(spec, weights.layers[0], [weights.experts[0]], attn, hidden, scratch)
         outcomes.append(hidden)

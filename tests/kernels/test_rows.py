@@ -26,7 +26,7 @@ def test_rms_norm_of_zeros_is_zero() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize(("rows", "k", "n"), [(1, 1, 1), (1, 512, 8), (3, 7, 5), (4, 64, 16), (9, 130, 67), (65, 100, 50)])
+@pytest.mark.parametrize(("rows", "k", "n"), [(1, 1, 1), (1, 512, 8), (3, 7, 5), (4, 64, 16), (9, 130, 67), (65, 100, 50), (131, 20, 13)])
 def test_linear(rows: int, k: int, n: int, threads: int) -> None:
     x, weight, out = floats(RNG, rows, k), floats(RNG, n, k), poisoned(rows, n)
     linear.forward(x, weight, out, threads)
