@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,3 +69,16 @@ class Buffers:
 
     def _arena(self, name: str) -> Arena:
         return self._arenas[buffers.memory(name)]
+
+
+def one(names: Sequence[str]) -> str:
+    """The first of the buffers that a task reads or writes."""
+    assert len(names) >= 1, "the task names no buffer"
+    return names[0]
+
+
+def of_kind(names: Sequence[str], kind: str) -> str:
+    """The buffer of that kind among them."""
+    found = next((name for name in names if name.startswith(kind + ".")), None)
+    assert found is not None, f"the task names no {kind} among {', '.join(names) or 'no buffers'}"
+    return found

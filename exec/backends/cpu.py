@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from exec import decoder
 from exec.arena import Arena
-from exec.backends.buffers import Buffers
+from exec.backends.buffers import Buffers, of_kind, one
 from exec.backends.caches import KVCache, by_entry
+from exec.backends.copies import KV_USES, Copies, append_rows, staged_entries
 from exec.backends.experts import Experts, dense_on
 from exec.backends.routing import RoutingRecorder, forced
 from exec.backends.warmup import warm_up
@@ -33,12 +34,6 @@ from traces.routing import RoutingIndex
 Floats = NDArray[np.float32]
 Needed = Mapping[str, Mapping[str, int]]
 """Bytes by memory and consumer: what the scheduler's `memory` says."""
-
-KV_USES = frozenset({"attended", "stored"})
-"""What QKV rows are for where the cache lives on the host."""
-
-TRANSFER_BYTES = 1 << 18
-"""Strided rows that are moved between two looks at the clock of a paced link."""
 
 
 class CpuBackend:
@@ -73,7 +68,16 @@ class CpuBackend:
             "gpu": _Scratch(self.arenas["gpu"], "workspace.gpu", needed["gpu"].get("workspace", 0) // 4),
             "cpu": _Scratch(self.arenas["cpu"], "workspace.cpu", 0),
         }
-        self._ops = self._table()
+        copies = Copies(model, self.links, self._buffers, self._experts, self._cache, self.sequences)
+        self._ops: dict[str, Callable[[Record, Interrupt], Result | None]] = {
+            "embed": self._embed_tokens,
+            "pre_attn": self._pre_attn,
+            "attn_prefill": self._attn_prefill,
+            "attn_decode": self._attn_decode,
+            "post_attn": self._post_attn,
+            "sample": self._sample,
+            **copies.ops(),
+        }
         for memory in ("gpu", "pinned"):
             self.arenas[memory].prefault(needed.get(memory, {}).get("activations", 0))
 
@@ -93,27 +97,7 @@ class CpuBackend:
         model = self.model
         entry = model.kv_bytes_per_token_layer
         memory = "cpu" if needed["cpu"].get("kv", 0) else "gpu"
-        self._cache_memory = memory
         self._cache = KVCache(self.arenas[memory], model.layers, model.kv_dim // 2, needed[memory].get("kv", 0) // entry)
-
-    def _table(self) -> dict[str, Callable[[Record, Interrupt], Result | None]]:
-        return {
-            "embed": self._embed_tokens,
-            "pre_attn": self._pre_attn,
-            "attn_prefill": self._attn_prefill,
-            "attn_decode": self._attn_decode,
-            "post_attn": self._post_attn,
-            "sample": self._sample,
-            "offload_qkv": self._move,
-            "load_hidden": self._move,
-            "hidden_to_cpu": self._move,
-            "hidden_to_gpu": self._move,
-            "kv_to_cpu": self._kv_to_cpu,
-            "kv_to_gpu": self._kv_to_gpu,
-            "page_to_pin": lambda task, stop: self._experts.page_to_pin(task, self._link(task), stop),
-            "page_to_gpu": lambda task, stop: self._experts.page_to_gpu(task, self._link(task), stop),
-            "layer_to_gpu": lambda task, stop: self._experts.layer_to_gpu(task, self._link(task), stop),
-        }
 
     # Backend ------------------------------------------------------------------------------------
 
@@ -142,23 +126,23 @@ class CpuBackend:
             ids, batch = self.sequences.prompts(task.requests, task.work.tokens)
         else:
             ids, batch = self.sequences.next_tokens(task.requests)
-        hidden = self._buffers.write(_one(task.writes), (batch.rows, self.model.hidden), batch)
+        hidden = self._buffers.write(one(task.writes), (batch.rows, self.model.hidden), batch)
         decoder.embed_tokens(self._embed, ids, hidden)
 
     def _pre_attn(self, task: Record, _: Interrupt) -> None:
-        held = self._buffers.read(_one(task.reads))
+        held = self._buffers.read(one(task.reads))
         batch = held.batch
-        qkv = self._buffers.write(_one(task.writes), (batch.rows, self.model.qkv_dim), batch)
+        qkv = self._buffers.write(one(task.writes), (batch.rows, self.model.qkv_dim), batch)
         decoder.pre_attn(self.model, self._layers[task.layer], held.array, batch.positions, qkv, self._space(task, batch))
 
     def _attn_prefill(self, task: Record, _: Interrupt) -> None:
-        name = _one(task.reads)
+        name = one(task.reads)
         held = self._buffers.read(name)
         batch = held.batch
-        attn = self._buffers.write(_kind(task.writes, "attn"), (batch.rows, self.model.attention_out_dim), batch)
+        attn = self._buffers.write(of_kind(task.writes, "attn"), (batch.rows, self.model.attention_out_dim), batch)
         decoder.attn_prefill(self.model, held.array, batch.offsets, attn, self._space(task, batch))
         if any(b.startswith("kv_gpu.") for b in task.writes):
-            self._append(held.array, batch, task.layer)
+            append_rows(self._cache, self.sequences, held.array, batch, task.layer)
             self._buffers.drop(name)
         else:
             self._buffers.used(name, "attended", KV_USES)
@@ -172,27 +156,28 @@ class CpuBackend:
         out = next(b for b in task.writes if b.startswith("attn"))
         attn = self._buffers.write(out, (batch.rows, self.model.attention_out_dim), batch)
         space = self._space(task, batch)
+
+        def attend(k: Floats, v: Floats, starts: NDArray[np.int64]) -> None:
+            decoder.attn_decode(self.model, held.array, by_entry(k), by_entry(v), starts, batch.before, attn, space)
+
         if stage is None:
-            cache = self._cache
-            with cache.using():
-                starts = cache.starts(batch.requests, task.layer)
-                decoder.attn_decode(self.model, held.array, by_entry(cache.k), by_entry(cache.v), starts, batch.before, attn, space)
+            with self._cache.using():
+                attend(self._cache.k, self._cache.v, self._cache.starts(batch.requests, task.layer))
             self._buffers.drop(name)
         else:
             staged = self._buffers.read(stage)
-            k, v = staged.array
-            decoder.attn_decode(self.model, held.array, by_entry(k), by_entry(v), _staged(staged.batch)[:-1], batch.before, attn, space)
+            attend(*staged.array, staged_entries(staged.batch)[:-1])
             self._buffers.drop(stage)
             self._buffers.used(name, "attended", KV_USES)
 
     def _post_attn(self, task: Record, _: Interrupt) -> Result | None:
-        attn, hidden = (self._buffers.read(_kind(task.reads, kind)) for kind in ("attn", "hidden"))
+        attn, hidden = (self._buffers.read(of_kind(task.reads, kind)) for kind in ("attn", "hidden"))
         batch = hidden.batch
         ids, weights = decoder.post_attn(
             self.model, self._layers[task.layer], self._experts.pieces(task), attn.array, hidden.array, self._space(task, batch),
             forced(self._replay, task, batch),
         )  # fmt: skip
-        self._buffers.drop(_kind(task.reads, "attn"))
+        self._buffers.drop(of_kind(task.reads, "attn"))
         if self.recorder is not None:
             self.recorder.record(task, batch, ids, weights)
         if not task.notify:
@@ -201,7 +186,7 @@ class CpuBackend:
 
     def _sample(self, task: Record, _: Interrupt) -> Result:
         """Greedy; the temporaries (last rows, logits) are cut off the front of the workspace."""
-        name = _one(task.reads)
+        name = one(task.reads)
         held = self._buffers.read(name)
         count = len(held.batch.requests)
         space = decoder.Scratch(self._space(task, held.batch, count * (2 * self.model.hidden + self.model.vocab)))
@@ -228,55 +213,6 @@ class CpuBackend:
             floats = least or decoder.scratch_floats(self.model, batch.rows, longest=longest, threads=threads)
         return self._scratch[task.lane].of(floats)
 
-    # Copies -------------------------------------------------------------------------------------
-
-    def _link(self, task: Record) -> Link:
-        assert task.lane is not None and task.lane in self.links, f"task {task.number} ({task.work.op}) is no copy on lane {task.lane}"
-        return self.links[task.lane]
-
-    def _move(self, task: Record, interrupt: Interrupt) -> None:
-        """One contiguous buffer to another memory; the source is used up."""
-        source = _one(task.reads)
-        held = self._buffers.read(source)
-        target = self._buffers.write(_one(task.writes), held.array.shape, held.batch)
-        assert target.nbytes == task.work.bytes, f"task {task.number} states {task.work.bytes} bytes, its buffer has {target.nbytes}"
-        self._link(task).copy(target, held.array, interrupt)
-        self._buffers.drop(source)
-
-    def _kv_to_cpu(self, task: Record, interrupt: Interrupt) -> None:
-        """Scatter the rows' K and V to their sequences' places in the cache, at the link's rate."""
-        name = _one(task.reads)
-        held = self._buffers.read(name)
-        transfer = self._link(task).begin(task.work.bytes, interrupt)
-        row_bytes = self.model.kv_bytes_per_token_layer
-        for part in _parts(held.batch, TRANSFER_BYTES // row_bytes):
-            transfer.count(self._append(held.array, part, task.layer) * row_bytes)
-        assert transfer.moved == task.work.bytes, f"task {task.number} states {task.work.bytes} bytes, {transfer.moved} were moved"
-        self._buffers.used(name, "stored", KV_USES)
-
-    def _append(self, qkv: Floats, batch: MicroBatch, layer: int) -> int:
-        """K and V of the batch's rows of `qkv` to the cache; returns the rows."""
-        cache = self._cache
-        for request in batch.requests:
-            cache.open(request, self.sequences.entries(request))
-        with cache.using():
-            starts = cache.starts(batch.requests, layer)
-            decoder.append_kv(qkv, by_entry(cache.k), by_entry(cache.v), starts, batch.offsets, batch.before)
-        cache.wrote(batch.requests, layer, batch.before + np.diff(batch.offsets))
-        return int(batch.offsets[-1] - batch.offsets[0])
-
-    def _kv_to_gpu(self, task: Record, interrupt: Interrupt) -> None:
-        """The cached entries of each sequence, each followed by room for the one to come, to a staging slot."""
-        batch = self.sequences.cached(task.requests, self._cache.lengths(task.requests, task.layer), task.work.context)
-        ends = _staged(batch)
-        k, v = self._buffers.write(_one(task.writes), (2, int(ends[-1]), self.model.kv_dim // 2), batch)
-        transfer = self._link(task).begin(task.work.bytes, interrupt)
-        with self._cache.using():
-            for start, to, count in zip(self._cache.starts(batch.requests, task.layer), ends, batch.before, strict=False):
-                transfer.copy(k[to : to + count], self._cache.k[start : start + count])
-                transfer.copy(v[to : to + count], self._cache.v[start : start + count])
-        assert transfer.moved == task.work.bytes, f"task {task.number} states {task.work.bytes} bytes, {transfer.moved} were moved"
-
 
 class _Scratch:
     """Workspace of one lane: a piece of its arena, replaced by a larger one where an op needs more."""
@@ -290,30 +226,6 @@ class _Scratch:
             self._arena.give(self._name)
             self._piece = self._arena.take(self._name, floats)
         return self._piece
-
-
-def _staged(batch: MicroBatch) -> NDArray[np.int64]:
-    """First entry of each sequence in a staging slot, and the end, [S + 1]."""
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(batch.before + 1)])
-
-
-def _parts(batch: MicroBatch, rows: int) -> list[MicroBatch]:
-    """The batch in runs of whole sequences of about `rows` rows."""
-    parts, first = [], 0
-    for s in range(1, len(batch.requests) + 1):
-        if s == len(batch.requests) or batch.offsets[s] - batch.offsets[first] >= rows:
-            parts.append(MicroBatch(batch.requests[first:s], batch.offsets[first : s + 1], batch.before[first:s]))
-            first = s
-    return parts
-
-
-def _one(names: Sequence[str]) -> str:
-    assert len(names) >= 1, "the task names no buffer"
-    return names[0]
-
-
-def _kind(names: Sequence[str], kind: str) -> str:
-    return next(name for name in names if name.startswith(kind + "."))
 
 
 def _check_executable(model: ModelSpec) -> None:

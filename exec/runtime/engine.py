@@ -9,71 +9,32 @@ as launch latency is in the simulator. See docs/decisions/0004-executor-threads.
 
 from __future__ import annotations
 
-import gc
-import heapq
-import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 
 from exec.runtime.board import Board
+from exec.runtime.delivery import Delivery
 from exec.runtime.errors import Fault, Interrupted, RuntimeStuck, TaskFailed, describe
 from exec.runtime.records import Interrupt, Record, record_of, records_of
+from exec.runtime.servers import Backend, LaneThreads, Server, undisturbed
 from sim.drive import Deadlock
 from sim.engines.run import CANCELLED, FAILED, Run
-from sim.events import Arrived, Event, Failed, Profile, Request, Result, Started
-from sim.machines.schema import Lane, Machine
+from sim.events import Event, Profile, Request, Result
+from sim.machines.schema import Machine
 from sim.plan import Plan
-from sim.tasks import Cancel, Command, Task, Time
-
-SWITCH_INTERVAL_S = 1e-4
-"""How long a thread keeps the GIL while another wants it. Lanes hold it for microseconds between
-kernels that release it; Python's own 5 ms would let one lane's bookkeeping delay another's start."""
+from sim.tasks import PS_PER_S, Cancel, Command, Task, Time
 
 SIGNAL_POLL_S = 0.25
 """A Ctrl-C that arrives just before the driving thread falls asleep does not wake it; this does."""
 
 JOIN_TIMEOUT_S = 30.0
 """How long a stopped run waits for a lane whose op cannot be interrupted."""
-
-
-class Backend(Protocol):
-    """What a lane thread runs."""
-
-    def enter_lane(self, lane: Lane) -> None:
-        """Called once in each server thread of `lane`, before the clock starts."""
-        ...
-
-    def run(self, task: Record, interrupt: Interrupt) -> Result | None:
-        """Do the work of `task`. Raises `Fault` for a failure that the scheduler hears of and
-        `Interrupted` where `interrupt` made it stop early; anything else ends the run."""
-        ...
-
-
-class _Server:
-    """A lane's thread, and what it shares with the others."""
-
-    __slots__ = ("interrupt", "task", "thread")
-
-    def __init__(self) -> None:
-        self.interrupt = Interrupt()
-        self.task: Record | None = None
-        self.thread: threading.Thread | None = None
-
-
-class _LaneThreads:
-    __slots__ = ("inbox", "lane", "servers", "wake")
-
-    def __init__(self, lane: Lane, lock: threading.Lock) -> None:
-        self.lane = lane
-        self.wake = threading.Condition(lock)
-        self.inbox: deque[Record] = deque()
-        self.servers = [_Server() for _ in range(lane.servers)]
 
 
 class ThreadEngine:
@@ -95,38 +56,27 @@ class ThreadEngine:
         self._lock = threading.Lock()
         self._driver = threading.Condition(self._lock)
         self._board = Board(machine.lanes, {**machine.pools, **(pools or {})})
-        self._lanes = {lane.name: _LaneThreads(lane, self._lock) for lane in machine.lanes}
+        self._lanes = {lane.name: LaneThreads(lane, self._lock) for lane in machine.lanes}
         self._entered = 0
         self._stopping = False
         self._error: BaseException | None = None
         self._origin_ns: int | None = None
-        self._last: Time = 0
-        self._events: list[tuple[Time, int, int, Event]] = [(0, -1, 0, Started(profile))]
-        self._arrivals = sorted(requests, key=lambda r: (r.arrival_ps, r.request_id))
-        self._arrived = 0
+        self._delivery = Delivery(profile, requests)
         self._sources: list[Plan | Task] = []
-        self._unheard = 0
-        """Failures that the scheduler has not answered; nothing starts until it has."""
-        self._answering = False
+        self._exit = ExitStack()
 
     # Life of the threads ------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self._interval = sys.getswitchinterval()
-        self._collecting = gc.isenabled()
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
-        # A collection would stop every lane while it walks all objects.
-        gc.freeze()
-        gc.disable()
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(undisturbed())
+            stack.callback(self._stop)
             self._start_threads()
-        except BaseException:
-            self._stop()
-            raise
+            self._exit = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self._stop()
+        self._exit.close()
 
     def _start_threads(self) -> None:
         for lane in self._lanes.values():
@@ -148,10 +98,6 @@ class ThreadEngine:
         for server in servers:
             assert server.thread is not None
             server.thread.join(max(0.0, deadline - time.monotonic()))
-        sys.setswitchinterval(self._interval)
-        gc.unfreeze()
-        if self._collecting:
-            gc.enable()
         stuck = [f"{s.thread.name}: {describe(s.task)}" for s in servers if s.thread and s.thread.is_alive() and s.task]
         if stuck:
             raise RuntimeStuck(f"lane threads did not come back within {JOIN_TIMEOUT_S:g} s: {'; '.join(stuck)}")
@@ -167,7 +113,7 @@ class ThreadEngine:
 
     # What a lane thread does --------------------------------------------------------------------
 
-    def _serve(self, lane: _LaneThreads, server: _Server) -> None:
+    def _serve(self, lane: LaneThreads, server: Server) -> None:
         try:
             self._backend.enter_lane(lane.lane)
         except BaseException as error:
@@ -188,7 +134,7 @@ class ThreadEngine:
                     self._settle(task, None, None, self._now())
                 server.task = None
 
-    def _next(self, lane: _LaneThreads) -> Record | None:
+    def _next(self, lane: LaneThreads) -> Record | None:
         """Next task of the lane; None when the run stops. The lock is held, and let go while waiting."""
         while not self._stopping:
             if lane.inbox:
@@ -224,7 +170,6 @@ class ThreadEngine:
                 failure = TaskFailed(f"{describe(task)} failed on lane {task.lane!r}: {type(error).__name__}: {error}")
                 failure.__cause__ = error
                 raise failure
-            self._take_in()
             self._hand_out(end)
         except BaseException as raised:
             # The lane thread ends here; `wait` raises the first error in the driving thread.
@@ -232,28 +177,23 @@ class ThreadEngine:
             self._halt()
 
     def _hand_out(self, now: Time) -> None:
-        """Give every task that may start to its lane, and wake the driver where it has something to do."""
-        board = self._board
-        if self._stopping:
-            return
-        if self._unheard:
-            self._driver.notify()
-            return
+        """Give every task that may start to its lane, and wake the driver where it has something to do.
+        Between a failure and its answer nothing starts. The lock is held."""
+        board, delivery = self._board, self._delivery
         armed = len(board.timers)
-        for task in board.start(now):
-            assert task.lane is not None
-            lane = self._lanes[task.lane]
-            lane.inbox.append(task)
-            lane.wake.notify()
         self._take_in()
-        if self._events or board.running == 0 or len(board.timers) > armed:
+        if not delivery.unheard and not self._stopping:
+            for task in board.start(now):
+                assert task.lane is not None
+                lane = self._lanes[task.lane]
+                lane.inbox.append(task)
+                lane.wake.notify()
+            self._take_in()
+        if delivery or board.running == 0 or len(board.timers) > armed:
             self._driver.notify()
 
     def _take_in(self) -> None:
-        """Put what the board has seen into the order of delivery."""
-        for when, number, event in self._board.events:
-            heapq.heappush(self._events, (when, number, 0, event))
-            self._unheard += isinstance(event, Failed)
+        self._delivery.add(self._board.events)
         self._board.events.clear()
 
     # What the driving loop calls ----------------------------------------------------------------
@@ -277,14 +217,14 @@ class ThreadEngine:
                         running.interrupt.set()
                 else:
                     self._board.submit(batch, now)
-            self._take_in()
             self._hand_out(now)
 
     def wait(self) -> tuple[Time, Event] | None:
         """The next event by (time, submission number); None when all is done. A call says that the
         last event was answered."""
         with self._lock:
-            self._answered()
+            if self._delivery.answered():
+                self._hand_out(self._now())
             while True:
                 if self._error is not None:
                     raise self._error
@@ -296,37 +236,20 @@ class ThreadEngine:
                 self._start_clock()
                 self._driver.wait(self._until_due_s())
 
-    def _answered(self) -> None:
-        """After the last of the failures that are known, lanes go on."""
-        if self._answering:
-            self._answering = False
-            self._unheard -= 1
-            if not self._unheard:
-                self._hand_out(self._now())
-
     def _take(self) -> tuple[Time, Event] | None:
+        """What is due, if anything. The lock is held."""
         now = self._now()
-        board = self._board
-        if board.timers and board.timers[0][0] <= now:
-            board.due_timers(now)
+        timers = self._board.timers
+        if timers and timers[0][0] <= now:
+            self._board.due_timers(now)
             self._hand_out(now)
-        while self._arrived < len(self._arrivals) and self._arrivals[self._arrived].arrival_ps <= now:
-            request = self._arrivals[self._arrived]
-            self._arrived += 1
-            event = Arrived(request, last=self._arrived == len(self._arrivals))
-            heapq.heappush(self._events, (request.arrival_ps, -1, self._arrived, event))
-        if not self._events:
-            return None
-        when, _, _, event = heapq.heappop(self._events)
-        self._answering = isinstance(event, Failed)
-        # A lane may report an end that lies before an event already delivered; `now` never goes back.
-        self._last = max(self._last, when)
-        return self._last, event
+        self._delivery.arrive(now)
+        return self._delivery.pop()
 
     def _finished(self) -> bool:
         """Whether nothing is left. Raises Deadlock where what is left can never happen."""
         board = self._board
-        if board.running or self._arrived < len(self._arrivals):
+        if board.running or self._delivery.next_arrival_ps is not None:
             return False
         if board.open:
             raise Deadlock(f"{board.open} tasks are open and none can start: {board.story()}")
@@ -334,10 +257,11 @@ class ThreadEngine:
 
     def _until_due_s(self) -> float:
         """Seconds until the next timer or arrival, at most until signals should be looked at."""
-        due = [self._board.timers[0][0]] if self._board.timers else []
-        if self._arrived < len(self._arrivals):
-            due.append(self._arrivals[self._arrived].arrival_ps)
-        return min(SIGNAL_POLL_S, max(0.0, (min(due) - self._now()) / 1e12)) if due else SIGNAL_POLL_S
+        due = [timer[0] for timer in self._board.timers[:1]]
+        if (arrival := self._delivery.next_arrival_ps) is not None:
+            due.append(arrival)
+        left_s = (min(due) - self._now()) / PS_PER_S if due else SIGNAL_POLL_S
+        return max(0.0, min(SIGNAL_POLL_S, left_s))
 
     def _start_clock(self) -> None:
         if self._origin_ns is None:
