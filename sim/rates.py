@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from sim.engines.heap import schedule
-from sim.engines.layout import CUT, NEVER, NOISE, ONE, OVER, SLACK, SOLVE, TIGHTNESS, TOUCHED, Shared, jit
-from sim.engines.usage import touch
+from sim.engines.layout import CUT, NEVER, NOISE, ONE, PART, SLACK, TIGHTNESS, TOUCHED, Shared, jit
+from sim.engines.usage import add_part, touch
 
 
 @jit
@@ -37,8 +37,8 @@ def set_speed(x: Shared, s: int, speed: float) -> None:
 def tightest(x: Shared) -> int:
     """The resource most oversubscribed by what is wanted of what it has left; -1: all fit."""
     best, most = -1, 0.0
-    for i in range(x.counts[OVER]):
-        k = x.lists[OVER, i]
+    for i in range(x.counts[PART]):
+        k = x.lists[PART, i]
         r = x.resources[k]
         if r.used > ONE:
             ratio = math.floor((r.used - r.base) / (ONE - r.base) * TIGHTNESS + 0.5)
@@ -112,9 +112,9 @@ def fill(x: Shared, k: int, again: bool) -> None:
             if again:
                 speed = min(slot.base + speed, slot.speed)
             set_speed(x, s, speed)
-            if slot.cut < 0:
-                slot.cut = x.counts[CUT]
-                x.lists[CUT, slot.cut] = s
+            if slot.cut == 0:
+                slot.cut = 1
+                x.lists[CUT, x.counts[CUT]] = s
                 x.counts[CUT] += 1
                 touch(x, s)
         node = x.nodes[node].next
@@ -126,7 +126,7 @@ def may_ask(x: Shared, cls: int) -> bool:
     c = x.classes[cls]
     for j in range(c.first, c.last):
         r = x.resources[x.demands[j].resource]
-        if x.demands[j].share > 0 and r.over >= 0 and ONE - r.base <= SLACK + r.users:
+        if x.demands[j].share > 0 and r.total > ONE and ONE - r.base <= SLACK + r.users:
             return False
     return True
 
@@ -134,8 +134,8 @@ def may_ask(x: Shared, cls: int) -> bool:
 @jit
 def ask_again(x: Shared) -> int:
     """Begin a round: cut tasks with room want full speed, everybody else what it has. Returns how many ask."""
-    for i in range(x.counts[OVER]):
-        r = x.resources[x.lists[OVER, i]]
+    for i in range(x.counts[PART]):
+        r = x.resources[x.lists[PART, i]]
         r.base = r.used
     asking = 0
     for i in range(x.counts[CUT]):
@@ -148,22 +148,38 @@ def ask_again(x: Shared) -> int:
 
 
 @jit
+def begin_anew(x: Shared, k: int) -> None:
+    """All users of `k` want full speed; oversubscribed resources that they use too belong to this solve."""
+    node = x.resources[k].head
+    while node >= 0:
+        s = x.nodes[node].slot
+        node = x.nodes[node].next
+        if x.slots[s].speed < 1.0:
+            set_speed(x, s, 1.0)
+            touch(x, s)
+        x.slots[s].base = 1.0
+        c = x.classes[x.slots[s].cls]
+        for j in range(c.first, c.last):
+            m = x.demands[j].resource
+            if x.demands[j].share > 0 and x.resources[m].total > ONE:
+                add_part(x, m)
+
+
+@jit
 def share_out(x: Shared) -> None:
-    """Speeds of all tasks that use an oversubscribed resource.
+    """Speeds of the tasks that use the resources of this part: those that changed, and all that are
+    connected to them by tasks that use two oversubscribed ones. Others keep what they have.
 
     Filling one resource never overfills another, so the first pass fills each at most once. What a
     later cut leaves unused on an earlier one is handed to the cut tasks that have room, by the same
     rule; each such round fills a resource or ends the asking: at most as many rounds as resources.
     """
-    for i in range(x.counts[CUT]):
-        s = x.lists[CUT, i]
-        set_speed(x, s, 1.0)
-        x.slots[s].cut = -1
-        x.slots[s].base = 1.0
-        touch(x, s)
-    x.counts[CUT] = 0
-    for i in range(x.counts[OVER]):
-        x.resources[x.lists[OVER, i]].base = 0
+    i = 0
+    while i < x.counts[PART]:
+        k = x.lists[PART, i]
+        x.resources[k].base = 0
+        begin_anew(x, k)
+        i += 1
     filled = 0
     k = tightest(x)
     while k >= 0:
@@ -175,6 +191,11 @@ def share_out(x: Shared) -> None:
         while k >= 0:
             fill(x, k, True)
             k = tightest(x)
+    for i in range(x.counts[CUT]):
+        x.slots[x.lists[CUT, i]].cut = 0
+    for i in range(x.counts[PART]):
+        x.resources[x.lists[PART, i]].part = 0
+    x.counts[CUT], x.counts[PART] = 0, 0
 
 
 @jit
@@ -198,8 +219,7 @@ def rearm(x: Shared, s: int, now: int) -> None:
 @jit
 def settle(x: Shared, now: int) -> None:
     """End of an instant: solve if an oversubscribed resource changed, then rearm what changed speed."""
-    if x.counts[SOLVE] != 0:
-        x.counts[SOLVE] = 0
+    if x.counts[PART] > 0:
         share_out(x)
     for i in range(x.counts[TOUCHED]):
         s = x.lists[TOUCHED, i]

@@ -30,25 +30,26 @@ CLASS = np.dtype([("latency", "i8"), ("solo", "f8"), ("first", "i4"), ("last", "
 DEMAND = np.dtype([("share", "i8"), ("weight", "i8"), ("amount", "f8"), ("cap", "f8"), ("resource", "i4")], align=True)
 RESOURCE = np.dtype(
     [("total", "i8"), ("used", "i8"), ("base", "i8"), ("capacity", "f8"), ("level", "f8"),
-     ("head", "i4"), ("users", "i4"), ("over", "i4")],
+     ("head", "i4"), ("users", "i4"), ("part", "i4")],
     align=True,
 )  # fmt: skip
 """Sums over the users: `total` at speed 1, `used` at present speeds, `base` before cut tasks ask
-again; the last `level`; `head` of the list of users, `over`: place in lists[OVER] or -1."""
+again; the last `level`; `head` of the list of users; `part`: whether it stands in lists[PART]."""
 SLOT = np.dtype(
     [("anchor", "i8"), ("end", "i8"), ("left", "f8"), ("span", "f8"), ("speed", "f8"), ("base", "f8"),
-     ("cls", "i4"), ("heap", "i4"), ("cut", "i4"), ("touched", "i1"), ("fluid", "i1")],
+     ("cls", "i4"), ("heap", "i4"), ("cut", "i1"), ("touched", "i1"), ("fluid", "i1")],
     align=True,
 )  # fmt: skip
 """A running task: at `anchor` ps the fraction `left` was to do, at `span` ps for the whole; due at
-`end`; `heap`, `cut`: places in those lists or -1."""
+`end`; `heap`: place there or -1; `cut`, `touched`: whether it stands in that list."""
 NODE = np.dtype([("slot", "i4"), ("demand", "i4"), ("next", "i4"), ("prev", "i4")])
 """Entry of a resource's list of users; those of slot s are s * width and up."""
 
-# Rows of `lists` and, at the same places, their lengths in `counts`.
-HEAP, CUT, TOUCHED, OVER, DUE = range(5)
-# Further counts: whether to solve anew; most demands of a class.
-SOLVE, WIDTH = 5, 6
+# Rows of `lists` and, at the same places, their lengths in `counts`: slots by due time; slots cut in
+# this solve; slots whose speed may have changed; resources to solve anew; slots due next.
+HEAP, CUT, TOUCHED, PART, DUE = range(5)
+# A further count: most demands of a class.
+WIDTH = 5
 
 
 class Shared(NamedTuple):

@@ -74,7 +74,7 @@ class Rates:
     Attributes
     ----------
     classes [c], demands [d], resources [r], slots [m], nodes [m * width], lists [5, max(m, r)],
-        counts [7]: see the dtypes of `sim.engines.layout`.
+        counts [6]: see the dtypes of `sim.engines.layout`.
     """
 
     def __init__(self, capacity: NDArray[np.float64], slots: int) -> None:
@@ -83,8 +83,8 @@ class Rates:
         self.classes, self.demands = self._classes, self._demands
         self.resources = np.zeros(len(capacity), RESOURCE)
         self.resources["capacity"] = capacity
-        self.resources["head"] = self.resources["over"] = -1
-        self.counts = np.zeros(7, np.int64)
+        self.resources["head"] = -1
+        self.counts = np.zeros(6, np.int64)
         self.counts[WIDTH] = 1
         self.slots = _fresh_slots(0)
         self.lists = np.zeros((5, len(capacity)), np.int32)
@@ -143,5 +143,5 @@ def _append(buffer: NDArray[Any], used: int, rows: NDArray[Any]) -> tuple[NDArra
 
 def _fresh_slots(n: int) -> NDArray[Any]:
     slots = np.zeros(n, SLOT)
-    slots["end"], slots["heap"], slots["cut"] = NEVER, -1, -1
+    slots["end"], slots["heap"] = NEVER, -1
     return slots

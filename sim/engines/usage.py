@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from sim.engines.heap import unschedule
-from sim.engines.layout import CUT, ONE, OVER, SOLVE, TOUCHED, WIDTH, Shared, jit
+from sim.engines.layout import ONE, PART, TOUCHED, WIDTH, Shared, jit
 
 
 @jit
@@ -39,6 +39,15 @@ def price(x: Shared, since: int) -> None:
 
 
 @jit
+def add_part(x: Shared, k: int) -> None:
+    """Resource `k` is to be solved anew: its users changed, and it is or was oversubscribed."""
+    if x.resources[k].part == 0:
+        x.resources[k].part = 1
+        x.lists[PART, x.counts[PART]] = k
+        x.counts[PART] += 1
+
+
+@jit
 def link(x: Shared, s: int) -> None:
     """Add the demands of slot `s`, at speed 1, to the sums and user lists of its resources."""
     nodes = x.nodes
@@ -59,11 +68,7 @@ def link(x: Shared, s: int) -> None:
             r.total += d.share
             r.used += d.share
             if r.total > ONE:
-                x.counts[SOLVE] = 1
-                if r.over < 0:
-                    r.over = x.counts[OVER]
-                    x.lists[OVER, r.over] = d.resource
-                    x.counts[OVER] += 1
+                add_part(x, d.resource)
         node += 1
 
 
@@ -85,24 +90,11 @@ def unlink(x: Shared, s: int) -> None:
             if after >= 0:
                 nodes[after].prev = before
             r.users -= 1
+            if r.total > ONE:
+                add_part(x, d.resource)
             r.total -= d.share
             r.used -= np.int64(x.slots[s].speed * d.share)
-            if r.over >= 0:
-                x.counts[SOLVE] = 1
-                if r.total <= ONE:
-                    drop_over(x, r.over)
         node += 1
-
-
-@jit
-def drop_over(x: Shared, i: int) -> None:
-    """The i-th oversubscribed resource no longer is one."""
-    x.counts[OVER] -= 1
-    last = x.lists[OVER, x.counts[OVER]]
-    x.resources[x.lists[OVER, i]].over = -1
-    if i < x.counts[OVER]:
-        x.lists[OVER, i] = last
-        x.resources[last].over = i
 
 
 @jit
@@ -124,7 +116,6 @@ def enter(x: Shared, s: int, cls: int, left: float, now: int) -> None:
     slot.span = -1.0
     slot.speed = 1.0
     slot.base = 1.0
-    slot.cut = -1
     slot.fluid = 1
     link(x, s)
     touch(x, s)
@@ -134,13 +125,6 @@ def enter(x: Shared, s: int, cls: int, left: float, now: int) -> None:
 def leave(x: Shared, s: int) -> None:
     """Slot `s` is done, or given up."""
     unlink(x, s)
-    i = x.slots[s].cut
-    if i >= 0:
-        x.counts[CUT] -= 1
-        last = x.lists[CUT, x.counts[CUT]]
-        x.lists[CUT, i] = last
-        x.slots[last].cut = i
-        x.slots[s].cut = -1
     if x.slots[s].heap >= 0:
         unschedule(x, s)
     x.slots[s].fluid = 0
@@ -152,10 +136,10 @@ def rebuild(x: Shared) -> None:
     price(x, 0)
     for k in range(len(x.resources)):
         r = x.resources[k]
-        r.total, r.used, r.base, r.level, r.head, r.users, r.over = 0, 0, 0, 0.0, -1, 0, -1
-    x.counts[OVER], x.counts[CUT], x.counts[SOLVE] = 0, 0, 1
+        r.total, r.used, r.base, r.level, r.head, r.users, r.part = 0, 0, 0, 0.0, -1, 0, 0
+    x.counts[PART] = 0
     for s in range(len(x.slots)):
         if x.slots[s].fluid != 0:
-            x.slots[s].speed, x.slots[s].base, x.slots[s].cut = 1.0, 1.0, -1
+            x.slots[s].speed, x.slots[s].base = 1.0, 1.0
             link(x, s)
             touch(x, s)
