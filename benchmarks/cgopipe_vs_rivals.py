@@ -84,7 +84,9 @@ def main() -> None:
     if args.json:
         print(json.dumps(results, indent=2))
         return
-    columns = ("scheduler", "batch", "measured tok/s", "spread", "simulated tok/s", "error", "measured / flexgen", "simulated / flexgen")
+    columns = (
+        "scheduler", "batch", "measured tok/s", "spread", "simulated tok/s", "error", "measured / flexgen", "simulated / flexgen",
+    )  # fmt: skip
     for name, rows in results.items():
         print_table(name, columns, [
             (r["scheduler"], r["batch"], f"{r['measured_tokens_per_s']:.1f}", f"{r['spread']:.1%}", f"{r['simulated_tokens_per_s']:.1f}",
