@@ -54,10 +54,12 @@ def test_other_links_of_the_same_computer() -> None:
     assert relink(made, {}).model_dump() == made.model_dump()
 
 
-def test_ratios_are_medians_of_octaves_with_enough_tasks() -> None:
+def test_ratios_are_of_sums_over_octaves_with_enough_tasks() -> None:
     size = np.array([8.0, 9, 10, 100, 110, 120, 4000])
-    ratio = np.array([2.0, 2.0, 9.0, 1.0, 1.1, 1.2, 5.0])
-    assert insitu._ratios(size, ratio) == [(9.0, 2.0), (110.0, 1.1)]  # one task alone makes no point
+    measured = np.array([2.0, 2.0, 2.0, 1.0, 3.0, 2.0, 5.0])
+    (a, ra), (b, rb) = insitu._ratios(size, measured, np.ones(7))
+    assert (a, b) == (9.0, 110.0) and ra == pytest.approx(2.0)  # one task alone makes no point
+    assert 1.9 < rb < 2.0  # the largest is cut to the 98th percentile
 
 
 def test_ratios_are_read_on_a_logarithmic_scale_and_flat_outside() -> None:
