@@ -77,7 +77,8 @@ def find_level(x: Shared, k: int, again: bool) -> Any:
 
     Newton's method on a concave, piecewise linear sum: from anywhere one step leads to the level or
     below it, and from there each step leads up, to fewer heavy users, until their set stays. It
-    begins where the last solution was; then two passes over the users are usual.
+    begins where the last solution was; then two passes over the users are usual. (Where that is too
+    high to cut anybody, the division by no weight gives -inf, at which everybody is heavy.)
     """
     room, begin = ONE, x.resources[k].level
     if again:
@@ -85,8 +86,6 @@ def find_level(x: Shared, k: int, again: bool) -> Any:
         room -= x.resources[k].base + x.resources[k].users
         begin = 0.0
     light, weight, heavy = heavy_users(x, k, begin, again)
-    if heavy == 0:
-        light, weight, heavy = heavy_users(x, k, 0.0, again)
     most = np.int64(x.resources[k].users)
     while True:
         level = (room - light) / weight
@@ -157,7 +156,6 @@ def begin_anew(x: Shared, k: int) -> None:
         if x.slots[s].speed < 1.0:
             set_speed(x, s, 1.0)
             touch(x, s)
-        x.slots[s].base = 1.0
         c = x.classes[x.slots[s].cls]
         for j in range(c.first, c.last):
             m = x.demands[j].resource
@@ -186,6 +184,7 @@ def share_out(x: Shared) -> None:
         fill(x, k, False)
         filled += 1
         k = tightest(x)
+    # Here and below, base is below 1 only for tasks in the list of cut ones.
     while filled > 1 and ask_again(x) > 0:
         k = tightest(x)
         while k >= 0:
@@ -193,6 +192,7 @@ def share_out(x: Shared) -> None:
             k = tightest(x)
     for i in range(x.counts[CUT]):
         x.slots[x.lists[CUT, i]].cut = 0
+        x.slots[x.lists[CUT, i]].base = 1.0
     for i in range(x.counts[PART]):
         x.resources[x.lists[PART, i]].part = 0
     x.counts[CUT], x.counts[PART] = 0, 0

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sim.engines.layout import ONE
+from sim.engines.layout import CUT, HEAP, NEVER, ONE, PART, TOUCHED
 from sim.engines.slots import Rates, step
 from tests.engine_support.fakes import Demand, pack
-
-NONE = np.zeros(0, np.int64)
 
 
 class Running:
@@ -23,7 +21,23 @@ class Running:
 
     def step(self, leaving: Sequence[int] = (), entering: Sequence[int] = (), now: int = 0) -> tuple[int, int]:
         rows = np.array(entering, np.int64)
-        return step(*self.rates.arrays, now, np.array(leaving, np.int64), rows, rows, np.ones(len(rows)))
+        found = step(*self.rates.arrays, now, np.array(leaving, np.int64), rows, rows, np.ones(len(rows)))
+        self.check()
+        return found
+
+    def check(self) -> None:
+        """What must hold between instants: sums and lists as if summed up anew, no scratch left, a heap."""
+        r = self.rates
+        running = [i for i in range(len(self.tasks)) if r.slots["fluid"][i]]
+        assert r.counts[[CUT, TOUCHED, PART]].tolist() == [0, 0, 0]
+        assert not r.slots["cut"].any() and not r.slots["touched"].any() and not r.resources["part"].any()
+        assert (r.slots["base"][running] == 1.0).all()
+        assert r.resources["used"].tolist() == self.used()
+        heap = r.lists[HEAP, : r.counts[HEAP]].tolist()
+        assert sorted(heap) == [i for i in running if r.slots["end"][i] < NEVER]
+        assert [r.slots["heap"][s] for s in heap] == list(range(len(heap)))
+        ends = r.slots["end"][heap]
+        assert all(ends[(place - 1) // 2] <= end for place, end in enumerate(ends) if place)
 
     def speeds(self) -> list[float]:
         """Relative to running alone; 0 where a capacity of 0 stalls the task."""
