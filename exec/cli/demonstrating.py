@@ -20,7 +20,8 @@ def demo(folder: Path, machine: Path | None, as_json: bool) -> None:
     with output.steps("demo: a CGOPipe run of tiny-mixtral, measured and simulated") as say:
         if machine is None:
             machine = folder / "profile.yaml"
-            profile.write(profile.calibrate(machines.load_rig("laptop-rig"), lambda text: say(f"calibrating this computer: {text}")), machine)
+            rig = machines.load_rig("laptop-rig")
+            profile.write(profile.calibrate(rig, lambda text: say(f"calibrating this computer: {text}")), machine)
         here = machines.load(machine)
         check_runs_here(here)
         job = job_of(here)
@@ -84,7 +85,8 @@ def report(folder: Path, job, timelines, simulated, measured) -> None:
     facts["simulated"] = {k: simulated.summary[k] for k in own}
     facts["measured"] = {k: measured.summary[k] for k in own}
     write_report(folder / "report.html", *timelines, facts, dependencies_of(simulated.run))
-    write_picture(folder / "picture.png", {"Simulated": timelines[0], "Measured": timelines[1]}, title="One decode step of CGOPipe, by both clocks")
+    both = {"Simulated": timelines[0], "Measured": timelines[1]}
+    write_picture(folder / "picture.png", both, title="One decode step of CGOPipe, by both clocks")
 
 
 def show(simulated: dict[str, Any], measured: dict[str, Any], folder: Path) -> None:
@@ -93,7 +95,8 @@ def show(simulated: dict[str, Any], measured: dict[str, Any], folder: Path) -> N
         return (name, text(a), text(b), f"{a / b - 1:+.1%}" if b else "-")
 
     rows = [
-        row("makespan", "makespan_s", output.seconds), row("prefill", "prefill_s", output.seconds), row("decode", "decode_s", output.seconds),
+        row("makespan", "makespan_s", output.seconds), row("prefill", "prefill_s", output.seconds),
+        row("decode", "decode_s", output.seconds),
         row("TTFT, mean", "ttft_s", output.seconds), row("TPOT, mean", "tpot_s", output.seconds),
         row("tokens/s", "tokens_per_s", lambda v: f"{v:.4g}"),
         *((f"lane {n} busy", output.seconds(simulated["lanes"][n]["busy_s"]), output.seconds(v["busy_s"]),

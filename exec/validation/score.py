@@ -14,7 +14,7 @@ from exec.validation.grid import Case
 LINK_LANES = ("h2d", "d2h", "pin")
 BUSY = 0.6
 """A lane over this utilization counts as busy."""
-NOTICED = 0.02
+NOTICED = 0.05
 """A lane under this utilization has no busy time worth an error."""
 APART = 0.05
 """Schedulers that measure closer than this are not ranked."""
