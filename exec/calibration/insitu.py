@@ -32,6 +32,9 @@ from sim.workloads.lengths import Fixed, Uniform
 from sim.workloads.schema import Workload
 from traces.routing import RoutingIndex
 
+BUSY = 0.6
+"""Utilization from which a compute lane is what limits a run."""
+
 FEWEST = 3
 """Tasks of one octave of sizes that make a point."""
 
@@ -111,36 +114,52 @@ def _one_round(machine: Machine, spec: ModelSpec, runs: list[tuple[Probe, sessio
 
 
 def _durations(machine: Machine, measured: Run, simulated: Run) -> Iterator[tuple[tuple[str, str, bool], Rows]]:
-    """By (lane, op, whether the lane is paced): [tasks, 3] size, seconds measured, seconds simulated."""
+    """By (lane, op, whether the lane is paced): [tasks, 4] size, seconds measured, seconds simulated, and
+    the lane's utilization in that run."""
     assert np.array_equal(measured.number, simulated.number)
     columns = columns_of(measured.sources)
     sizes = np.array([size_of(w) for w in columns.works])
+    busy = measured.busy_ps()
     for i, lane in enumerate(measured.lanes):
+        share = busy[lane] / measured.makespan_ps
         for op in sorted({columns.works[w].op for w in np.unique(columns.work[measured.lane == i]).tolist()}):
             at = (measured.lane == i) & columns.where_op(op)
             spans = [(r.end_ps[at] - r.start_ps[at]) / 1e12 for r in (measured, simulated)]
-            yield (lane, op, machine.lane[lane].paced_bytes_per_s is not None), np.stack([sizes[columns.work[at]], *spans], axis=1)
+            rows = np.stack([sizes[columns.work[at]], *spans, np.full(at.sum(), share)], axis=1)
+            yield (lane, op, machine.lane[lane].paced_bytes_per_s is not None), rows
 
 
 def _correct(rows: dict[tuple[str, str], OpRate], lane: str, op: str, paced: bool, tasks: Rows) -> None:
     name = f"task.{op}" if op in COMPUTE else op
     row = rows.get((lane, name)) or (OpRate(op=name, lane=lane, source="calibrated") if op in COMPUTE else rows[lane, "*"])
-    size, measured, simulated = tasks[:, 0], tasks[:, 1], np.maximum(tasks[:, 2], 1e-9)
+    size, measured, simulated, share = tasks[:, 0], tasks[:, 1], np.maximum(tasks[:, 2], 1e-9), tasks[:, 3]
     update: dict[str, Any] = {"op": name, "source": f"calibrated: {len(tasks)} tasks of whole runs"}
     if paced:
         update["latency_s"] = max(0.0, row.latency_s + float(_tamed(measured - simulated).mean()))
     else:
-        found = _ratios(size, measured, simulated)
+        found = _ratios(size, measured, simulated, share)
         update["ratio"] = tuple((x, float(np.clip(r * ratio_at(row.ratio, x), *LIMITS))) for x, r in found)
     rows[lane, name] = row.model_copy(update=update)
 
 
-def _ratios(size: NDArray[np.float64], measured: NDArray[np.float64], simulated: NDArray[np.float64]) -> list[tuple[float, float]]:
+def _ratios(
+    size: NDArray[np.float64], measured: NDArray[np.float64], simulated: NDArray[np.float64], share: NDArray[np.float64]
+) -> list[tuple[float, float]]:
     """(median size, measured over simulated seconds) of the tasks of each octave of sizes: sums, because
-    a lane's busy time is one, without the most extreme of them."""
+    a lane's busy time is one, without the most extreme of them.
+
+    An op that follows a pause takes longer: its thread has slept, and what the caches held is gone.
+    Where runs in which the lane was what limits show an octave, the others do not count for it.
+    """
     octave = np.floor(np.log2(np.maximum(size, 1.0)))
-    groups = [at for o in np.unique(octave) if (at := octave == o).sum() >= FEWEST]
-    return [(float(np.median(size[at])), float(_tamed(measured[at]).sum() / simulated[at].sum())) for at in groups]
+    found = []
+    for o in np.unique(octave):
+        at = octave == o
+        limiting = at & (share >= BUSY)
+        at = limiting if limiting.sum() >= FEWEST else at
+        if at.sum() >= FEWEST:
+            found.append((float(np.median(size[at])), float(_tamed(measured[at]).sum() / simulated[at].sum())))
+    return found
 
 
 def _tamed(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -57,9 +57,17 @@ def test_other_links_of_the_same_computer() -> None:
 def test_ratios_are_of_sums_over_octaves_with_enough_tasks() -> None:
     size = np.array([8.0, 9, 10, 100, 110, 120, 4000])
     measured = np.array([2.0, 2.0, 2.0, 1.0, 3.0, 2.0, 5.0])
-    (a, ra), (b, rb) = insitu._ratios(size, measured, np.ones(7))
+    (a, ra), (b, rb) = insitu._ratios(size, measured, np.ones(7), np.ones(7))
     assert (a, b) == (9.0, 110.0) and ra == pytest.approx(2.0)  # one task alone makes no point
     assert 1.9 < rb < 2.0  # the largest is cut to the 98th percentile
+
+
+def test_runs_in_which_the_lane_limits_count_alone_where_there_are_any() -> None:
+    size, share = np.full(7, 10.0), np.array([0.9, 0.9, 0.9, 0.2, 0.2, 0.2, 0.2])
+    ((_, ratio),) = insitu._ratios(size, np.where(share > 0.5, 1.0, 3.0), np.ones(7), share)
+    assert ratio == pytest.approx(1.0)
+    ((_, ratio),) = insitu._ratios(size, np.full(7, 3.0), np.ones(7), np.full(7, 0.2))
+    assert ratio == pytest.approx(3.0)
 
 
 def test_ratios_are_read_on_a_logarithmic_scale_and_flat_outside() -> None:
