@@ -125,3 +125,23 @@ def test_a_task_costs_less_than_300_bytes_with_its_plan_its_run_and_all_scratch(
     scratch = compiled.state(compiled.graph(COSTS.bind(plan), found.lanes, {"x": 1}), LANES, {"x": 1})
     assert (plan.nbytes + found.nbytes + sum(a.nbytes for a in scratch)) / len(plan) < 300
     assert found.makespan_ps == len(plan)
+
+
+def test_a_ready_lane_goes_by_priority_then_readiness_then_number() -> None:
+    tasks = [task(0, "core5", "pool"), task(1, "core5", "pool"), timer(2, 1), timer(3, 2),
+             task(4, "core1", "pool", (3,)), task(5, "core1", "pool", (2,)), task(6, "core1", "pool", (2,)),
+             task(7, "core1", "pool", (3,), priority=-1)]  # fmt: skip
+    assert {n: s for n, (s, _) in spans(run(tasks)).items() if n >= 4} == {7: 5, 5: 5, 6: 6, 4: 6}
+
+
+def test_takes_of_one_pool_add_up() -> None:
+    tasks = [task(0, "copy10", takes=(("x", 2),), releases=(0,)), task(1, "core1", "b", takes=(("x", 1), ("x", 1)))]
+    assert spans(run(tasks, pools={"x": 3}))[1] == (10, 11)
+
+
+def test_a_hold_is_given_back_once() -> None:
+    """Tasks 1 and 2 both release what 0 holds, and 3 has not taken anything yet when 1 releases it."""
+    tasks = [task(0, "copy1", takes=(("x", 1),)), task(1, "copy1", "a", releases=(0,)), task(2, "copy1", "a", releases=(0,)),
+             task(3, "core10", "b", (2,), takes=(("x", 1),)), task(4, "core1", "pool", (2,), takes=(("x", 1),), releases=(4,)),
+             timer(5, 9, releases=(3,)), timer(6, 2, releases=(3,))]  # fmt: skip
+    assert spans(run(tasks, pools={"x": 1})) == {0: (0, 1), 1: (1, 2), 2: (2, 3), 3: (3, 13), 4: (9, 10), 5: (0, 9), 6: (0, 2)}
