@@ -90,7 +90,8 @@ def main() -> None:
     for name, rows in results.items():
         print_table(name, columns, [
             (r["scheduler"], r["batch"], f"{r['measured_tokens_per_s']:.1f}", f"{r['spread']:.1%}", f"{r['simulated_tokens_per_s']:.1f}",
-             f"{r['simulated_tokens_per_s'] / r['measured_tokens_per_s'] - 1:+.1%}", f"{r['measured_speedup']:.3f}", f"{r['simulated_speedup']:.3f}")
+             f"{r['simulated_tokens_per_s'] / r['measured_tokens_per_s'] - 1:+.1%}", f"{r['measured_speedup']:.3f}",
+             f"{r['simulated_speedup']:.3f}")
             for r in rows
         ], numeric=columns[1:])  # fmt: skip
         print()

@@ -107,13 +107,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--limit", type=float, default=150.0, help="seconds that one stage of a mutant's tests may take")
+    parser.add_argument("--no-check", action="store_true", help="do not first run all tests without a mutant")
     args = parser.parse_args()
+    mutants = draw(args.count, args.seed)
     with tempfile.TemporaryDirectory() as folder:
         trees: Queue[Path] = Queue()
         for j in range(args.jobs):
             trees.put(copy_tree(Path(folder) / str(j)))
         clean = trees.get()
-        for part, stages in PARTS.items():
+        for part, stages in [] if args.no_check else PARTS.items():
             assert not killed_by(clean, stages, 4 * args.limit), f"the tests of {part} fail without any mutant"
         trees.put(clean)
 
@@ -129,7 +131,7 @@ def main() -> None:
             return verdict
 
         with ThreadPoolExecutor(args.jobs) as pool:
-            verdicts = list(pool.map(judge, draw(args.count, args.seed)))
+            verdicts = list(pool.map(judge, mutants))
     print(f"killed {sum(bool(v) for v in verdicts)} of {len(verdicts)}")
 
 

@@ -40,7 +40,8 @@ def job(
     load = workloads.load(workload)
     load = load if gen is None else load.with_generation(gen)
     load = load.with_padding() if padded else load
+    found = models.load(model) if isinstance(model, str) else model
     return jobs.prepare(
-        models.load(model) if isinstance(model, str) else model, machines.load(machine), load, scheduler, None if policy is None else policies.load(policy),
+        found, machines.load(machine), load, scheduler, None if policy is None else policies.load(policy),
         batch=batch, microbatch=microbatch, seed=seed,
     )  # fmt: skip

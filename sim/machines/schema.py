@@ -142,6 +142,9 @@ class Machine(Strict):
             for field, resource in [*named.items(), *(("path", p) for p in lane.path)]:
                 if resource is not None and resource not in self.resources:
                     raise ValueError(f"lanes.{lane.name}.{field}: no resource {resource!r}; have {', '.join(self.resources)}")
+            used = [r for r in (lane.compute, lane.memory, lane.cores, *lane.path) if r is not None]
+            if len(set(used)) < len(used):
+                raise ValueError(f"lanes.{lane.name}: names a resource twice; a task demands each once")
             if lane.home is not None and lane.home not in self.memories:
                 raise ValueError(f"lanes.{lane.name}.home: no memory {lane.home!r}; have {', '.join(self.memories)}")
         for resource in self.fabric.resources if self.fabric else ():

@@ -144,7 +144,9 @@ def test_generate_goes_on_from_text(home: Path, capsys: pytest.CaptureFixture[st
     assert main(["generate", "--model", str(home / "model"), "--prompt", ""]) in (0, 2)
 
 
-def test_demo_makes_a_report_from_a_profile(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_makes_a_report_from_a_profile(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from exec.cli import demonstrating
 
     monkeypatch.setattr(demonstrating, "MODEL", str(home / "model"))
@@ -155,4 +157,5 @@ def test_demo_makes_a_report_from_a_profile(home: Path, tmp_path: Path, capsys: 
     assert "makespan" in out and "report.html" in out
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "<html" in page and "http://" not in page.split("<script")[0]
-    assert {p.name for p in (tmp_path / "demo").iterdir()} >= {"routing.parquet", "simulated.parquet", "measured.parquet", "log.jsonl", "picture.png"}
+    made = {p.name for p in (tmp_path / "demo").iterdir()}
+    assert made >= {"routing.parquet", "simulated.parquet", "measured.parquet", "log.jsonl", "picture.png"}

@@ -60,9 +60,8 @@ def test_logits_are_those_of_transformers(scheduler: str, shape: str, directory:
     policy, lengths = SHAPES[shape]
     prompts = tiny.prompts(lengths, SPEC.vocab, seed=3)
     requests = [Request(i, n, GEN, GEN) for i, n in enumerate(lengths)]
-    outcome = session.run(
-        SPEC, load_weights(directory, SPEC), machine(), registry.load(scheduler)(SPEC, policy), requests, prompts, keep_logits=True, poison=True
-    )
+    weights, made = load_weights(directory, SPEC), registry.load(scheduler)(SPEC, policy)
+    outcome = session.run(SPEC, weights, machine(), made, requests, prompts, keep_logits=True, poison=True)
     close, rows = 0, 0
     for request, prompt in zip(requests, prompts, strict=True):
         tokens = outcome.tokens[request.request_id]

@@ -186,3 +186,11 @@ def test_a_changed_copy_derives_everything_anew() -> None:
     before = machine.digest, machine.lane["h2d"]
     changed = machine.model_copy(update={"lanes": tuple(x.model_copy(update={"servers": 2}) for x in machine.lanes)})
     assert changed.digest != before[0] and changed.lane["h2d"].servers == 2 and machine.lane["h2d"] == before[1]
+
+
+def test_a_lane_names_each_resource_once(tmp_path: Path) -> None:
+    text = (Path(machines.__file__).parent / "l4.yaml").read_text()
+    path = tmp_path / "twice.yaml"
+    path.write_text(text.replace("path: [cpu.memory], home: pinned", "path: [cpu.memory, cpu.memory], home: pinned"))
+    with pytest.raises(UserError, match="lanes.pin: names a resource twice"):
+        machines.load(path)
