@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from pathlib import Path
 
 from exec.calibration.host import threads_of_lanes
 from sim.errors import UserError
@@ -46,11 +47,9 @@ def check_runs_here(machine: Machine, flag: str = "--machine") -> None:
 
 def _free_bytes() -> int:
     """Memory that is free now, as the system estimates it (Linux: MemAvailable)."""
-    try:
-        with open("/proc/meminfo") as f:
-            for line in f:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux: all of the memory is the best known bound
+    meminfo = Path("/proc/meminfo")
+    for line in meminfo.read_text().splitlines() if meminfo.exists() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    # Not Linux: all of the memory is the best known bound.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

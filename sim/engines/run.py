@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -70,6 +69,3 @@ class Run:
             np.array_equal(getattr(self, c), getattr(other, c)) for c in ("number", "start_ps", "end_ps", "status")
         )
 
-
-def lane_names(lanes: Sequence[LaneLike]) -> tuple[str, ...]:
-    return tuple(lane.name for lane in lanes)

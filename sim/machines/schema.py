@@ -133,7 +133,6 @@ class Machine(Strict):
     pools: dict[str, Annotated[int, Field(gt=0)]] = {}
     fabric: Fabric | None = None
     ops: tuple[OpRate, ...]
-    repeat_spread: float | None = None
 
     @model_validator(mode="after")
     def _refers(self) -> Machine:
