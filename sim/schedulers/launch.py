@@ -30,6 +30,9 @@ class At(NamedTuple):
 
 NOWHERE = At()
 
+Store = tuple[str, tuple[str, ...], tuple[str, ...]]
+"""Lane of a copy, the buffers that it reads, those that it writes."""
+
 
 class Launcher:
     """Builds one Plan after the other; numbers and buffers go on from Plan to Plan."""
@@ -44,6 +47,10 @@ class Launcher:
         """Last reader of each buffer on each lane, since it was written."""
         self._holds: dict[str, tuple[int, ...]] = {}
         """Tasks that hold pool units until somebody releases them, by the name they were kept under."""
+        self._stores: dict[int, Store] = {}
+        self._handed_out: dict[int, Store] = {}
+        self._late: dict[int, Store] = {}
+        """Copies of K and V to the host: of the Plan being built, of the last one, of the one before it."""
 
     @property
     def next(self) -> int:
@@ -79,6 +86,8 @@ class Launcher:
             self._writer[b] = number
             self._lane_of[b] = lane
             self._readers[b] = {}
+        if work.op == "kv_to_cpu" and lane is not None:
+            self._stores[number] = (lane, tuple(reads), tuple(writes))
         return number
 
     def _deps(self, lane: str | None, reads: Sequence[str], writes: Sequence[str], after: Iterable[int]) -> list[int]:
@@ -120,18 +129,25 @@ class Launcher:
         plan = self._builder.build()
         self._ended = self._builder.next
         self._builder = PlanBuilder(self._ended)
+        self._late, self._handed_out, self._stores = self._handed_out, self._stores, {}
         return plan
 
     def give_up(self, since: int, reason: str) -> list[Cancel]:
-        """Cancels for all that was handed out from task `since` on.
+        """Cancels for all that was handed out from task `since` on, but for copies of the Plan before
+        the last to the host: what they store belongs to tokens that were sampled.
 
-        The buffers are nobody's then. The next Plan starts with a join that gives back whatever any
+        The other buffers are nobody's then. The next Plan starts with a join that gives back whatever any
         of these tasks may still hold: its releaser may have been cancelled before it took it.
         """
         self._writer.clear()
         self._readers.clear()
         self._holds.clear()
-        ended = range(since, self._ended)
+        for number, (lane, reads, writes) in self._late.items():
+            for b in reads:
+                self._readers.setdefault(b, {})[lane] = number
+            for b in writes:
+                self._writer[b], self._lane_of[b] = number, lane
+        ended = [n for n in range(since, self._ended) if n not in self._late]
         self.add(Work("join"), None, releases=ended)
         return [Cancel(n, reason) for n in ended]
 

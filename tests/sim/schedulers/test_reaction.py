@@ -205,8 +205,10 @@ def test_a_pass_that_fails_is_launched_once_more() -> None:
     assert labels(again) == {("decode", 1, 1)} and served(again) == served(decode)
     assert {t.work for t in again.tasks() if t.op == "attn_decode"} == {t.work for t in decode.tasks() if t.op == "attn_decode"}
     join = again.task(0)
-    assert join.lane is None and set(join.releases) == set(range(prefill.first, again.first))
-    assert min((d for t in again.tasks() for d in t.deps), default=again.first) >= again.first
+    # What the prefill may still be storing belongs to tokens that were sampled: it is not given up, and waited for.
+    late = {t.number for t in prefill.tasks() if t.op == "kv_to_cpu"}
+    assert late and join.lane is None and set(join.releases) == set(range(prefill.first, again.first)) - late
+    assert all(d >= again.first or d in late for t in again.tasks() for d in t.deps)
     assert [t.layer for t in again.tasks() if t.op == "layer_to_gpu"] == [0], "nothing that was streamed before counts"
     after = one(report(scheduler, again))
     assert labels(after) == {("decode", 2, 0)}
