@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -23,6 +24,8 @@ from sim.models.spec import ModelSpec
 from sim.schedulers.memory import refuse_if_too_big
 from traces.files import Provenance
 from traces.routing import Routing, RoutingIndex
+
+Clock = Literal["emulated", "measured"]
 
 
 class Serves(Scheduler, Protocol):
@@ -48,7 +51,7 @@ class Outcome:
     wall_s: seconds of the run proper, without placing weights and warming up.
     """
 
-    clock: Literal["emulated", "measured"]
+    clock: Clock
     run: Run
     tokens: dict[int, list[int]]
     logits: dict[int, NDArray[np.float32]]
@@ -84,30 +87,51 @@ def run(
     Raises UserError for bad input (a budget that is too small, a lane that is missing), TaskFailed
     where an op raised, Deadlock where the schedule cannot go on.
     """
+    with opened(
+        model, weights, machine, scheduler, requests, prompts, lengths=lengths, eos=eos, profile=profile, record_routing=record_routing,
+        replay_routing=replay_routing, keep_logits=keep_logits, poison=poison,
+    ) as session:  # fmt: skip
+        began = time.perf_counter()
+        drive(scheduler, session.engine, log)
+        wall_s = time.perf_counter() - began
+    backend = session.backend
+    return Outcome(
+        clock=session.clock,
+        run=session.engine.run(),
+        tokens=backend.sequences.outputs(),
+        logits={r: np.stack(rows) for r, rows in (backend.logits or {}).items() if rows},
+        routing=backend.recorder.trace(model, _provenance(model, scheduler, session.clock)) if backend.recorder is not None else None,
+        peak_bytes=backend.peak_bytes(),
+        planned_bytes={name: sum(consumers.values()) for name, consumers in session.needed.items()},
+        wall_s=wall_s,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Weights placed, lanes started and warm: ready to be driven. needed: as the scheduler's `memory` said."""
+
+    engine: ThreadEngine
+    backend: CpuBackend
+    needed: Needed
+    clock: Clock
+
+
+@contextmanager
+def opened(
+    model: ModelSpec, weights: Weights, machine: Machine, scheduler: Serves, requests: Sequence[Request],
+    prompts: Sequence[Sequence[int]], *, profile: Profile | None = None, **options: Any,
+) -> Iterator[Session]:  # fmt: skip
+    """A session for as long as the context lasts; parameters and errors as in `run`."""
     needed = scheduler.memory(requests)
     refuse_if_too_big({name: dict(consumers) for name, consumers in needed.items()}, machine.memories)
     for lane in scheduler.lanes:
         _check_lane(machine, lane)
-    backend = CpuBackend(
-        model, weights, machine, needed, requests, prompts, lengths=lengths, eos=eos, record_routing=record_routing,
-        replay_routing=replay_routing, keep_logits=keep_logits, poison=poison,
-    )  # fmt: skip
+    backend = CpuBackend(model, weights, machine, needed, requests, prompts, **options)
     seen = profile if profile is not None else CostModel(machine, model)
+    paced = any(machine.lane[n].paced_bytes_per_s for n in scheduler.lanes)
     with ThreadEngine(machine, backend, seen, requests, scheduler.pools) as engine:
-        began = time.perf_counter()
-        drive(scheduler, engine, log)
-        wall_s = time.perf_counter() - began
-    clock: Literal["emulated", "measured"] = "emulated" if any(machine.lane[n].paced_bytes_per_s for n in scheduler.lanes) else "measured"
-    return Outcome(
-        clock=clock,
-        run=engine.run(),
-        tokens=backend.sequences.outputs(),
-        logits={r: np.stack(rows) for r, rows in (backend.logits or {}).items() if rows},
-        routing=backend.recorder.trace(model, _provenance(model, scheduler, clock)) if backend.recorder is not None else None,
-        peak_bytes=backend.peak_bytes(),
-        planned_bytes={name: sum(consumers.values()) for name, consumers in needed.items()},
-        wall_s=wall_s,
-    )
+        yield Session(engine, backend, needed, "emulated" if paced else "measured")
 
 
 def _check_lane(machine: Machine, name: str) -> None:
@@ -118,5 +142,5 @@ def _check_lane(machine: Machine, name: str) -> None:
         raise UserError(f"machine {machine.name}: lane {name!r} has {lane.servers} servers; the executor's ops run one at a time on a lane")
 
 
-def _provenance(model: ModelSpec, scheduler: Serves, clock: Literal["emulated", "measured"]) -> Provenance:
+def _provenance(model: ModelSpec, scheduler: Serves, clock: Clock) -> Provenance:
     return Provenance("recorded", f"routers of {model.name} under {type(scheduler).__name__}, run on this computer", clock)

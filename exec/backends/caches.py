@@ -49,6 +49,8 @@ class KVCache:
                 return
             for gone in self._ended:
                 segment = self._segments.pop(gone)
+                for layer in range(self.layers):
+                    self._lengths.pop((gone, layer), None)
                 self._gaps.give(segment.first, segment.entries * self.layers)
             self._ended.clear()
             size = entries * self.layers

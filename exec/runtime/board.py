@@ -7,6 +7,7 @@ tells it what happened and when, and runs what `start` hands out.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 from exec.runtime.errors import describe
@@ -21,6 +22,9 @@ from sim.machines.schema import Lane
 from sim.tasks import Time
 
 _NAMES = {CANCELLED: "cancelled", FAILED: "failed"}
+
+Ended = tuple[int, str | None, Time, Time, int]
+"""(number, lane, start_ps, end_ps, status) of a task."""
 
 
 class Board:
@@ -37,12 +41,16 @@ class Board:
         self.pools = Pools(pools)
         self.guard = BufferGuard()
         self.events: list[tuple[Time, int, Event]] = []
-        self.ended: list[tuple[int, str | None, Time, Time, int]] = []
+        self.ended: list[Ended] = []
         self.timers: list[tuple[Time, int, Record]] = []
         self.running = 0
         self.open = 0
-        self._known: dict[int, Record | int] = {}
-        """Record of an open task, status of an ended one."""
+        self._known: dict[int, Record] = {}
+        """Open tasks."""
+        self._lost: dict[int, int] = {}
+        """Status of the tasks that failed or were cancelled; every other one that has ended is done."""
+        self._runs: list[tuple[int, int]] = []
+        """(first, last) of each run of successive numbers submitted: what a long service remembers of its past."""
         self._laneless: list[tuple[int, Record]] = []
         """Joins and timers whose dependencies are done: a heap by number."""
         self._dying: dict[int, Record] = {}
@@ -59,12 +67,24 @@ class Board:
         for task in tasks:
             if task.number <= self._last:
                 raise UserError(f"task {task.number}: was submitted after task {self._last}; numbers must ascend")
-            self._last = task.number
+            self._note(task.number)
             if task.takes:
                 task.takes = self.pools.checked(task.number, task.takes)
             self._known[task.number] = task
             self.open += 1
             self._link(task, now)
+
+    def _note(self, number: int) -> None:
+        """This number is submitted, and no lower one will be."""
+        if self._runs and number == self._last + 1:
+            self._runs[-1] = (self._runs[-1][0], number)
+        else:
+            self._runs.append((number, number))
+        self._last = number
+
+    def _was_submitted(self, number: int) -> bool:
+        k = bisect_right(self._runs, number, key=lambda run: run[0]) - 1
+        return k >= 0 and number <= self._runs[k][1]
 
     def _link(self, task: Record, now: Time) -> None:
         if task.lane is not None:
@@ -74,14 +94,15 @@ class Board:
         lost = None
         for dep in task.deps:
             other = self._known.get(dep)
-            if other is None:
-                who = f"task {task.number} ({task.work.op})"
-                raise UserError(f"{who}: depends on task {dep}, which was not submitted before it; deps name earlier tasks")
-            if isinstance(other, Record):
+            if other is not None:
+                if other is task:
+                    raise _no_such_dependency(task, dep)
                 other.dependents.append(task)
                 task.waiting += 1
-            elif other in _NAMES and lost is None:
-                lost = (dep, other)
+            elif dep in self._lost:
+                lost = lost or (dep, self._lost[dep])
+            elif not self._was_submitted(dep):
+                raise _no_such_dependency(task, dep)
         if lost is not None:
             self._give_up(task, f"dependency {lost[0]} {_NAMES[lost[1]]}", now)
         elif task.waiting == 0:
@@ -92,8 +113,8 @@ class Board:
         needs its buffers waits for that."""
         task = self._known.get(number)
         if task is None:
-            raise UserError(f"Cancel({number}): no such task was submitted")
-        if not isinstance(task, Record):
+            if not self._was_submitted(number):
+                raise UserError(f"Cancel({number}): no such task was submitted")
             return None
         if task.state == RUNNING and task.lane is not None:
             task.cancelled = reason
@@ -202,7 +223,9 @@ class Board:
                 self.lanes[task.lane].free += 1
         self.ended.append((task.number, task.lane, task.start_ps if task.state == RUNNING else now, now, status))
         task.state = ENDED
-        self._known[task.number] = status
+        del self._known[task.number]
+        if status != DONE:
+            self._lost[task.number] = status
         self.open -= 1
         for number in task.releases:
             self.pools.release(number)
@@ -211,6 +234,13 @@ class Board:
         self._end(task, CANCELLED, now)
         self.events.append((now, task.number, Failed(task.number, reason)))
 
+    # What may be forgotten ----------------------------------------------------------------------
+
+    @property
+    def oldest(self) -> int:
+        """Every task below this number has ended."""
+        return min(self._known, default=self._last + 1)
+
     # Why nothing can happen ---------------------------------------------------------------------
 
     def story(self) -> str:
@@ -218,16 +248,21 @@ class Board:
         heads = [task for queue in self.lanes.values() for task in queue.waiting()]
         heads += [task for _, task in sorted(self._laneless, key=lambda entry: entry[0])]
         if not heads:
-            heads = [task for task in self._known.values() if isinstance(task, Record)][:8]
+            heads = list(self._known.values())[:8]
         return "; ".join(f"{describe(task)} on {_where(task)} waits for {self._waits(task)}" for task in heads)
 
     def _waits(self, task: Record) -> str:
-        reasons = [f"task {dep} ({other.work.op})" for dep in task.deps if isinstance(other := self._known[dep], Record)]
+        reasons = [f"task {dep} ({other.work.op})" for dep in task.deps if (other := self._known.get(dep)) is not None]
         for pool, units in task.takes:
             if self.pools.free[pool] < units:
                 holders = ", ".join(f"task {n}" for n in self.pools.holders(pool))
                 reasons.append(f"{units} of pool {pool!r} ({self.pools.free[pool]} of {self.pools.capacity[pool]} free, held by {holders})")
         return " and ".join(reasons) or "a free server"
+
+
+def _no_such_dependency(task: Record, dep: int) -> UserError:
+    who = f"task {task.number} ({task.work.op})"
+    return UserError(f"{who}: depends on task {dep}, which was not submitted before it; deps name earlier tasks")
 
 
 def _where(task: Record) -> str:

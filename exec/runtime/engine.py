@@ -18,7 +18,7 @@ from typing import Self
 
 import numpy as np
 
-from exec.runtime.board import Board
+from exec.runtime.board import Board, Ended
 from exec.runtime.delivery import Delivery
 from exec.runtime.errors import Fault, Interrupted, RuntimeStuck, TaskFailed, describe
 from exec.runtime.records import Interrupt, Record, record_of, records_of
@@ -272,10 +272,24 @@ class ThreadEngine:
 
     def run(self) -> Run:
         """What ran from when to when, tasks that have ended, in order of their numbers."""
-        rows = sorted(self._board.ended)
+        with self._lock:
+            return self._run(self._board.ended, self._sources)
+
+    def drain(self) -> Run:
+        """As `run`, of what has ended since the last call, and then forgotten: a service that runs for
+        days hands out its timeline in pieces. The sources are those of the tasks that have ended, and of
+        open ones."""
+        with self._lock:
+            ended, self._board.ended = self._board.ended, []
+            sources, oldest = self._sources, self._board.oldest
+            self._sources = [s for s in sources if _last_number(s) >= oldest]
+        return self._run(ended, sources)
+
+    def _run(self, ended: Sequence[Ended], sources: Sequence[Plan | Task]) -> Run:
+        rows = sorted(ended)
         index = {name: i for i, name in enumerate(self._lanes)}
         return Run(
-            sources=tuple(self._sources),
+            sources=tuple(sources),
             lanes=tuple(self._lanes),
             number=np.array([row[0] for row in rows], np.int64),
             lane=np.array([index[row[1]] if row[1] is not None else -1 for row in rows], np.int16),
@@ -283,6 +297,10 @@ class ThreadEngine:
             end_ps=np.array([row[3] for row in rows], np.int64),
             status=np.array([row[4] for row in rows], np.int8),
         )
+
+
+def _last_number(source: Plan | Task) -> int:
+    return source.first + len(source) - 1 if isinstance(source, Plan) else source.number
 
 
 def _fraction(task: Record, error: BaseException | None) -> float:

@@ -1,0 +1,232 @@
+"""An hour of sustained decode on the CPU executor: does anything grow, does anything slow down?
+
+    python benchmarks/soak.py [--minutes 62] [-o out/soak]
+
+One session serves requests that keep arriving, somewhat more than it can serve, so that freed slots
+are always refilled. Every ten seconds the timeline of what has ended is taken from the engine, and
+tokens, resident memory, threads and open files are noted down in OUT/samples.csv. At the end: slopes
+over the time after the warm-up with their 95 % confidence intervals, tokens/s of each window of five
+minutes, and a verdict (exit code 1: something grew, or throughput was not steady). The links are paced,
+and slow, so that the computer is left almost idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from exec import session
+from exec.calibration.links import relink
+from exec.execute import spec_of, weights_of
+from exec.local import this_computer
+from exec.prompts import byte_prompts
+from exec.runtime import ThreadEngine
+from sim.cli.output import print_table
+from sim.columns import columns_of
+from sim.drive import drive
+from sim.engines.run import DONE, Run
+from sim.events import Request
+from sim.schedulers import registry
+from sim.schedulers.policy import Policy
+from sim.tasks import PS_PER_S
+from sim.workloads.lengths import Uniform
+from sim.workloads.schema import Workload
+from traces.files import replacing
+
+MODEL, SCHEDULER = "tiny-mixtral", "cgopipe"
+POLICY = Policy(batch=32, microbatch=16)
+RATES = {"h2d": 0.25e9, "d2h": 0.25e9}
+REQUESTS_PER_S = 0.8
+"""Above what the links let through (about 0.6), so that a request waits for every slot."""
+
+WARM_UP_S, WINDOW_S = 300.0, 300.0
+FIELDS = ("t_s", "tokens", "tasks", "rss_bytes", "threads", "open_files", "cpu_s")
+GROWTH_PER_HOUR = 0.01
+"""Growth that is none: the upper end of the 95 % interval stays below this share of what is resident."""
+STEADY = 0.05
+"""Farthest that a window of a steady throughput is from the mean."""
+
+
+def requests_for(seconds: float) -> tuple[tuple[Request, ...], tuple[int, ...]]:
+    workload = Workload(
+        name="soak", source="chosen for this benchmark: every slot is refilled about once a minute", ends_early=True, bound=48,
+        prompt=Uniform(min=16, max=64), generation=Uniform(min=16, max=48),
+    )  # fmt: skip
+    made, lengths = workload.requests(POLICY.batch + int(seconds * REQUESTS_PER_S), seed=0)
+    late = [max(0, r.request_id - POLICY.batch) / REQUESTS_PER_S for r in made]
+    return tuple(_arriving(r, t) for r, t in zip(made, late, strict=True)), lengths
+
+
+def _arriving(request: Request, at_s: float) -> Request:
+    return Request(request.request_id, request.prompt_tokens, request.max_output_tokens, None, int(at_s * PS_PER_S))
+
+
+class Samples:
+    """What was seen every `every_s` seconds, kept in a file as it goes."""
+
+    def __init__(self, engine: ThreadEngine, path: Path, every_s: float) -> None:
+        self.rows: list[dict[str, float]] = []
+        self._engine, self._path, self._every_s = engine, path, every_s
+        self._began = time.perf_counter()
+        self._tokens = self._tasks = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="sampler")
+
+    def __enter__(self) -> Samples:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        with self._path.open("w", newline="", buffering=1) as f:
+            writer = csv.DictWriter(f, FIELDS)
+            writer.writeheader()
+            due = self._began
+            while not self._over.wait(max(0.0, due - time.perf_counter())):
+                self.rows.append(self._sample())
+                writer.writerow(self.rows[-1])
+                due += self._every_s
+
+    def _sample(self) -> dict[str, float]:
+        ended = self._engine.drain()
+        self._tasks += len(ended)
+        self._tokens += tokens_sampled(ended)
+        own = os.times()
+        return {
+            "t_s": round(time.perf_counter() - self._began, 3), "tokens": self._tokens, "tasks": self._tasks,
+            "rss_bytes": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+            "threads": len(os.listdir("/proc/self/task")), "open_files": len(os.listdir("/proc/self/fd")),
+            "cpu_s": round(own.user + own.system, 2),
+        }  # fmt: skip
+
+
+def tokens_sampled(run: Run) -> int:
+    """Tokens that the ended samplings of a run gave."""
+    c = columns_of(run.sources)
+    mine = np.isin(c.number, run.number[run.status == DONE]) & c.where_op("sample")
+    return int(np.array([w.tokens for w in c.works], np.int64)[c.work[mine]].sum())
+
+
+class _Until:
+    """An engine that has nothing more to report once the time is over."""
+
+    def __init__(self, engine: ThreadEngine, seconds: float) -> None:
+        self._engine, self._deadline = engine, time.monotonic() + seconds
+        self.submit = engine.submit
+
+    def wait(self) -> Any:
+        return self._engine.wait() if time.monotonic() < self._deadline else None
+
+
+def soak(seconds: float, every_s: float, path: Path) -> list[dict[str, float]]:
+    spec = spec_of(MODEL)
+    requests, lengths = requests_for(seconds)
+    prompts = byte_prompts([r.prompt_tokens for r in requests])
+    scheduler: Any = registry.load(SCHEDULER)(spec, POLICY)
+    opened = session.opened(
+        spec, weights_of(MODEL, spec, 0), relink(this_computer(), RATES), scheduler, requests, prompts, lengths=lengths
+    )
+    with opened as run, Samples(run.engine, path, every_s) as samples:
+        drive(scheduler, _Until(run.engine, seconds))
+    return samples.rows
+
+
+# What the samples say -------------------------------------------------------------------------------
+
+
+def slope(rows: Sequence[dict[str, float]], field: str) -> dict[str, float]:
+    """Theil-Sen slope of a field per hour, with its 95 % interval, over minutes (their medians)."""
+    minutes: dict[int, list[float]] = {}
+    for r in rows:
+        minutes.setdefault(int(r["t_s"] // 60), []).append(r[field])
+    hours = np.array(sorted(minutes)) / 60
+    found = stats.theilslopes([np.median(minutes[m]) for m in sorted(minutes)], hours, 0.95)
+    values = [r[field] for r in rows]
+    return {
+        "per_hour": float(found.slope), "low": float(found.low_slope), "high": float(found.high_slope),
+        "mean": float(np.mean(values)), "least": min(values), "most": max(values),
+    }  # fmt: skip
+
+
+def windows(rows: Sequence[dict[str, float]], width_s: float) -> Iterator[tuple[float, float]]:
+    """(start, tokens/s) of each whole window."""
+    first = rows[0]
+    for r in rows[1:]:
+        if r["t_s"] - first["t_s"] >= width_s - 0.5:
+            yield first["t_s"], (r["tokens"] - first["tokens"]) / (r["t_s"] - first["t_s"])
+            first = r
+
+
+def verdict(rows: Sequence[dict[str, float]], warm_up_s: float, window_s: float) -> dict[str, Any]:
+    """Slopes, windows, and whether all is well, of the samples behind the warm-up."""
+    kept = [r for r in rows if r["t_s"] >= warm_up_s]
+    slopes = {field: slope(kept, field) for field in ("rss_bytes", "threads", "open_files")}
+    rates = list(windows(kept, window_s))
+    speed = np.array([rate for _, rate in rates])
+    mean = float(speed.mean())
+    hours = np.array([start for start, _ in rates]) / 3600
+    trend = stats.linregress(hours, speed / mean) if len(rates) > 2 else None
+    memory = slopes["rss_bytes"]
+    facts = {
+        "memory": memory["high"] <= GROWTH_PER_HOUR * memory["mean"],
+        "threads": slopes["threads"]["high"] <= 0,
+        "open_files": slopes["open_files"]["high"] <= 0,
+        "throughput": bool((np.abs(speed / mean - 1) < STEADY).all()),
+    }
+    return {
+        "seconds": rows[-1]["t_s"], "tokens": rows[-1]["tokens"], "tasks": rows[-1]["tasks"],
+        "cores_busy": (kept[-1]["cpu_s"] - kept[0]["cpu_s"]) / (kept[-1]["t_s"] - kept[0]["t_s"]), "slopes": slopes,
+        "windows": [{"start_s": start, "tokens_per_s": rate} for start, rate in rates], "tokens_per_s": mean,
+        "spread": float((speed.max() - speed.min()) / mean),
+        "trend_per_hour": None if trend is None else {"share": float(trend.slope), "standard_error": float(trend.stderr)},
+        "well": facts,
+    }  # fmt: skip
+
+
+def show(found: dict[str, Any]) -> None:
+    title = f"{found['tokens']:,.0f} tokens, {found['tasks']:,.0f} tasks in {found['seconds'] / 60:.1f} min; {found['cores_busy']:.2f} cores"
+    print_table(title, ("", "mean", "least", "most", "slope per hour", "95 % interval", "verdict"), [
+        (name, *(f"{s[k]:,.0f}" for k in ("mean", "least", "most", "per_hour")), f"{s['low']:,.0f} to {s['high']:,.0f}",
+         "no growth" if found["well"][key] else "GROWS")
+        for (name, s), key in zip(found["slopes"].items(), ("memory", "threads", "open_files"), strict=True)
+    ], numeric=("mean", "least", "most", "slope per hour", "95 % interval"))  # fmt: skip
+    rows = [(f"{w['start_s'] / 60:.0f}", f"{w['tokens_per_s']:.2f}", f"{w['tokens_per_s'] / found['tokens_per_s'] - 1:+.1%}")
+            for w in found["windows"]]  # fmt: skip
+    steady = "steady" if found["well"]["throughput"] else "NOT STEADY"
+    print_table(f"throughput: {steady}, spread {found['spread']:.1%}", ("from minute", "tokens/s", "from the mean"), rows,
+                numeric=("from minute", "tokens/s", "from the mean"))  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=62.0)
+    parser.add_argument("--every", type=float, default=10.0, help="seconds between samples")
+    parser.add_argument("--warm-up", type=float, default=WARM_UP_S, help="seconds whose samples do not count")
+    parser.add_argument("--window", type=float, default=WINDOW_S, help="seconds of a throughput window")
+    parser.add_argument("-o", type=Path, default=Path("out/soak"))
+    args = parser.parse_args()
+    args.o.mkdir(parents=True, exist_ok=True)
+    rows = soak(args.minutes * 60, args.every, args.o / "samples.csv")
+    found = verdict(rows, args.warm_up, args.window)
+    with replacing(args.o / "summary.json") as part:
+        part.write_text(json.dumps({"command": " ".join(sys.argv), **found}, indent=2))
+    show(found)
+    return 0 if all(found["well"].values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
