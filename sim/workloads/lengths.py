@@ -32,6 +32,10 @@ class Fixed(_Distribution):
     def longest(self) -> int:
         return self.tokens
 
+    @property
+    def average(self) -> float:
+        return float(self.tokens)
+
     def draw(self, count: int, seed: int, stream: int) -> Lengths:
         return np.full(count, self.tokens, np.int64)
 
@@ -45,6 +49,10 @@ class Values(_Distribution):
     @property
     def longest(self) -> int:
         return max(self.tokens)
+
+    @property
+    def average(self) -> float:
+        return sum(self.tokens) / len(self.tokens)
 
     def draw(self, count: int, seed: int, stream: int) -> Lengths:
         return np.resize(np.array(self.tokens, np.int64), count)
@@ -66,6 +74,10 @@ class Uniform(_Distribution):
     @property
     def longest(self) -> int:
         return self.max
+
+    @property
+    def average(self) -> float:
+        return (self.min + self.max) / 2
 
     def draw(self, count: int, seed: int, stream: int) -> Lengths:
         u = uniforms(count, seed, stream)
@@ -103,6 +115,10 @@ class LogNormal(_Distribution):
     @property
     def longest(self) -> int:
         return self.max
+
+    @property
+    def average(self) -> float:
+        return self.mean
 
     def draw(self, count: int, seed: int, stream: int) -> Lengths:
         if self.distinct is None:
