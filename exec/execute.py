@@ -14,6 +14,7 @@ from sim import models
 from sim.bounds import lower_bound_s
 from sim.costs import CostModel
 from sim.drive import Log
+from sim.engines.run import DONE
 from sim.errors import UserError
 from sim.job import Job
 from sim.models.spec import ModelSpec
@@ -87,7 +88,7 @@ def _lower_bound_s(outcome: session.Outcome, costs: CostModel, job: Job) -> floa
     """By the profile's op times; 0 where the machine has none."""
     if not job.machine.ops:
         return 0.0
-    return lower_bound_s(outcome.run.sources, costs, {lane.name: lane.servers for lane in job.machine.lanes})
+    return lower_bound_s(outcome.run.sources, costs, {lane.name: lane.servers for lane in job.machine.lanes}, outcome.run.status == DONE)
 
 
 def stdlib_prompts(job: Job) -> list[list[int]]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from sim.bounds import lower_bound_s
 from sim.costs import CostModel, Routing
 from sim.drive import Log, drive
-from sim.engines.run import Run
+from sim.engines.run import DONE, Run
 from sim.handout import Reacts, WholeEngine
 from sim.job import Job, prepare
 from sim.machines import Machine
@@ -84,7 +84,7 @@ def simulate_job(job: Job, *, engine: EngineName = "auto", routing: Routing | No
         scheduler=job.scheduler,
         policy=job.policy.model_dump(mode="json", exclude_none=True),
         peak_bytes=job.peak_by_memory,
-        lower_bound_s=lower_bound_s(run.sources, costs, {lane.name: lane.servers for lane in job.machine.lanes}),
+        lower_bound_s=lower_bound_s(run.sources, costs, {lane.name: lane.servers for lane in job.machine.lanes}, run.status == DONE),
     )
     return Outcome(job, costs, run, log, summarize(about, run, job.requests, job.lengths, wall_s), wall_s)
 
