@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from kernels.cost import ROUTING_WEIGHT_BYTES, ROW_BYTES, Cost
+from kernels.cuda.element import narrow, widen
+from kernels.cuda.jit import cuda, kernel
 from kernels.jit import jit
 
 
@@ -34,3 +38,20 @@ def forward(rows, positions, weights, hidden):
             row, weight = rows[positions[t, j]], weights[t, j]
             for h in range(to.shape[0]):
                 to[h] += weight * row[h]
+
+
+@kernel("element[:,::1], int32[:,::1], float32[:,::1], element[:,::1]")
+def _sums(rows, positions, weights, hidden):
+    """A block for each token and part of its row; the sum is float32 throughout."""
+    t, h = cuda.blockIdx.x, cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x
+    if h < hidden.shape[1]:
+        total = widen(hidden[t, h])
+        for j in range(positions.shape[1]):
+            total += weights[t, j] * widen(rows[positions[t, j], h])
+        hidden[t, h] = narrow(hidden, total)
+
+
+def forward_cuda(rows: Any, positions: Any, weights: Any, hidden: Any, *, stream: Any = 0, threads: int = 256) -> None:
+    """`forward` on the GPU, for any element type; weights are float32."""
+    tokens, width = hidden.shape
+    _sums.launch((tokens, -(-width // threads)), threads, rows, positions, weights, hidden, stream=stream)

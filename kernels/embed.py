@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from kernels.cost import TOKEN_ID_BYTES, Cost
+from kernels.cuda.jit import cuda, kernel
 from kernels.jit import jit
 
 
@@ -24,3 +27,18 @@ def forward(table, ids, out):
         row, to = table[ids[t]], out[t]
         for h in range(to.shape[0]):
             to[h] = row[h]
+
+
+@kernel("element[:,::1], int64[::1], element[:,::1]")
+def _rows(table, ids, out):
+    """A block for each token."""
+    t, h = cuda.blockIdx.x, cuda.threadIdx.x
+    row = ids[t]
+    while h < out.shape[1]:
+        out[t, h] = table[row, h]
+        h += cuda.blockDim.x
+
+
+def forward_cuda(table: Any, ids: Any, out: Any, *, stream: Any = 0, threads: int = 256) -> None:
+    """`forward` on the GPU, for any element type."""
+    _rows.launch(out.shape[0], threads, table, ids, out, stream=stream)

@@ -5,9 +5,15 @@ out[t, h] = x[t, h] / sqrt(mean(x[t]^2) + eps) * weight[h]   (Zhang and Sennrich
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 
 from kernels.cost import Cost
+from kernels.cuda.element import narrow, widen
+from kernels.cuda.jit import cuda, kernel
+from kernels.cuda.warp import block_sum
 from kernels.jit import jit
 
 
@@ -37,3 +43,25 @@ def forward(x, weight, eps, out):
         scale = np.float32(1 / np.sqrt(total / np.float32(hidden) + np.float32(eps)))
         for h in range(hidden):
             result[h] = row[h] * scale * weight[h]
+
+
+@kernel("element[:,::1], element[::1], float32, element[:,::1]")
+def _rows(x, weight, eps, out):
+    """A block for each token."""
+    partial = cuda.shared.array(32, np.float32)
+    t, hidden, step = cuda.blockIdx.x, x.shape[1], cuda.blockDim.x
+    total, h = np.float32(0), cuda.threadIdx.x
+    while h < hidden:
+        value = widen(x[t, h])
+        total += value * value
+        h += step
+    scale = np.float32(1) / math.sqrt(block_sum(total, partial) / np.float32(hidden) + eps)
+    h = cuda.threadIdx.x
+    while h < hidden:
+        out[t, h] = narrow(out, widen(x[t, h]) * scale * widen(weight[h]))
+        h += step
+
+
+def forward_cuda(x: Any, weight: Any, eps: float, out: Any, *, stream: Any = 0, threads: int = 256) -> None:
+    """`forward` on the GPU, for any element type; out may be x."""
+    _rows.launch(x.shape[0], threads, x, weight, eps, out, stream=stream)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from kernels.cost import Cost
+from kernels.cuda.element import narrow, widen
+from kernels.cuda.jit import cuda, kernel
 from kernels.jit import jit
 
 
@@ -53,3 +57,22 @@ def forward(rows, positions, cos_sin, heads):
                 a, b, cos, sin = low[i], high[i], angle[i], angle[half + i]
                 low[i] = a * cos - b * sin
                 high[i] = b * cos + a * sin
+
+
+@kernel("element[:,::1], int64[::1], float32[:,::1], int32")
+def _rotate(rows, positions, cos_sin, heads):
+    """A block for each token, a thread for each pair of elements in turn."""
+    t, half = cuda.blockIdx.x, cos_sin.shape[1] // 2
+    position, i = positions[t], cuda.threadIdx.x
+    while i < heads * half:
+        low = i // half * 2 * half + i % half
+        a, b = widen(rows[t, low]), widen(rows[t, low + half])
+        cos, sin = cos_sin[position, i % half], cos_sin[position, half + i % half]
+        rows[t, low] = narrow(rows, a * cos - b * sin)
+        rows[t, low + half] = narrow(rows, b * cos + a * sin)
+        i += cuda.blockDim.x
+
+
+def forward_cuda(rows: Any, positions: Any, cos_sin: Any, heads: int, *, stream: Any = 0, threads: int = 256) -> None:
+    """`forward` on the GPU, for any element type; cos_sin is float32."""
+    _rotate.launch(rows.shape[0], threads, rows, positions, cos_sin, heads, stream=stream)
