@@ -162,7 +162,7 @@ class _Graph:
         count = int(cut.max()) + 1
         start = self._chain.heads(self._order, self._span, cut, before, _between(before, after, count, machines))
         windows = (_window(start[m.tasks], m.work, tail[m.tasks]) for m in machines)
-        return critical, max(float((start + self._span + tail).max()), *windows)
+        return critical, max([float((start + self._span + tail).max()), *windows])
 
     def _cuts(self) -> NDArray[np.int64]:
         """Number of each task that is a cut, else -1 [n]: of each stretch of equal work the task that most others meet in."""
