@@ -2,7 +2,7 @@
 
     python benchmarks/engines.py
 
-Prints one table. CPU seconds, best of three, compilation not counted.
+Prints one table, and how the time of `sim bench`'s plan grows with its tasks. CPU seconds, best of three, compilation not counted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sim.costs import PricedPlan, pack
+from sim import machines
+from sim.benchmark import fixed_job, plan_of_job
+from sim.costs import CostModel, PricedPlan, pack
 from sim.engines.compiled import run_compiled
 from sim.engines.simpy_engine import SimPyEngine
 from sim.plan import Plan, PlanBuilder
@@ -66,6 +68,25 @@ def rates(plan: Plan, rows: list[Any], lanes: Sequence[Lane], with_simpy: bool) 
     return len(plan) / compiled_s, len(plan) / _cpu_s(engine.wait)
 
 
+def growth() -> None:
+    """The plan of `sim bench` at ten times and a hundred times its steps, on a box whose memory holds the KV cache of that."""
+    box = machines.load("l4")
+    memory = box.memories["cpu"].model_copy(update={"bytes": 10**13})
+    box = box.model_copy(update={"memories": {**box.memories, "cpu": memory}})
+    priced = []
+    for gen in (14, 129, 1281):
+        job = fixed_job(gen, box)
+        costs = CostModel(job.machine, job.model)
+        plan, pools = plan_of_job(job, costs)
+        priced.append((costs.bind(plan), costs.lanes, pools))
+    run_compiled(*priced[0])
+    seconds = [[_cpu_s(lambda p=p: run_compiled(*p)) for p in priced] for _ in range(5)]
+    best = np.min(seconds, axis=0)
+    for (small, *_), (large, *_), a, b in zip(priced, priced[1:], best, best[1:], strict=False):
+        more = len(large.plan) / len(small.plan)
+        print(f"plan of sim bench: {len(small.plan):,} -> {len(large.plan):,} tasks ({more:.2f} times): {b / a:.2f} times the time")
+
+
 def _cpu_s(work: Callable[[], Any]) -> float:
     began = time.process_time()
     work()
@@ -83,6 +104,7 @@ def main() -> None:
     ]:
         compiled, simpy = rates(plan, rows, lanes, with_simpy)
         print(f"{name:34} {len(plan):10,} {compiled:12,.0f} {'' if simpy is None else f'{simpy:10,.0f}'}", flush=True)
+    growth()
 
 
 if __name__ == "__main__":

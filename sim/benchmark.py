@@ -14,6 +14,7 @@ from sim.engines.run import Run
 from sim.events import Event, Started
 from sim.handout import WholeEngine
 from sim.job import Job, prepare
+from sim.machines.schema import Machine
 from sim.plan import Plan
 from sim.simulate import pools_of
 from sim.tasks import Command, Time
@@ -31,10 +32,10 @@ class Given:
         return [self._plan] if isinstance(event, Started) else ()
 
 
-def fixed_job(gen: int = 128) -> Job:
-    """CGOPipe of Mixtral 8x7B on the L4 box, MTBench prompts, batch 1020, micro-batch 68."""
+def fixed_job(gen: int = 128, machine: Machine | None = None) -> Job:
+    """CGOPipe of Mixtral 8x7B on the L4 box (or another), MTBench prompts, batch 1020, micro-batch 68."""
     workload = workloads.load("mtbench").with_generation(gen)
-    return prepare(models.load("mixtral-8x7b"), machines.load("l4"), workload, "cgopipe", batch=1020, microbatch=68)
+    return prepare(models.load("mixtral-8x7b"), machine or machines.load("l4"), workload, "cgopipe", batch=1020, microbatch=68)
 
 
 def plan_of_job(job: Job, costs: CostModel) -> tuple[Plan, dict[str, int]]:
