@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from kernels import attention, combine, dispatch, embed, expert_ffn, linear, rms_norm, rope, router, sample
 from kernels.cost import Cost
+from kernels.fused_moe import tiles as tiles  # what sim knows of the tiles inside a fused MoE layer
 from sim.models.spec import ModelSpec
 from sim.tasks import Work
 
@@ -22,6 +23,10 @@ COPIES = frozenset({
 COMPUTE = frozenset({"embed", "pre_attn", "attn_prefill", "attn_decode", "post_attn", "sample"})
 FREE = frozenset({"timer", "join"})
 OPS = COPIES | COMPUTE | FREE
+
+TILE_ROWS = 64
+"""Rows of a tile of MoE-Lightning's fused expert kernel (stacked_fused_moe.py, BLOCK_SIZE_M): an expert with
+fewer costs as many FLOPs."""
 
 
 class Component(NamedTuple):
@@ -97,6 +102,9 @@ def _attn_prefill(model: ModelSpec, work: Work) -> tuple[Component, ...]:
 
 def _attn_decode(model: ModelSpec, work: Work) -> tuple[Component, ...]:
     mean_context = work.context / max(1, work.sequences)
+    if work.variant == "expanded":
+        cost = _expanded_decode_cost(model, work)
+        return (Component("attn_decode.expanded", mean_context, work.sequences * model.kv_dim, cost),)
     if model.mla is not None:
         cost = _mla_decode_cost(model, work)
     else:
@@ -104,6 +112,15 @@ def _attn_decode(model: ModelSpec, work: Work) -> tuple[Component, ...]:
             work.sequences, work.context, model.heads, model.kv_heads, model.head_dim, model.dtype_bytes
         )
     return (Component("attn_decode", mean_context, work.sequences * model.kv_dim, cost),)
+
+
+def _expanded_decode_cost(model: ModelSpec, work: Work) -> Cost:
+    """FlexGen-MoE's attention on the host (mha_gen): K and V are read, written to a workspace in fp32,
+    read there, written once for each query head of their group, and read by the products."""
+    plain = attention.decode_work(work.sequences, work.context, model.heads, model.kv_heads, model.head_dim, model.dtype_bytes)
+    group = model.heads // model.kv_heads
+    fp32 = 4 * work.context * model.kv_dim
+    return Cost(plain.flops, plain.bytes + (2 + 2 * group) * fp32)
 
 
 def _mla_decode_cost(model: ModelSpec, work: Work) -> Cost:
@@ -130,8 +147,11 @@ def _post_attn(model: ModelSpec, work: Work) -> tuple[Component, ...]:
     parts.append(Component("dispatch", work.tokens, k * hidden, dispatch.work(work.tokens, k, hidden, b)))
     if model.shared_experts:
         parts.append(_ffn("shared_ffn", work.tokens, hidden, model.shared_experts * model.shared_ffn, b))
+    name = "expert_ffn"
     for rows, count in expert_rows(work, k):
-        one = _ffn("expert_ffn", rows, hidden, model.ffn, b)
+        if work.variant == "tiled":
+            name, rows = "expert_ffn.tiled", -(-rows // TILE_ROWS) * TILE_ROWS
+        one = _ffn(name, rows, hidden, model.ffn, b)
         stored_elsewise = model.expert_bytes - 3 * hidden * model.ffn * b if model.expert_dtype else 0
         cost = Cost(one.cost.flops * count, (one.cost.bytes + stored_elsewise) * count)
         parts.append(one._replace(units=one.units * count, cost=cost))

@@ -232,9 +232,4 @@ def blocks_in_parallel(s, st, layer, program, panels, outs):
     """One block for each row of `panels` [blocks, rows, hidden] and `outs` [blocks, rows, 2 columns]."""
     blocks = panels.shape[0]
     for b in prange(blocks):
-        _block(s, st, layer, program, b, blocks, panels[b], outs[b])
-
-
-@jit
-def one_block(s, st, layer, program, panels, outs):
-    _block(s, st, layer, program, 0, 1, panels[0], outs[0])
+        _block(s, st, layer, program, np.int64(b), blocks, panels[b], outs[b])

@@ -44,5 +44,4 @@ class HostLaunch:
         """Run the layer; the stamps are in `state` afterwards."""
         from kernels.fused_moe import cpu
 
-        run = cpu.one_block if self.blocks == 1 else cpu.blocks_in_parallel
-        run(self._sizes, self.state, layer, self.program, self._panels, self._outs)
+        cpu.blocks_in_parallel(self._sizes, self.state, layer, self.program, self._panels, self._outs)

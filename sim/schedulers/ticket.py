@@ -1,0 +1,137 @@
+"""Ticket: the body of one fused MoE layer, as a list of tiles that blocks draw tickets over.
+
+The blocks of a persistent kernel take the tiles in the order of the list, each the next when it is
+free, and wait there for what the tile needs. So the order is a schedule, and it must be topological.
+Routing is known only inside: the list holds as many slots as any routing can fill, and the tiles of
+those that do not come about end as skipped. In the Plan a counter that tiles wait for is a join.
+
+FlashDMoE (arXiv 2506.04667) hands its tiles out from a block of its own; a list in a fixed order
+(as in DeepGEMM's Mega MoE) needs none. See docs/decisions/0010-tickets.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from sim.errors import UserError
+from sim.events import Arrived, Event
+from sim.models.spec import ModelSpec
+from sim.ops import tiles as moe
+from sim.plan import Plan, PlanBuilder
+from sim.schedulers.policy import Policy
+from sim.tasks import Command, Time, Work
+
+LANE = "blocks"
+
+DECODE_TOKENS = 16
+"""Up to here CUDA cores keep up with memory, and tiles are cut for streaming."""
+
+DECODE_TILES = 1600
+"""Tiles of a stage that keep all blocks of a large GPU (132 SMs, 4 blocks each) busy to the end."""
+
+_JOIN = Work("join")
+
+
+def shape_of(model: ModelSpec, tokens: int) -> moe.Shape:
+    return moe.Shape(tokens, model.hidden, model.ffn, model.experts, model.top_k)
+
+
+def choose_tiling(shape: moe.Shape) -> moe.Tiling:
+    """The decode form for few tokens, else tiles for tensor cores."""
+    if shape.tokens > DECODE_TOKENS or shape.experts < 2:
+        return moe.Tiling(tokens=64, experts=shape.experts, rows=64, gate_up=32, down=64, combine=256)
+    touched = min(shape.experts, shape.routes)
+    gate_up, down = _width(touched * shape.ffn), 2 * _width(touched * shape.hidden)
+    experts = min(4, shape.experts - 1)
+    return moe.Tiling(tokens=shape.tokens, experts=experts, rows=shape.tokens, gate_up=gate_up, down=down, combine=max(128, down))
+
+
+def _width(columns: int) -> int:
+    """Columns of a tile: a power of two from 4 to 32."""
+    wanted = max(4, min(32, columns // DECODE_TILES))
+    return 1 << (wanted.bit_length() - 1)
+
+
+class Ticket:
+    """Hands out the tiles of one layer over all rows of the requests that arrive, as one Plan.
+
+    A tile's `microbatch` is its token block or slot, its `page` the chunk of columns. `layer`: label
+    of all tasks. Raises UserError for sizes that do not fit together.
+    """
+
+    lanes: ClassVar[tuple[str, ...]] = (LANE,)
+    pools: ClassVar[Mapping[str, int]] = {}
+
+    def __init__(self, model: ModelSpec, policy: Policy, *, seed: int = 0, tiling: moe.Tiling | None = None, layer: int = 0) -> None:
+        self.model, self.policy, self.seed = model, policy, seed
+        self._tiling, self._layer = tiling, layer
+        self._tokens = 0
+
+    def on(self, now: Time, event: Event) -> Sequence[Command]:
+        if not isinstance(event, Arrived):
+            return ()
+        self._tokens += event.request.prompt_tokens
+        return [self.body(self._tokens)] if event.last else ()
+
+    def tiles(self, tokens: int) -> moe.Tiles:
+        shape = shape_of(self.model, tokens)
+        try:
+            return moe.Tiles(shape, self._tiling or choose_tiling(shape))
+        except ValueError as e:
+            raise UserError(f"tiling: {e}") from None
+
+    def body(self, tokens: int, first: int = 0) -> Plan:
+        """The Plan of a layer over `tokens` rows, its tasks numbered from `first`."""
+        return _Body(self.tiles(tokens), self._layer, first).plan()
+
+
+class _Body:
+    """Adds the stages one after another. Joins: see `sim.schedulers.ticket`."""
+
+    def __init__(self, tiles: moe.Tiles, layer: int, first: int) -> None:
+        self.tiles, self.layer = tiles, layer
+        self.builder = PlanBuilder(first)
+
+    def plan(self) -> Plan:
+        routed = self._routing()
+        gated = [self._gate_up(slot, routed) for slot in range(self.tiles.slots)]
+        per_combine = self.tiles.tiling.combine // self.tiles.tiling.down
+        waiting: tuple[int, int] | None = None
+        for chunk in range(self.tiles.combine_chunks):
+            first = chunk * per_combine
+            downed = self._down(range(first, min(self.tiles.down_chunks, first + per_combine)), gated)
+            # One chunk behind, so that nobody who draws a combine tile has long to wait for it.
+            if waiting is not None:
+                self._combine(*waiting)
+            waiting = chunk, downed
+        assert waiting is not None
+        self._combine(*waiting)
+        return self.builder.build()
+
+    def _tile(self, op: int, block: int, chunk: int, deps: Sequence[int]) -> int:
+        rows = self.tiles.tiling.rows if op in (moe.GATE_UP, moe.DOWN) else self.tiles.tiling.tokens
+        work = Work(moe.OPS[op], tokens=min(rows, self.tiles.shape.tokens))
+        return self.builder.add(work, LANE, deps, layer=self.layer, microbatch=block, page=chunk)
+
+    def _join(self, deps: Sequence[int]) -> int:
+        return self.builder.add(_JOIN, None, deps, layer=self.layer)
+
+    def _routing(self) -> int:
+        """What a tile waits for before it knows its slot."""
+        blocks = range(self.tiles.token_blocks)
+        routed = self._join([self._tile(moe.ROUTE, b, c, ()) for b in blocks for c in range(self.tiles.route_chunks)])
+        if self.tiles.decode:
+            return routed
+        return self._join([self._tile(moe.DISPATCH, b, 0, (routed,)) for b in blocks])
+
+    def _gate_up(self, slot: int, routed: int) -> int:
+        return self._join([self._tile(moe.GATE_UP, slot, c, (routed,)) for c in range(self.tiles.gate_up_chunks)])
+
+    def _down(self, chunks: range, gated: Sequence[int]) -> int:
+        """Chunk by chunk over all slots: the result's first columns can be combined while the next are made."""
+        return self._join([self._tile(moe.DOWN, slot, c, (gated[slot],)) for c in chunks for slot in range(self.tiles.slots)])
+
+    def _combine(self, chunk: int, downed: int) -> None:
+        for block in range(self.tiles.token_blocks):
+            self._tile(moe.COMBINE, block, chunk, (downed,))
