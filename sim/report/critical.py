@@ -79,38 +79,36 @@ class _Walk:
         self.rows: NDArray[np.int64] = ran[order]
         self.start = timeline.start_ps[self.rows]
         self.end = timeline.end_ps[self.rows]
-        self.deps: list[list[int]] = []
-        if dependencies is not None:
-            numbers = timeline.task_id[self.rows]
-            self.deps = _dependencies(numbers, dependencies)
-            _add_releasers(self.deps, self.start, self.end, numbers, dependencies)
+        self.causes = None if dependencies is None else _causes(timeline.task_id[self.rows], self.start, self.end, dependencies)
         lane = timeline.lane[self.rows].astype(np.int64) * (int(timeline.rank.max(initial=0)) + 1) + timeline.rank[self.rows]
         queued = timeline.lane[self.rows] != timeline.code("lane", "")
-        self.before = _lane_predecessors(self.start, self.end, np.where(queued, lane, -1))
+        before = _lane_predecessors(self.start, self.end, np.where(queued, lane, -1))
         self.kin = np.stack([getattr(timeline, c)[self.rows] for c in ("rank", "step", "layer", "microbatch")], axis=1)
         latest = np.minimum(np.searchsorted(self.end, self.start, "right"), np.arange(len(order))) - 1
-        self.latest = latest
+        # One task after another is looked at: lists answer faster than arrays.
+        self.starts, self.ends, self.before, self.latest = self.start.tolist(), self.end.tolist(), before.tolist(), latest.tolist()
         self.slack_ps = 0 if timeline.clock == "simulated" else _usual_gap(self.start, self.end, latest)
 
     def known(self, i: int) -> Iterator[int]:
         """The lane's previous task, dependencies and pool releasers of i; a bottleneck's own queue comes first in a tie."""
         if self.before[i] >= 0:
-            yield int(self.before[i])
-        if self.deps:
-            yield from (j for j in self.deps[i] if j < i and self.end[j] <= self.start[i])
+            yield self.before[i]
+        if self.causes is not None:
+            yield from (j for j in self.causes.of(i) if j < i and self.ends[j] <= self.starts[i])
 
     def cause(self, i: int) -> int:
         """Position of the task that i waited for; -1 where nothing had ended before its start."""
-        latest = int(self.latest[i])
+        latest = self.latest[i]
         if latest < 0:
             return -1
-        best = max(self.known(i), key=lambda j: int(self.end[j]), default=-1)
-        at_once = int(self.start[i]) - self.slack_ps
-        late = bool(self.deps) and self.end[latest] < at_once  # it waited for no task: for a request, say
-        if best >= 0 and (late or self.end[best] >= (at_once if self.deps else self.end[latest] - self.slack_ps)):
+        best = max(self.known(i), key=self.ends.__getitem__, default=-1)
+        at_once = self.starts[i] - self.slack_ps
+        sure = self.causes is not None
+        late = sure and self.ends[latest] < at_once  # it waited for no task: for a request, say
+        if best >= 0 and (late or self.ends[best] >= (at_once if sure else self.ends[latest] - self.slack_ps)):
             return best
         near = range(latest, max(-1, latest - LOOK_BACK), -1)
-        related = (j for j in near if self.end[j] >= self.end[latest] - self.slack_ps)
+        related = (j for j in near if self.ends[j] >= self.ends[latest] - self.slack_ps)
         return max(related, key=lambda j: (int((self.kin[j] == self.kin[i]).sum()), j))
 
     def back(self) -> list[int]:
@@ -137,29 +135,45 @@ def _lane_predecessors(start: NDArray[np.int64], end: NDArray[np.int64], lane: N
     return before
 
 
-def _dependencies(task_id: NDArray[np.int64], given: Dependencies) -> list[list[int]]:
-    """For each position those of its dependencies; tasks that the timeline lacks are left out."""
-    where = {number: i for i, number in enumerate(task_id.tolist())}
-    ptr, dep = given.ptr.tolist(), given.dep.tolist()
-    out: list[list[int]] = [[] for _ in where]
-    for i, number in enumerate(given.task.tolist()):
-        if number in where:
-            out[where[number]] = [where[d] for d in dep[ptr[i] : ptr[i + 1]] if d in where]
-    return out
+class _Causes:
+    """By position, the tasks that may have let each one start: CSR of positions."""
+
+    def __init__(self, owner: NDArray[np.int64], cause: NDArray[np.int64], n: int) -> None:
+        order = np.argsort(owner, kind="stable")
+        self._ptr = np.searchsorted(owner[order], np.arange(n + 1)).tolist()
+        self._cause = cause[order].tolist()
+
+    def of(self, i: int) -> list[int]:
+        found: list[int] = self._cause[self._ptr[i] : self._ptr[i + 1]]
+        return found
 
 
-def _add_releasers(
-    deps: list[list[int]], start: NDArray[np.int64], end: NDArray[np.int64], numbers: NDArray[np.int64], given: Dependencies
-) -> None:
-    """To each task that takes from a pool, the last one that had given back to it when the task started."""
-    where = {number: i for i, number in enumerate(numbers.tolist())}
+def _causes(task_id: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64], given: Dependencies) -> _Causes:
+    """Dependencies, and for each task that takes from a pool the last one that had given back to it when
+    the task started. Tasks that the timeline lacks are left out."""
+    by_number = np.argsort(task_id)
+    numbers = task_id[by_number]
+
+    def positions(wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+        at = np.searchsorted(numbers, wanted)
+        known = np.flatnonzero(numbers[np.minimum(at, len(numbers) - 1)] == wanted) if len(numbers) else []
+        found = np.full(len(wanted), -1, np.int64)
+        found[known] = by_number[at[known]]
+        return found
+
+    owners = [positions(np.repeat(given.task, np.diff(given.ptr)))]
+    causes = [positions(given.dep)]
     for pool in np.unique(given.take_pool).tolist():
-        takers = [where[t] for t in given.take_task[given.take_pool == pool].tolist() if t in where]
-        givers = np.array(sorted(where[t] for t in given.release_task[given.release_pool == pool].tolist() if t in where), np.int64)
+        takers = positions(given.take_task[given.take_pool == pool])
+        takers = takers[takers >= 0]
+        givers = np.unique(positions(given.release_task[given.release_pool == pool]))
+        givers = givers[givers >= 0]
         last = np.searchsorted(end[givers], start[takers], "right") - 1
-        for taker, at in zip(takers, last.tolist(), strict=True):
-            if at >= 0:
-                deps[taker].append(int(givers[at]))
+        owners.append(takers[last >= 0])
+        causes.append(givers[last[last >= 0]])
+    owner, cause = np.concatenate(owners), np.concatenate(causes)
+    both = (owner >= 0) & (cause >= 0)
+    return _Causes(owner[both], cause[both], len(task_id))
 
 
 def critical_path(timeline: Timeline, dependencies: Dependencies | None = None) -> CriticalPath:
