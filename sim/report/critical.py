@@ -155,11 +155,8 @@ def _causes(task_id: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[n
     numbers = task_id[by_number]
 
     def positions(wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-        at = np.searchsorted(numbers, wanted)
-        known = np.flatnonzero(numbers[np.minimum(at, len(numbers) - 1)] == wanted) if len(numbers) else []
-        found = np.full(len(wanted), -1, np.int64)
-        found[known] = by_number[at[known]]
-        return found
+        at = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
+        return np.where(numbers[at] == wanted, by_number[at], -1)
 
     owners = [positions(np.repeat(given.task, np.diff(given.ptr)))]
     causes = [positions(given.dep)]
@@ -184,9 +181,9 @@ def critical_path(timeline: Timeline, dependencies: Dependencies | None = None) 
     nearest end. `dependencies` make the choice among tasks that end together sure; without them
     tasks of the same step, layer and micro-batch are preferred.
     """
-    walk = _Walk(timeline, dependencies)
-    if not len(walk.rows):
+    if not timeline.ran.any():
         return CriticalPath(np.empty(0, np.int64), np.empty(0, np.int64))
+    walk = _Walk(timeline, dependencies)
     path = np.array(walk.back()[::-1], np.int64)
     ends = np.concatenate([[0], walk.end[path[:-1]]])
     return CriticalPath(walk.rows[path], walk.start[path] - ends)
