@@ -31,57 +31,37 @@ KNOBS = {
 }
 
 
-class Arena:
-    """Memory `name` with room for `budget_bytes`.
+class Budget:
+    """The books of memory `name`, with room for `budget_bytes`: which of its `size` bytes are taken, and by whom."""
 
-    poison: fill what is taken with NaN, so that a read before the write shows (tests).
-    """
-
-    def __init__(self, name: str, budget_bytes: int, *, poison: bool = False) -> None:
+    def __init__(self, name: str, budget_bytes: int, size: int) -> None:
         assert budget_bytes > 0, f"memory {name}: {budget_bytes} bytes"
         self.name = name
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         self.peak_bytes = 0
-        self._poison = poison
         self._lock = threading.Lock()
-        size = _rounded(budget_bytes)
-        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._map.madvise(mmap.MADV_HUGEPAGE)
-        self._memory: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
         self._gaps = Gaps(size)
         self._taken: dict[str, tuple[int, int]] = {}
-
-    def take(self, name: str, shape: int | tuple[int, ...], *, touch: bool = False) -> NDArray[np.float32]:
-        """A piece of `shape` float32, its contents undefined. touch: write it once, so that the first run
-        finds its pages mapped. Raises UserError where the budget has no room for it."""
-        count = int(np.prod(shape))
-        size = _rounded(max(1, count) * 4)
-        with self._lock:
-            assert name not in self._taken, f"memory {self.name}: {name} was taken already"
-            self._charge(name, size)
-            self._taken[name] = (offset := self._place(name, size)), size
-        piece = self._memory[offset : offset + count * 4].view(np.float32).reshape(shape)
-        if self._poison:
-            piece.fill(np.nan)
-        elif touch:
-            piece.fill(0)
-        return piece
-
-    def give(self, name: str) -> None:
-        """Give a piece back; nobody may use it any more."""
-        with self._lock:
-            offset, size = self._taken.pop(name)
-            self.used_bytes -= size
-            if self._poison:
-                self._memory[offset : offset + size].view(np.float32).fill(np.nan)
-            self._gaps.give(offset, size)
 
     def adopt(self, name: str, nbytes: int) -> None:
         """Charge memory that somebody else has allocated (weights as they were loaded) to the budget."""
         with self._lock:
             self._charge(name, nbytes)
+
+    def _reserve(self, name: str, nbytes: int) -> tuple[int, int]:
+        """(offset, size) of a new piece. Raises UserError where the budget has no room for it. The lock is held."""
+        size = rounded(max(1, nbytes))
+        assert name not in self._taken, f"memory {self.name}: {name} was taken already"
+        self._charge(name, size)
+        self._taken[name] = self._place(name, size), size
+        return self._taken[name]
+
+    def _return(self, name: str) -> tuple[int, int]:
+        """(offset, size) of a piece that nobody uses any more; its gap is the caller's to fill. The lock is held."""
+        offset, size = self._taken.pop(name)
+        self.used_bytes -= size
+        return offset, size
 
     def _charge(self, name: str, size: int) -> None:
         missing = self.used_bytes + size - self.budget_bytes
@@ -103,6 +83,43 @@ class Arena:
                 f"has {largest:,}); {KNOBS.get(self.name, f'raise memories.{self.name} of the machine')}"
             )
         return offset
+
+
+class Arena(Budget):
+    """Memory `name` of this computer, float32 NumPy pieces.
+
+    poison: fill what is taken with NaN, so that a read before the write shows (tests).
+    """
+
+    def __init__(self, name: str, budget_bytes: int, *, poison: bool = False) -> None:
+        size = rounded(budget_bytes)
+        super().__init__(name, budget_bytes, size)
+        self._poison = poison
+        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        self._memory: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
+
+    def take(self, name: str, shape: int | tuple[int, ...], *, touch: bool = False) -> NDArray[np.float32]:
+        """A piece of `shape` float32, its contents undefined. touch: write it once, so that the first run
+        finds its pages mapped. Raises UserError where the budget has no room for it."""
+        count = int(np.prod(shape))
+        with self._lock:
+            offset, _ = self._reserve(name, count * 4)
+        piece = self._memory[offset : offset + count * 4].view(np.float32).reshape(shape)
+        if self._poison:
+            piece.fill(np.nan)
+        elif touch:
+            piece.fill(0)
+        return piece
+
+    def give(self, name: str) -> None:
+        """Give a piece back; nobody may use it any more."""
+        with self._lock:
+            offset, size = self._return(name)
+            if self._poison:
+                self._memory[offset : offset + size].view(np.float32).fill(np.nan)
+            self._gaps.give(offset, size)
 
     def prefault(self, nbytes: int) -> None:
         """Touch as many bytes of the first gaps, so that the first run finds its pages mapped."""
@@ -149,5 +166,5 @@ class Gaps:
         self._free[first:last] = [(offset, size)]
 
 
-def _rounded(size: int) -> int:
+def rounded(size: int) -> int:
     return -(-size // ALIGN) * ALIGN

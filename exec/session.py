@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,10 @@ from sim.models.spec import ModelSpec
 from sim.schedulers.memory import refuse_if_too_big
 from traces.files import Provenance
 from traces.routing import Routing, RoutingIndex
+
+if TYPE_CHECKING:
+    from exec.backends.cuda.backend import CudaBackend
+    from exec.backends.cuda.device import Device
 
 Clock = Literal["emulated", "measured"]
 
@@ -77,19 +81,22 @@ def run(
     keep_logits: bool = False,
     poison: bool = False,
     log: Log | None = None,
+    device: Device | None = None,
+    graphs: bool = False,
 ) -> Outcome:
     """Serve `requests`, whose `prompts` are token ids, as `scheduler` says.
 
     lengths: tokens that each request really generates (default: what it states); eos: token ids
     that end a sequence. profile: what the scheduler sees of the machine (default: its cost model).
-    The other options are those of `CpuBackend`.
+    device: whose streams play the lanes (None: this computer's threads do); graphs: whether tasks that
+    repeat are replayed there as graphs. The other options are those of `CpuBackend`.
 
     Raises UserError for bad input (a budget that is too small, a lane that is missing), TaskFailed
     where an op raised, Deadlock where the schedule cannot go on.
     """
     with opened(
         model, weights, machine, scheduler, requests, prompts, lengths=lengths, eos=eos, profile=profile, record_routing=record_routing,
-        replay_routing=replay_routing, keep_logits=keep_logits, poison=poison,
+        replay_routing=replay_routing, keep_logits=keep_logits, poison=poison, device=device, graphs=graphs,
     ) as session:  # fmt: skip
         began = time.perf_counter()
         drive(scheduler, session.engine, log)
@@ -112,7 +119,7 @@ class Session:
     """Weights placed, lanes started and warm: ready to be driven. needed: as the scheduler's `memory` said."""
 
     engine: ThreadEngine
-    backend: CpuBackend
+    backend: CpuBackend | CudaBackend
     needed: Needed
     clock: Clock
 
@@ -120,18 +127,29 @@ class Session:
 @contextmanager
 def opened(
     model: ModelSpec, weights: Weights, machine: Machine, scheduler: Serves, requests: Sequence[Request],
-    prompts: Sequence[Sequence[int]], *, profile: Profile | None = None, **options: Any,
+    prompts: Sequence[Sequence[int]], *, profile: Profile | None = None, device: Device | None = None, graphs: bool = False,
+    **options: Any,
 ) -> Iterator[Session]:  # fmt: skip
     """A session for as long as the context lasts; parameters and errors as in `run`."""
     needed = scheduler.memory(requests)
     refuse_if_too_big({name: dict(consumers) for name, consumers in needed.items()}, machine.memories)
     for lane in scheduler.lanes:
         _check_lane(machine, lane)
-    backend = CpuBackend(model, weights, machine, needed, requests, prompts, **options)
+    backend, engine_class = _backend(device, graphs)(model, weights, machine, needed, requests, prompts, **options)
     seen = profile if profile is not None else CostModel(machine, model)
     paced = any(machine.lane[n].paced_bytes_per_s for n in scheduler.lanes)
-    with ThreadEngine(machine, backend, seen, requests, scheduler.pools) as engine:
+    with engine_class(machine, backend, seen, requests, scheduler.pools) as engine:
         yield Session(engine, backend, needed, "emulated" if paced else "measured")
+
+
+def _backend(device: Device | None, graphs: bool) -> Callable[..., tuple[Any, type[ThreadEngine]]]:
+    """What makes (backend, class of its engine): the CPU's, or that of a device with streams."""
+    if device is None:
+        return lambda *args, **options: (CpuBackend(*args, **options), ThreadEngine)
+    from exec.backends.cuda.backend import CudaBackend
+    from exec.backends.cuda.engine import StreamEngine
+
+    return lambda *args, **options: (CudaBackend(*args, device=device, graphs=graphs, **options), StreamEngine)
 
 
 def _check_lane(machine: Machine, name: str) -> None:

@@ -34,6 +34,10 @@ class MicroBatch:
         """Position in its sequence of each row [rows]."""
         return np.arange(self.rows) + np.repeat(self.before - self.offsets[:-1], np.diff(self.offsets))
 
+    def from_row_zero(self) -> MicroBatch:
+        """These rows as an array of their own has them."""
+        return MicroBatch(self.requests, self.offsets - self.offsets[0], self.before)
+
     @cached_property
     def request_rows(self) -> NDArray[np.int64]:
         """Request number of each row [rows]."""

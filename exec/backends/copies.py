@@ -56,7 +56,7 @@ class Copies:
         source = one(task.reads)
         held = self._buffers.read(source)
         target = self._buffers.write(one(task.writes), held.array.shape, held.batch)
-        _check_bytes(task, target.nbytes)
+        check_bytes(task, target.nbytes)
         self._link(task).copy(target, held.array, interrupt)
         self._buffers.drop(source)
 
@@ -65,9 +65,9 @@ class Copies:
         name = one(task.reads)
         held = self._buffers.read(name)
         row_bytes = self._model.kv_bytes_per_token_layer
-        _check_bytes(task, held.batch.rows * row_bytes)
+        check_bytes(task, held.batch.rows * row_bytes)
         transfer = self._link(task).begin(task.work.bytes, interrupt)
-        for part in _parts(held.batch, TRANSFER_BYTES // row_bytes):
+        for part in parts(held.batch, TRANSFER_BYTES // row_bytes):
             transfer.count(append_rows(self._cache, self._sequences, held.array, part, task.layer) * row_bytes)
         self._buffers.used(name, "stored", KV_USES)
 
@@ -76,7 +76,7 @@ class Copies:
         cache = self._cache
         batch = self._sequences.cached(task.requests, cache.lengths(task.requests, task.layer), task.work.context)
         ends = staged_entries(batch)
-        _check_bytes(task, int(batch.before.sum()) * self._model.kv_bytes_per_token_layer)
+        check_bytes(task, int(batch.before.sum()) * self._model.kv_bytes_per_token_layer)
         k, v = self._buffers.write(one(task.writes), (2, int(ends[-1]), self._model.kv_dim // 2), batch)
         transfer = self._link(task).begin(task.work.bytes, interrupt)
         with cache.using():
@@ -101,7 +101,7 @@ def staged_entries(batch: MicroBatch) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(batch.before + 1)])
 
 
-def _parts(batch: MicroBatch, rows: int) -> list[MicroBatch]:
+def parts(batch: MicroBatch, rows: int) -> list[MicroBatch]:
     """The batch in runs of whole sequences of about `rows` rows."""
     parts, first = [], 0
     for s in range(1, len(batch.requests) + 1):
@@ -111,5 +111,5 @@ def _parts(batch: MicroBatch, rows: int) -> list[MicroBatch]:
     return parts
 
 
-def _check_bytes(task: Record, found: int) -> None:
+def check_bytes(task: Record, found: int) -> None:
     assert found == task.work.bytes, f"task {task.number} ({task.work.op}) states {task.work.bytes} bytes, its buffers hold {found}"

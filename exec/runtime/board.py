@@ -228,7 +228,7 @@ class Board:
             self._lost[task.number] = status
         self.open -= 1
         for number in task.releases:
-            self.pools.release(number)
+            self.pools.release(number, task.number)
 
     def _give_up(self, task: Record, reason: str, now: Time) -> None:
         self._end(task, CANCELLED, now)

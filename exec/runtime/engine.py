@@ -26,7 +26,7 @@ from exec.runtime.servers import Backend, LaneThreads, Server, undisturbed
 from sim.drive import Deadlock
 from sim.engines.run import CANCELLED, FAILED, Run
 from sim.events import Event, Profile, Request, Result
-from sim.machines.schema import Machine
+from sim.machines.schema import Lane, Machine
 from sim.plan import Plan
 from sim.tasks import PS_PER_S, Cancel, Command, Task, Time
 
@@ -55,7 +55,7 @@ class ThreadEngine:
         self._backend = backend
         self._lock = threading.Lock()
         self._driver = threading.Condition(self._lock)
-        self._board = Board(machine.lanes, {**machine.pools, **(pools or {})})
+        self._board = self._make_board(machine.lanes, {**machine.pools, **(pools or {})})
         self._lanes = {lane.name: LaneThreads(lane, self._lock) for lane in machine.lanes}
         self._entered = 0
         self._stopping = False
@@ -64,6 +64,9 @@ class ThreadEngine:
         self._delivery = Delivery(profile, requests)
         self._sources: list[Plan | Task] = []
         self._exit = ExitStack()
+
+    def _make_board(self, lanes: Sequence[Lane], pools: Mapping[str, int]) -> Board:
+        return Board(lanes, pools)
 
     # Life of the threads ------------------------------------------------------------------------
 

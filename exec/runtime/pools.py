@@ -40,8 +40,8 @@ class Pools:
             self.free[pool] -= units
         self.holds[number] = takes
 
-    def release(self, number: int) -> None:
-        """Give back what task `number` holds, if anything."""
+    def release(self, number: int, by: int | None = None) -> None:
+        """Give back what task `number` holds, if anything; `by`: the task whose end gives it back."""
         for pool, units in self.holds.pop(number, ()):
             self.free[pool] += units
 
