@@ -5,15 +5,14 @@ the recording); one that goes on from a cache and has one token a sequence is a 
 with more tokens before the first decode step is a further part of the prefill. Padding, by the attention mask of the prefill, is left
 out, and so is what is fed to a sequence after its end token while others of the batch go on.
 
-While the model runs only references to its own tensors are kept; rows are made of them when many have come together.
+While the model runs its choices are kept as tensors, where they are; rows are made of them when many have come together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from traces.errors import TraceError
 from traces.files import Provenance
-from traces.routers import Router, find_routers
+from traces.routers import Router, find_routers, replace_forward
 from traces.routing_file import Routing, RoutingWriter, Shape, concatenate, writing_routing
 
 if TYPE_CHECKING:
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 
 FLUSH_ROWS = 1 << 16
 """Rows (tokens times layers) after which the kept tensors are made into arrays."""
+PACK_TENSORS = 256
+"""Kept tensors after which they are put together, on their device."""
 
 
 @dataclass(slots=True)
@@ -45,7 +46,7 @@ class _Batch:
 
 @dataclass(slots=True)
 class _Pass:
-    """One forward pass: its batch, its decode step (0: prefill), and the choices layer by layer.
+    """One forward pass: its batch, its decode step (0: prefill).
 
     live [sequences, tokens] and position [sequences, tokens] in a prefill; ids [sequences, 1], the fed tokens, in a decode step.
     """
@@ -55,8 +56,15 @@ class _Pass:
     live: NDArray[np.bool_] | None = None
     position: NDArray[np.int64] | None = None
     ids: Tensor | None = None
-    experts: list[Tensor] = field(default_factory=list)
-    weights: list[Tensor] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Of all sequences together."""
+        return len(self.batch.prompt) if self.live is None else self.live.size
+
+
+_OUTSIDE = -1
+"""Stands for the beginning of a pass where none is running; odd, so that no number of choices is as many behind it."""
 
 
 class Recording:
@@ -71,6 +79,10 @@ class Recording:
         self.requests = 0
         self.shape: Shape | None = None
         self._passes: list[_Pass] = []
+        self._loose: list[Tensor] = []  # experts, weights of a layer, of the next layer, ... of the next pass
+        self._packed: list[tuple[Tensor, Tensor]] = []
+        self._begun: _Pass
+        self._mark = _OUTSIDE  # where in `_loose` the running pass begins
         self._waiting = 0
         self._parts: list[Routing] = []
         self._out: RoutingWriter | None = None
@@ -99,30 +111,54 @@ class Recording:
             raise
         self._files.__exit__(kind, error, trace)
 
-    def listen(self, model: nn.Module) -> list[Any]:
-        """Put the hooks on; their handles have `remove()`."""
-        choices = [r.listen(partial(self._choice, i)) for i, r in enumerate(self.routers)]
-        begin = model.register_forward_pre_hook(self._begin, with_kwargs=True)
-        return [begin, *choices, model.register_forward_hook(lambda module, given, result: self._end())]
+    def listen(self, model: nn.Module) -> list[Callable[[], None]]:
+        """Listen to the model and its routers; returns what ends it."""
+        forward = model.forward
 
-    # What the hooks call ---------------------------------------------------------------------
+        def heard(*given: Any, **named: Any) -> Any:
+            self._begin(given, named)
+            result = forward(*given, **named)
+            self._end()
+            return result
 
-    def _begin(self, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        choices = [r.listen(self._listener(i)) for i, r in enumerate(self.routers)]
+        return [*choices, replace_forward(model, heard)]
+
+    # While the model runs --------------------------------------------------------------------
+
+    def _listener(self, layer: int) -> Callable[[Tensor, Tensor], None]:
+        """What the router of a layer tells its choice to."""
+        loose, before = self._loose, 2 * layer
+
+        def choice(experts: Tensor, weights: Tensor) -> None:
+            if len(loose) != self._mark + before:
+                outside = self._mark == _OUTSIDE
+                seen = "outside a forward pass" if outside else f"after the choices of {(len(loose) - self._mark) // 2} layers"
+                raise TraceError(f"model: {self.routers[layer].name}: routed {seen}; run the model that is being recorded, whole")
+            loose.append(experts)
+            loose.append(weights)
+
+        return choice
+
+    def _begin(self, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         fed = given[0] if given else named.get("input_ids")
         fed = named.get("inputs_embeds") if fed is None else fed
         if fed is None:
             raise TraceError("model: called without input_ids or inputs_embeds; the recorder cannot tell its tokens")
-        if self._passes and len(self._passes[-1].experts) != len(self.routers):
-            self._passes.pop()  # the model raised in the middle of it
         sequences, tokens = fed.shape[:2]
         past = _cached(named.get("past_key_values"))
         if past and self._passes_on(sequences, tokens):
-            batch = self._batch
-            batch.steps += 1
-            ids = fed if fed.dim() == 2 else None
-            self._passes.append(_Pass(batch, batch.steps, ids=ids))
+            self._begun = _Pass(self._batch, self._batch.steps + 1, ids=fed if fed.dim() == 2 else None)
         else:
-            self._passes.append(self._prefill(sequences, tokens, past, named.get("attention_mask")))
+            self._begun = self._prefill(sequences, tokens, past, named.get("attention_mask"))
+        self._forget()
+        self._mark = len(self._loose)
+
+    def _forget(self) -> None:
+        """Drop the choices of a pass in the middle of which the model raised."""
+        if self._mark != _OUTSIDE:
+            del self._loose[self._mark :]
+            self._mark = _OUTSIDE
 
     def _passes_on(self, sequences: int, tokens: int) -> bool:
         """Whether a pass that goes on from a cache is a decode step, not a further part of the prefill."""
@@ -139,47 +175,63 @@ class Recording:
     def _prefill(self, sequences: int, tokens: int, past: int, mask: Any) -> _Pass:
         if not past:
             self._batch = _Batch(self.requests, np.zeros(sequences, np.int64), np.zeros(sequences, np.bool_))
-            self.requests += sequences
         live = np.ones((sequences, tokens), np.bool_)
         if mask is not None and mask.dim() == 2:
             live = mask[:, -tokens:].detach().cpu().numpy().astype(np.bool_)
-        position = self._batch.prompt[:, None] + live.cumsum(axis=1) - 1
-        self._batch.prompt = self._batch.prompt + live.sum(axis=1)
-        return _Pass(self._batch, 0, live, position)
-
-    def _choice(self, layer: int, experts: Tensor, weights: Tensor) -> None:
-        now = self._passes[-1] if self._passes else None
-        if now is None or len(now.experts) != layer:
-            seen = "outside a forward pass" if now is None else f"after the choices of {len(now.experts)} layers"
-            raise TraceError(f"model: {self.routers[layer].name}: routed {seen}; run the model that is being recorded, whole")
-        now.experts.append(experts)
-        now.weights.append(weights)
+        return _Pass(self._batch, 0, live, self._batch.prompt[:, None] + live.cumsum(axis=1) - 1)
 
     def _end(self) -> None:
-        now = self._passes[-1]
-        if len(now.experts) != len(self.routers):
-            raise TraceError(f"model: {len(now.experts)} of {len(self.routers)} layers routed in a pass; the recorder needs all of them")
-        self._waiting += len(now.experts) * len(now.experts[0])
+        """Keep the pass; one in the middle of which the model raised does not come here."""
+        layers, done = (len(self._loose) - self._mark) // 2, self._begun
+        if layers != len(self.routers):
+            raise TraceError(f"model: {layers} of {len(self.routers)} layers routed in a pass; the recorder needs all of them")
+        self._mark, batch = _OUTSIDE, done.batch
+        batch.steps = done.step
+        if done.live is not None:
+            batch.prompt = batch.prompt + done.live.sum(axis=1)
+            self.requests = batch.first + len(batch.prompt)
+        self._passes.append(done)
+        self._waiting += layers * self._loose[-1].shape[0]
         if self._waiting >= FLUSH_ROWS:
             self._flush()
+        elif len(self._loose) >= PACK_TENSORS:
+            self._pack()
 
     # From tensors to rows --------------------------------------------------------------------
 
+    def _pack(self) -> None:
+        """Many small tensors become two: soon, while they are in the processor's cache and their memory can serve the next passes."""
+        import torch
+
+        loose = self._loose
+        if len({t.device for t in loose[: 2 * len(self.routers)]}) > 1:  # a model spread over several accelerators
+            loose = [t.cpu() for t in loose]
+        if loose:
+            self._packed.append((torch.cat(loose[::2]), torch.cat(loose[1::2])))
+        self._loose.clear()
+
     def _flush(self) -> None:
         """Make the kept passes into rows; runs of like decode steps together."""
+        self._forget()
+        self._pack()
         done, self._passes, self._waiting = self._passes, [], 0
+        packed, self._packed = self._packed, []
+        if not done:
+            return
+        experts, weights = (np.concatenate([_array(t) for t in kind]) for kind in zip(*packed, strict=True))
+        at = 0
         for run in _like(done):
-            part = self._rows(run)
+            rows = len(self.routers) * sum(p.tokens for p in run)
+            part = self._rows(run, experts[at : at + rows], weights[at : at + rows])
+            at += rows
             if self._out is not None:
                 self._out.collect(part)
             elif len(part):
                 self._parts.append(part)
 
-    def _rows(self, run: list[_Pass]) -> Routing:
-        experts = _stack([t for p in run for t in p.experts]).astype(np.int16)
-        weights = _stack([t for p in run for t in p.weights])
-        layers, k = len(self.routers), experts.shape[-1]
-        n = experts.shape[1]  # rows of one layer of one pass
+    def _rows(self, run: list[_Pass], experts: NDArray[Any], weights: NDArray[Any]) -> Routing:
+        """Of experts and weights [passes x layers x tokens, k]."""
+        layers, k, n = len(self.routers), experts.shape[1], run[0].tokens
         step, request, position, live = self._places(run)
         places = [np.broadcast_to(a[:, None, :], (len(run), layers, n)).ravel() for a in (step, request, position, live)]
         layer = np.broadcast_to(np.arange(layers)[None, :, None], (len(run), layers, n)).ravel()
@@ -187,8 +239,8 @@ class Recording:
         shape = self._shape_of(k)
         return Routing(
             decode=places[0][keep] > 0, step=places[0][keep].astype(np.int32), request_id=places[1][keep].astype(np.int32),
-            position=places[2][keep].astype(np.int32), layer=layer[keep].astype(np.int16), experts=experts.reshape(-1, k)[keep],
-            weights=weights.reshape(-1, k)[keep], shape=shape, provenance=self._provenance,
+            position=places[2][keep].astype(np.int32), layer=layer[keep].astype(np.int16), experts=experts[keep].astype(np.int16),
+            weights=weights[keep].astype(np.float32), shape=shape, provenance=self._provenance,
         )  # fmt: skip
 
     def _places(self, run: list[_Pass]) -> tuple[NDArray[Any], ...]:
@@ -209,7 +261,7 @@ class Recording:
         fed = [p.ids for p in run if p.ids is not None]
         if not self._ends or len(fed) != len(run):
             return np.ones((len(run), len(batch.prompt)), np.bool_)
-        ended = np.isin(_stack(fed, np.int64)[..., 0], list(self._ends))
+        ended = np.isin(np.stack([_array(ids[:, 0]) for ids in fed]), list(self._ends))
         ended[0] |= batch.ended
         ended = np.logical_or.accumulate(ended, axis=0)
         batch.ended = ended[-1]
@@ -249,13 +301,8 @@ def _like(passes: list[_Pass]) -> Iterator[list[_Pass]]:
         yield run
 
 
-def _stack(tensors: list[Tensor], dtype: type = np.float32) -> NDArray[Any]:
-    import torch
-
-    stacked = torch.stack(tensors).cpu()
-    if stacked.is_floating_point():
-        stacked = stacked.float()
-    return stacked.numpy().astype(dtype, copy=False)
+def _array(t: Tensor) -> NDArray[Any]:
+    return (t.float() if t.is_floating_point() else t).cpu().numpy()  # numpy has no bfloat16
 
 
 @contextmanager
@@ -277,9 +324,9 @@ def record(model: nn.Module, out: str | Path | None = None, *, name: str = "", e
     label = name or str(getattr(getattr(model, "config", None), "_name_or_path", "")) or type(model).__name__
     known = frozenset(_ends(model) if ends is None else ends)
     recording = Recording(routers, known, f"{type(model).__name__}, recorded while it ran", label, None if out is None else Path(out))
-    with recording, ExitStack() as hooks:
-        for handle in recording.listen(model):
-            hooks.callback(handle.remove)
+    with recording, ExitStack() as listening:
+        for end in recording.listen(model):
+            listening.callback(end)
         yield recording
 
 

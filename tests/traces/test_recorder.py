@@ -168,16 +168,53 @@ def test_streams_to_a_file_the_same_rows(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_no_file_after_an_error(tmp_path: Path) -> None:
     model, out = build("Mixtral"), tmp_path / "routing.parquet"
-    before = hooks(model)
+    before = forwards(model)
     with pytest.raises(RuntimeError, match="stop"), traces.record(model, out):
         model(torch.arange(4).view(1, 4))
         raise RuntimeError("stop")
     assert list(tmp_path.iterdir()) == []
-    assert hooks(model) == before
+    assert forwards(model) == before
 
 
-def hooks(model: Any) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+def forwards(model: Any) -> list[Any]:
+    return [m.forward for m in model.modules()]
+
+
+def test_another_wrapper_of_forward_stays() -> None:
+    """As accelerate puts on the modules that it moves between devices."""
+    model = build("Mixtral")
+    bank = find_routers(model)[0].bank
+    inner, calls = bank.forward, []
+    bank.forward = lambda *given, **named: calls.append(1) or inner(*given, **named)
+    outer = bank.forward
+    with torch.no_grad(), traces.record(model) as recording:
+        model(torch.arange(4).view(1, 4))
+    assert bank.forward is outer and calls == [1] and len(recording.routing()) == 3 * 4
+
+
+def test_a_pass_that_raises_leaves_nothing() -> None:
+    """As when memory runs out in the middle of a step and the caller tries again."""
+    model = build("Mixtral")
+    ids = torch.arange(2, 8).view(2, 3)
+    last, forward = find_routers(model)[2].bank, find_routers(model)[2].bank.forward
+    fails = [True, False, True, False]
+
+    def flaky(*given: Any, **named: Any) -> Any:
+        if fails.pop(0):
+            raise MemoryError
+        return forward(*given, **named)
+
+    last.forward = flaky
+    with torch.no_grad(), traces.record(model) as recording:
+        with pytest.raises(MemoryError):
+            model(ids, use_cache=True)
+        cache = model(ids, use_cache=True).past_key_values
+        with pytest.raises(MemoryError):
+            model(ids[:, :1], past_key_values=cache)
+        model(ids[:, :1], past_key_values=cache)
+    rows = recording.routing()
+    assert sorted(set(rows.request_id.tolist())) == [0, 1] and len(rows) == 3 * (2 * 3 + 2)
+    assert rows.step[rows.decode].tolist() == [1] * 6 and rows.position[rows.decode].tolist() == [3] * 6
 
 
 def test_misuse_is_refused() -> None:
