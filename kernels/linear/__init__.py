@@ -7,6 +7,9 @@ import numpy as np
 from kernels.cost import NOTHING, Cost
 from kernels.gemm import columns, part
 from kernels.jit import jit, prange
+from kernels.linear.gpu import forward_cuda
+
+__all__ = ["forward", "forward_cuda", "reference", "work"]
 
 
 def work(rows: int, k: int, n: int, b: int) -> Cost:
