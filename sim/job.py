@@ -68,7 +68,7 @@ def prepare(
     registry.check_lanes(scheduler, found.lanes, machine)
     if seed < 0:
         raise UserError(f"--seed: is {seed}; 0 or more is needed")
-    _check_positions(model, workload)
+    check_positions(model, workload)
     refusal: UserError | None = None
     for chosen in choices(policy, batch, microbatch):
         requests, lengths = workload.requests(chosen.batch * workload.requests_per_slot, seed)
@@ -84,7 +84,8 @@ def prepare(
     raise refusal
 
 
-def _check_positions(model: ModelSpec, workload: Workload) -> None:
+def check_positions(model: ModelSpec, workload: Workload) -> None:
+    """Raises UserError where a sequence of the workload is longer than the model allows."""
     longest = workload.longest_prompt + workload.longest_generation
     if longest > model.max_positions:
         raise UserError(

@@ -16,8 +16,10 @@ from sim.events import Request
 from sim.machines.schema import Memory
 from sim.schedulers.batching import cache_tokens, prompt_rows
 from sim.schedulers.passes import KV_STAGE
+from sim.schedulers.policy import Policy
 from sim.schedulers.prefill import LINES
 from sim.schedulers.sequences import Sequences, generation
+from sim.schedulers.sizes import Sizes
 
 if TYPE_CHECKING:
     from sim.schedulers.base import Scheduler
@@ -67,7 +69,7 @@ def load(scheduler: Scheduler, requests: Sequence[Request]) -> Load:
     limit = cache_tokens(policy, list(rows.values()), gen, limit)
     lengths = {r.output_tokens for r in requests}
     if None in lengths or len(lengths) > 1:
-        return _refilled(scheduler, max(rows.values()), gen, limit, len(requests))
+        return refilled(policy, scheduler.sizes, max(rows.values()), gen, limit, len(requests))
     s = Sequences(policy)
     s.waiting, s.closed = list(requests), True
     batches, caches, kv = [], dict.fromkeys(range(policy.microbatches), 0), 0
@@ -88,14 +90,14 @@ def _batch(s: Sequences) -> Load:
     return Load(s.live, 0, 0, sum(prompts), max(prompts), len(prompts))
 
 
-def _refilled(scheduler: Scheduler, longest: int, gen: int, limit: int, requests: int) -> Load:
-    policy = scheduler.policy
+def refilled(policy: Policy, sizes: Sizes, longest: int, gen: int, limit: int, requests: int) -> Load:
+    """Where newcomers take the places of what ended. limit: cache entries of one micro-batch."""
     sequences = min(policy.batch, requests)
     together = min(policy.microbatch, sequences)
     slots = min(policy.microbatches, sequences)
     kv = min(limit, together * (longest + gen))
     prompts = min(limit - gen, together * longest)
-    all_kv = slots * kv * scheduler.sizes.kv_bytes * scheduler.sizes.layers  # each micro-batch may be full at some time
+    all_kv = slots * kv * sizes.kv_bytes * sizes.layers  # each micro-batch may be full at some time
     rows = min(prompts, policy.prefill_rows * longest)
     pieces = -(-together // policy.prefill_rows) * slots
     return Load(sequences, all_kv, kv, min(slots * prompts, sequences * longest), rows, pieces)
@@ -109,7 +111,11 @@ def peak(scheduler: Scheduler, requests: Sequence[Request]) -> Peak:
     """
     if not requests:
         raise UserError("requests: there are none; at least one is needed")
-    most = load(scheduler, requests)
+    return peak_of(scheduler, load(scheduler, requests))
+
+
+def peak_of(scheduler: Scheduler, most: Load) -> Peak:
+    """As `peak`, of what is known to be in a batch at a time."""
     return {"gpu": _gpu(scheduler, most), "cpu": _cpu(scheduler, most), "pinned": _pinned(scheduler, most)}
 
 
@@ -172,10 +178,24 @@ def refuse_if_too_big(needed: Peak, memories: Mapping[str, Memory]) -> None:
             )
 
 
+def short_of(needed: Peak, memories: Mapping[str, Memory]) -> dict[str, int]:
+    """Bytes that are missing, by memory; all of them where the machine has no such memory."""
+    totals: dict[str, int] = {}
+    for home, consumers in needed.items():
+        name = _budget_of(home, memories)
+        totals[name] = totals.get(name, 0) + sum(consumers.values())
+    budgets = {name: memories[name].budget_bytes if name in memories else 0 for name in totals}
+    return {name: total - budgets[name] for name, total in totals.items() if total > budgets[name]}
+
+
+def _budget_of(home: str, memories: Mapping[str, Memory]) -> str:
+    return "cpu" if home == "pinned" and "pinned" not in memories else home
+
+
 def _by_budget(needed: Peak, memories: Mapping[str, Memory]) -> dict[str, dict[tuple[str, str], int]]:
     budgets: dict[str, dict[tuple[str, str], int]] = {}
     for home, consumers in needed.items():
-        name = "cpu" if home == "pinned" and "pinned" not in memories else home
+        name = _budget_of(home, memories)
         if name not in memories:
             if any(consumers.values()):
                 total = sum(consumers.values())

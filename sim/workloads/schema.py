@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from sim.errors import UserError
 from sim.events import Request
-from sim.workloads.lengths import Distribution, Fixed
+from sim.workloads.lengths import Distribution, Fixed, Lengths
 
 PROMPT_STREAM, GENERATION_STREAM = 0, 1
 
@@ -56,13 +57,12 @@ class Workload(BaseModel):
         The lengths are for the outcome source of the run only: where sequences end early the
         requests do not tell them.
         """
-        prompts = self.prompt.draw(count, seed, PROMPT_STREAM).tolist()
-        lengths = self._generations(count, seed)
+        prompts, lengths = (drawn.tolist() for drawn in self.lengths(count, seed))
         longest = self.longest_generation
         made = tuple(
             Request(
                 request_id=i,
-                prompt_tokens=self.longest_prompt if self.padded else prompts[i],
+                prompt_tokens=prompts[i],
                 max_output_tokens=longest if self.ends_early else lengths[i],
                 output_tokens=None if self.ends_early else lengths[i],
             )
@@ -70,9 +70,10 @@ class Workload(BaseModel):
         )
         return made, tuple(lengths)
 
-    def _generations(self, count: int, seed: int) -> list[int]:
+    def lengths(self, count: int, seed: int = 0) -> tuple[Lengths, Lengths]:
+        """Prompt and generated tokens of `count` requests [count]."""
+        prompts = self.prompt.draw(count, seed, PROMPT_STREAM)
         drawn = self.generation.draw(count, seed, GENERATION_STREAM)
         if self.bound is not None:
             drawn = (drawn * self.bound // self.generation.longest).clip(1, self.bound)
-        out: list[int] = drawn.tolist()
-        return out
+        return np.full_like(prompts, self.longest_prompt) if self.padded else prompts, drawn

@@ -1,0 +1,74 @@
+"""Whether a point fits: exactly, by the scheduler's own account of its peak, and by a lower bound of it in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sim.costs import CostModel
+from sim.job import Job, prepare
+from sim.machines.schema import Machine
+from sim.models.spec import ModelSpec
+from sim.policy.space import Point
+from sim.policy.traffic import Traffic
+from sim.schedulers import memory
+from sim.schedulers.base import Scheduler
+from sim.schedulers.memory import Load
+from sim.workloads.schema import Workload
+
+
+def job_of(point: Point, model: ModelSpec, machine: Machine, workload: Workload, seed: int) -> Job:
+    """The job that runs it. Raises UserError where it does not fit, with the bytes that are missing."""
+    return prepare(model, machine, workload, point.order.scheduler, point.policy(workload.padded), seed=seed)
+
+
+class Fit:
+    """Which numbers of micro-batches fit at most, by lower bounds of what they need."""
+
+    def __init__(self, costs: CostModel, traffic: Traffic) -> None:
+        self.model, self.traffic = costs.model, traffic
+        self.memories = costs.machine.memories
+        self._schedulers: dict[Point, Scheduler] = {}
+
+    def most(self, point: Point, counts: tuple[int, ...], *, gpu_at: int, cpu_at: int) -> int:
+        """How many of `counts` (ascending) fit at most, the GPU holding `gpu_at` static experts of each layer and the host
+        lacking `cpu_at`: equal for a point, the ends of a range for a bound over it."""
+        gpu = self._with(point, gpu_at)
+        host = gpu if cpu_at == gpu_at else self._with(point, cpu_at)
+        low, high = 0, len(counts)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self._fits(gpu, host, point, counts[middle - 1]) else (low, middle - 1)
+        return low
+
+    def _with(self, point: Point, static_experts: int) -> Scheduler:
+        key = replace(point, static_experts=static_experts, microbatches=1)
+        if key not in self._schedulers:
+            found: Scheduler = key.order.load()(self.model, key.policy())
+            self._schedulers[key] = found
+        return self._schedulers[key]
+
+    def _fits(self, gpu: Scheduler, host: Scheduler, point: Point, count: int) -> bool:
+        load = self.load(gpu, replace(point, microbatches=count))
+        needed = memory.peak_of(gpu, load)
+        if host is not gpu:
+            needed = {**memory.peak_of(host, load), "gpu": needed["gpu"]}
+        return not memory.short_of(needed, self.memories)
+
+    def load(self, scheduler: Scheduler, point: Point) -> Load:
+        """No more than is in the batch at a time; exactly that where all prompts are equal."""
+        n, mu, c, gen = point.microbatches, point.microbatch, point.prefill_rows, self.traffic.longest_gen
+        mean = float(self.traffic.rows(point.batch))
+        if self.traffic.reactive:
+            policy = scheduler.policy.model_copy(update={"batch": point.batch})
+            longest = self.traffic.longest_prompt(point.batch)
+            limit = max(longest + gen, mu * ((int(mean) if self.traffic.ends_early else longest) + gen))
+            return memory.refilled(policy, scheduler.sizes, longest, gen, limit, point.batch * self.traffic.slots)
+        entries = sum(
+            layers * float(self.traffic.cache_entries(point.batch, window))
+            for layers, window in ((self.model.layers - len(self.model.sliding_layers), None), (len(self.model.sliding_layers), self.model.sliding_window))
+            if layers
+        )  # fmt: skip
+        return Load(
+            sequences=point.batch, kv_bytes=int(entries * self.model.kv_bytes_per_token_layer), microbatch_kv=int(mu * mean) + mu * gen,
+            prompt_rows=int(point.batch * mean), microbatch_rows=int(c * mean), microbatches=n * -(-mu // c),
+        )  # fmt: skip
