@@ -198,7 +198,8 @@ def verdict(rows: Sequence[dict[str, float]], warm_up_s: float, window_s: float)
 
 
 def show(found: dict[str, Any]) -> None:
-    title = f"{found['tokens']:,.0f} tokens, {found['tasks']:,.0f} tasks in {found['seconds'] / 60:.1f} min; {found['cores_busy']:.2f} cores"
+    minutes = found["seconds"] / 60
+    title = f"{found['tokens']:,.0f} tokens, {found['tasks']:,.0f} tasks in {minutes:.1f} min; {found['cores_busy']:.2f} cores busy"
     print_table(title, ("", "mean", "least", "most", "slope per hour", "95 % interval", "verdict"), [
         (name, *(f"{s[k]:,.0f}" for k in ("mean", "least", "most", "per_hour")), f"{s['low']:,.0f} to {s['high']:,.0f}",
          "no growth" if found["well"][key] else "GROWS")

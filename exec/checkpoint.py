@@ -49,7 +49,17 @@ class Checkpoint:
         """Copy and convert one tensor; `shape`: that in the file, where `out` is a view of another shape."""
         import torch
 
-        expected = list(shape or out.shape)
+        tensor = self._tensor(name, list(shape or out.shape))
+        torch.from_numpy(out).copy_(tensor.reshape(out.shape))
+
+    def view(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+        """A tensor as the file has it, mapped: nothing is read before it is used. It outlives this object."""
+        tensor = self._tensor(name, list(shape))
+        if tensor.dtype != dtype:
+            raise UserError(f"{self._file_of[name]}: tensor {name} has dtype {tensor.dtype}; config.json says {dtype}")
+        return tensor
+
+    def _tensor(self, name: str, expected: list[int]) -> Any:
         if name not in self._file_of:
             raise UserError(f"{self.directory / (INDEX if self._sharded else SINGLE)}: tensor {name} is missing; it needs shape {expected}")
         path = self._file_of[name]
@@ -62,7 +72,7 @@ class Checkpoint:
             raise UserError(f"{path}: tensor {name} has shape {list(tensor.shape)}; config.json needs {expected}")
         if not tensor.dtype.is_floating_point:
             raise UserError(f"{path}: tensor {name} has dtype {tensor.dtype}; float32, float16 or bfloat16 is needed")
-        torch.from_numpy(out).copy_(tensor.reshape(out.shape))
+        return tensor
 
     @property
     def _sharded(self) -> bool:

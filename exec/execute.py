@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exec import session
+from exec.devices import DeviceName, opened
 from exec.prompts import byte_prompts
 from exec.weights import Weights, load_weights, random_weights
 from sim import models
@@ -41,16 +42,22 @@ class Executed:
         return timeline_of(self.outcome.run, Provenance("recorded", _origin("really run", self.job), self.outcome.clock), self.job.model)
 
 
-def spec_of(model: str) -> ModelSpec:
-    """The model as the executor computes it: in fp32. Raises UserError where it cannot run it."""
+def spec_of(model: str, device: DeviceName = DeviceName.cpu) -> ModelSpec:
+    """The model as the executor computes it: in fp32; a GPU keeps 16-bit experts as they are. Raises
+    UserError where it cannot run it."""
     spec = models.load(model)
     if not spec.executable:
         raise UserError(f"--model {spec.name}: {spec.not_executable_because}; python -m sim run simulates it")
-    return replace(spec, dtype="fp32", expert_dtype="")
+    kept = spec.dtype if device is DeviceName.cuda and spec.dtype in ("bf16", "fp16") else ""
+    return replace(spec, dtype="fp32", expert_dtype=kept)
 
 
 def weights_of(model: str, spec: ModelSpec, seed: int) -> Weights:
     """Weights of a directory with safetensors, or random ones drawn from `seed` for a built-in name."""
+    if spec.expert_dtype:
+        from exec.backends.cuda.hostweights import mapped_weights, random_expert_weights
+
+        return mapped_weights(Path(model), spec) if Path(model).is_dir() else random_expert_weights(spec, seed)
     if Path(model).is_dir():
         return load_weights(Path(model), spec)
     return random_weights(spec, seed)
@@ -58,9 +65,10 @@ def weights_of(model: str, spec: ModelSpec, seed: int) -> Weights:
 
 def execute(
     job: Job, weights: Weights, prompts: Sequence[Sequence[int]] | None = None, *, record_routing: bool = False,
-    replay_routing: RoutingIndex | None = None, eos: tuple[int, ...] = (),
+    replay_routing: RoutingIndex | None = None, eos: tuple[int, ...] = (), device: DeviceName = DeviceName.cpu, graphs: bool = False,
 ) -> Executed:  # fmt: skip
-    """Really run a prepared job; without `prompts`, on text of the standard library as bytes.
+    """Really run a prepared job; without `prompts`, on text of the standard library as bytes. graphs: on a GPU,
+    replay the tasks that repeat as CUDA graphs.
 
     Raises what `exec.session.run` raises.
     """
@@ -68,7 +76,7 @@ def execute(
     log = Log()
     outcome = session.run(
         job.model, weights, job.machine, job.fresh(), job.requests, prompts or stdlib_prompts(job), lengths=job.lengths, eos=eos,
-        profile=costs, record_routing=record_routing, replay_routing=replay_routing, log=log,
+        profile=costs, record_routing=record_routing, replay_routing=replay_routing, log=log, device=opened(device), graphs=graphs,
     )  # fmt: skip
     about = About(
         clock=outcome.clock,

@@ -7,8 +7,12 @@ import platform
 from pathlib import Path
 
 from exec.calibration.host import threads_of_lanes
+from exec.devices import DeviceName
 from sim.errors import UserError
 from sim.machines.schema import Lane, Machine, Memory, Resource
+
+CUDA_RIG = "cuda"
+"""What profiles of a GPU name as their rig."""
 
 SHARE = 0.8
 """Part of the free memory that a run may take."""
@@ -17,7 +21,7 @@ SHARE = 0.8
 def this_computer() -> Machine:
     """Native lanes, and budgets that follow from the memory that is free now."""
     gpu_threads, cpu_threads = threads_of_lanes()
-    free = _free_bytes()
+    free = free_bytes()
     half = Memory(bytes=int(free * SHARE / 2), source="half of the memory that was free at the start")
     unknown = "not measured; a run does not need it"
     return Machine(
@@ -36,16 +40,21 @@ def this_computer() -> Machine:
     )  # fmt: skip
 
 
-def check_runs_here(machine: Machine, flag: str = "--machine") -> None:
-    """Refuse a machine that is only a description: real runs need a profile of this computer."""
+def check_runs_here(machine: Machine, flag: str = "--machine", device: DeviceName = DeviceName.cpu) -> None:
+    """Refuse a machine that is only a description, or a profile of the other device: real runs need a profile of this computer."""
     if machine.rig is None:
         raise UserError(
             f"{flag} {machine.name}: describes a machine to simulate, not this computer; "
             "run: python -m exec calibrate -o PROFILE.yaml, then --machine PROFILE.yaml"
         )
+    if (machine.rig == CUDA_RIG) != (device is DeviceName.cuda):
+        raise UserError(
+            f"{flag} {machine.name}: was calibrated for rig {machine.rig}, not for --device {device}; "
+            f"run: python -m exec calibrate --device {device} -o PROFILE.yaml"
+        )
 
 
-def _free_bytes() -> int:
+def free_bytes() -> int:
     """Memory that is free now, as the system estimates it (Linux: MemAvailable)."""
     meminfo = Path("/proc/meminfo")
     for line in meminfo.read_text().splitlines() if meminfo.exists() else ():

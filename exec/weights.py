@@ -78,37 +78,44 @@ def random_weights(spec: Any, seed: int) -> Weights:
     are shrunk by sqrt(2 layers), router logits have a standard deviation of 2, so that the choice
     of experts is clear and not always the same.
     """
-    shapes = layer_shapes(spec)
     narrow = 1 / np.sqrt(2 * spec.layers)
 
-    def draw(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> np.ndarray:
-        values = rng.standard_normal(shape, dtype=np.float32)
-        values *= np.float32(scale)
-        return values
-
-    def norm(rng: np.random.Generator) -> np.ndarray:
-        return 1 + draw(rng, (spec.hidden,), 0.1)
-
-    def layer(rng: np.random.Generator) -> LayerWeights:
-        inner = spec.heads * spec.head_dim
-        return LayerWeights(
-            norm(rng), draw(rng, shapes["wqkv"], spec.hidden**-0.5), draw(rng, shapes["wo"], narrow * inner**-0.5),
-            norm(rng), draw(rng, shapes["router"], 2 * spec.hidden**-0.5),
-        )  # fmt: skip
-
     def experts(rng: np.random.Generator) -> np.ndarray:
-        flat = draw(rng, (spec.experts * expert_floats(spec),), spec.hidden**-0.5)
+        flat = _draw(rng, (spec.experts * expert_floats(spec),), spec.hidden**-0.5)
         for e in range(spec.experts):
             down = split_expert(spec, flat, e)[2]
             down *= np.float32(narrow * (spec.hidden / spec.ffn) ** 0.5)
         return flat
 
+    return random_dense(spec, seed, tuple(experts(np.random.default_rng([seed, 2, i])) for i in range(spec.layers)))
+
+
+def random_dense(spec: Any, seed: int, experts: tuple[Any, ...]) -> Weights:
+    """As `random_weights`, around experts that the caller has."""
+    shapes = layer_shapes(spec)
+    narrow = 1 / np.sqrt(2 * spec.layers)
+
+    def norm(rng: np.random.Generator) -> np.ndarray:
+        return 1 + _draw(rng, (spec.hidden,), 0.1)
+
+    def layer(rng: np.random.Generator) -> LayerWeights:
+        inner = spec.heads * spec.head_dim
+        return LayerWeights(
+            norm(rng), _draw(rng, shapes["wqkv"], spec.hidden**-0.5), _draw(rng, shapes["wo"], narrow * inner**-0.5),
+            norm(rng), _draw(rng, shapes["router"], 2 * spec.hidden**-0.5),
+        )  # fmt: skip
+
     top = np.random.default_rng([seed, 0])
-    embed = draw(top, (spec.vocab, spec.hidden), 1)
-    head = embed if spec.tie_embeddings else draw(top, (spec.vocab, spec.hidden), spec.hidden**-0.5)
+    embed = _draw(top, (spec.vocab, spec.hidden), 1)
+    head = embed if spec.tie_embeddings else _draw(top, (spec.vocab, spec.hidden), spec.hidden**-0.5)
     final = norm(top)
-    layers = tuple(layer(np.random.default_rng([seed, 1, i])) for i in range(spec.layers))
-    return Weights(embed, final, head, layers, tuple(experts(np.random.default_rng([seed, 2, i])) for i in range(spec.layers)))
+    return Weights(embed, final, head, tuple(layer(np.random.default_rng([seed, 1, i])) for i in range(spec.layers)), experts)
+
+
+def _draw(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> np.ndarray:
+    values = rng.standard_normal(shape, dtype=np.float32)
+    values *= np.float32(scale)
+    return values
 
 
 # Hugging Face ------------------------------------------------------------------------------------
@@ -120,14 +127,18 @@ def load_weights(directory: Path, spec: Any) -> Weights:
     Raises `UserError` naming the file and the tensor that is missing, misshaped or truncated.
     """
     with Checkpoint(Path(directory)) as files:
-        embed = files.read("model.embed_tokens.weight", (spec.vocab, spec.hidden))
-        head = embed if spec.tie_embeddings else files.read("lm_head.weight", (spec.vocab, spec.hidden))
-        final = files.read("model.norm.weight", (spec.hidden,))
-        layers = tuple(_load_layer(files, spec, i) for i in range(spec.layers))
-        return Weights(embed, final, head, layers, tuple(_load_experts(files, spec, i) for i in range(spec.layers)))
+        return load_dense(files, spec, tuple(_load_experts(files, spec, i) for i in range(spec.layers)))
 
 
-def _moe_prefix(files: Checkpoint, layer: int) -> str:
+def load_dense(files: Checkpoint, spec: Any, experts: tuple[Any, ...]) -> Weights:
+    """As `load_weights`, around experts that the caller has."""
+    embed = files.read("model.embed_tokens.weight", (spec.vocab, spec.hidden))
+    head = embed if spec.tie_embeddings else files.read("lm_head.weight", (spec.vocab, spec.hidden))
+    final = files.read("model.norm.weight", (spec.hidden,))
+    return Weights(embed, final, head, tuple(_load_layer(files, spec, i) for i in range(spec.layers)), experts)
+
+
+def moe_prefix(files: Checkpoint, layer: int) -> str:
     """`block_sparse_moe` up to transformers 4 and as 5 saves it; `mlp` where its in-memory names were saved."""
     prefix = f"model.layers.{layer}."
     return prefix + ("mlp." if prefix + "mlp.gate.weight" in files else "block_sparse_moe.")
@@ -144,13 +155,13 @@ def _load_layer(files: Checkpoint, spec: Any, layer: int) -> LayerWeights:
         wqkv,
         files.read(prefix + "self_attn.o_proj.weight", shapes["wo"]),
         files.read(prefix + "post_attention_layernorm.weight", shapes["ffn_norm"]),
-        files.read(_moe_prefix(files, layer) + "gate.weight", shapes["router"]),
+        files.read(moe_prefix(files, layer) + "gate.weight", shapes["router"]),
     )
 
 
 def _load_experts(files: Checkpoint, spec: Any, layer: int) -> np.ndarray:
     """Separate w1 (gate), w3 (up), w2 (down) of each expert, or fused gate_up_proj [E, 2F, H] and down_proj [E, H, F]."""
-    prefix = _moe_prefix(files, layer) + "experts."
+    prefix = moe_prefix(files, layer) + "experts."
     flat = np.empty(spec.experts * expert_floats(spec), np.float32)
     by_expert = flat.reshape(spec.experts, 3 * spec.ffn, spec.hidden)
     if prefix + "gate_up_proj" in files:

@@ -9,8 +9,8 @@ link, whose rate is given, the mean difference does.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ from sim.simulate import simulate_job
 from sim.workloads.lengths import Fixed, Uniform
 from sim.workloads.schema import Workload
 from traces.routing import RoutingIndex
+
+if TYPE_CHECKING:
+    from exec.backends.cuda.device import Device
 
 BUSY = 0.6
 """Utilization from which a compute lane is what limits a run."""
@@ -79,21 +82,25 @@ def job_for(probe: Probe, machine: Machine, spec: ModelSpec) -> Job:
     return prepare(spec, relink(machine, probe.rates), workload, probe.scheduler, Policy(batch=probe.batch, microbatch=probe.microbatch))
 
 
-def really(job: Job, weights: Weights, record: bool = True) -> session.Outcome:
-    """Run a job on this computer with prompts from the standard library."""
+def really(job: Job, weights: Weights, record: bool = True, device: Device | None = None) -> session.Outcome:
+    """Run a job on this computer with prompts from the standard library; device as in `session.run`."""
     prompts = byte_prompts([r.prompt_tokens for r in job.requests], job.seed)
     profile = CostModel(job.machine, job.model)
     return session.run(
-        job.model, weights, job.machine, job.fresh(), job.requests, prompts, lengths=job.lengths, profile=profile, record_routing=record
-    )
+        job.model, weights, job.machine, job.fresh(), job.requests, prompts, lengths=job.lengths, profile=profile, record_routing=record,
+        device=device,
+    )  # fmt: skip
 
 
-def corrected(machine: Machine, spec: ModelSpec, weights: Weights, say: Callable[[str], None]) -> Machine:
+def corrected(
+    machine: Machine, spec: ModelSpec, weights: Weights, say: Callable[[str], None], probes: Sequence[Probe] = PROBES,
+    open_device: Callable[[], Device | None] = lambda: None,
+) -> Machine:  # fmt: skip
     """The machine with rows task.OP and rows of single copies."""
     runs = []
-    for k, probe in enumerate(PROBES):
-        say(f"whole runs: {k + 1} of {len(PROBES)}, {probe.scheduler}")
-        runs.append((probe, really(job_for(probe, machine, spec), weights)))
+    for k, probe in enumerate(probes):
+        say(f"whole runs: {k + 1} of {len(probes)}, {probe.scheduler}")
+        runs.append((probe, really(job_for(probe, machine, spec), weights, device=open_device())))
     for _ in range(ROUNDS):
         machine = _one_round(machine, spec, runs)
     return machine

@@ -47,7 +47,7 @@ def calibrate(rig: Rig, say: Say = lambda text: None) -> Machine:
 
 
 def _machine(rig: Rig, cores: float, memory: float, gpu_threads: int, cpu_threads: int, ops: tuple[OpRate, ...]) -> Machine:
-    calibrated = f"calibrated on {_host()}"
+    calibrated = f"calibrated on {processor()}"
     resources = {
         "cores": Resource(kind="cores", capacity=cores, source=f"{calibrated}: all cores at once against one alone"),
         "memory": Resource(kind="memory", capacity=memory, source=f"{calibrated}: most that readers and copiers move together"),
@@ -66,12 +66,12 @@ def _machine(rig: Rig, cores: float, memory: float, gpu_threads: int, cpu_thread
     )
     emulated = any(rate is not None for rate in paced.values())
     return Machine(
-        name=f"{rig.name}@{platform.node() or 'this-computer'}", description=f"{rig.description}; {_host()}", rig=rig.name,
+        name=f"{rig.name}@{platform.node() or 'this-computer'}", description=f"{rig.description}; {processor()}", rig=rig.name,
         clock="emulated" if emulated else "measured", resources=resources, memories=dict(rig.memories), lanes=lanes, ops=ops,
     )  # fmt: skip
 
 
-def _host() -> str:
+def processor() -> str:
     """Processor and core count, as far as the system tells."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")

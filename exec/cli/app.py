@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from exec.devices import DeviceName
 from sim.cli import entry, options
 
 app = typer.Typer(
@@ -17,10 +17,8 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-class Device(StrEnum):
-    cpu = "cpu"
-
-
+Device = Annotated[DeviceName, typer.Option(help="What plays the device: threads of this computer, or a CUDA GPU.")]
+Graphs = Annotated[bool, typer.Option("--graphs", help="On a GPU, replay the tasks that repeat as CUDA graphs.")]
 Output = Annotated[Path, typer.Option("-o", help="Profile to write, YAML.", show_default=False)]
 Profile = Annotated[str, typer.Option(help="Profile of this computer, from calibrate.", show_default=False)]
 Record = Annotated[Path | None, typer.Option(help="Write what the routers choose: OUT.parquet.")]
@@ -30,13 +28,13 @@ LogFile = Annotated[Path | None, typer.Option("--log", help="Write the log of ev
 @app.command()
 def calibrate(
     output: Output,
-    device: Annotated[Device, typer.Option(help="What plays the device.")] = Device.cpu,
+    device: Device = DeviceName.cpu,
     rig: Annotated[str, typer.Option(help="Links and budgets to keep to: a built-in rig or a YAML file.")] = "laptop-rig",
 ) -> None:
     """Measure this computer, op by op and in pairs, and write a machine profile."""
     from exec.cli import calibrating
 
-    calibrating.calibrate(rig, output)
+    calibrating.calibrate(rig, output, device)
 
 
 @app.command()
@@ -44,14 +42,15 @@ def run(
     model: options.Model, machine: Profile, workload: options.Workload, scheduler: options.Scheduler,
     gen: options.Gen = None, batch: options.Batch = None, microbatch: options.Microbatch = None, padded: options.Padded = False,
     policy: options.PolicyFile = None, trace: options.Trace = None, seed: options.Seed = 0, timeline: options.Timeline = None,
-    record_routing: Record = None, log: LogFile = None, json: options.Json = False,
+    record_routing: Record = None, log: LogFile = None, device: Device = DeviceName.cpu, graphs: Graphs = False,
+    json: options.Json = False,
 ) -> None:  # fmt: skip
     """Really run one scheduler."""
     from exec.cli import running
 
     running.run(
         model, machine, workload, scheduler, gen=gen, batch=batch, microbatch=microbatch, padded=padded, policy=policy, trace=trace,
-        seed=seed, timeline=timeline, record_routing=record_routing, log=log, as_json=json,
+        seed=seed, timeline=timeline, record_routing=record_routing, log=log, device=device, graphs=graphs, as_json=json,
     )  # fmt: skip
 
 
@@ -59,12 +58,13 @@ def run(
 def validate(
     machine: Profile,
     grid: Annotated[Path | None, typer.Option(help="YAML with the configurations; the default grid comes with Tandem.")] = None,
+    device: Device = DeviceName.cpu,
     json: options.Json = False,
 ) -> None:
     """Run configurations that calibration never saw on both clocks, and report the simulator's error."""
     from exec.cli import validating
 
-    validating.validate(machine, grid, json)
+    validating.validate(machine, grid, device, json)
 
 
 @app.command()

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from exec import devices
+from exec.devices import DeviceName
 from sim.cli import output as out
 
+if TYPE_CHECKING:
+    from sim.machines.schema import Machine
 
-def calibrate(rig: str, output: Path) -> None:
+
+def calibrate(rig: str, output: Path, device: DeviceName) -> None:
     from exec.calibration import profile
-    from sim.machines import load_rig
 
     out.check_writable("-o", output, (".yaml", ".yml"))
-    found = load_rig(rig)
+    devices.check(device)
     began = time.perf_counter()
     with out.steps("calibrating (about a minute; keep the computer otherwise idle)") as say:
-        machine = profile.calibrate(found, say)
+        machine = _measured(rig, device, say)
     profile.write(machine, output)
     r = machine.resources
     rows = [
@@ -27,3 +33,15 @@ def calibrate(rig: str, output: Path) -> None:
         ("op table", f"{len(machine.ops)} rows"), ("took", out.seconds(time.perf_counter() - began)),
     ]  # fmt: skip
     out.print_table(f"calibrated {machine.name}", ("", "value"), rows)
+
+
+def _measured(rig: str, device: DeviceName, say: Callable[[str], None]) -> Machine:
+    """A GPU's links are its own; on the CPU the rig says which to keep to."""
+    if device is DeviceName.cuda:
+        from exec.calibration.device import calibrate as measure
+
+        return measure(lambda: devices.opened(device), say)
+    from exec.calibration.profile import calibrate as measure_host
+    from sim.machines import load_rig
+
+    return measure_host(load_rig(rig), say)

@@ -8,27 +8,33 @@ from typing import TYPE_CHECKING
 from sim.cli import options, output
 
 if TYPE_CHECKING:
+    from exec.devices import DeviceName
     from traces.routing import RoutingIndex
 
 
 def run(
     model: str, machine: str, workload: str, scheduler: str, *, gen: int | None, batch: int | None, microbatch: int | None, padded: bool,
-    policy: Path | None, trace: Path | None, seed: int, timeline: Path | None, record_routing: Path | None, log: Path | None, as_json: bool,
+    policy: Path | None, trace: Path | None, seed: int, timeline: Path | None, record_routing: Path | None, log: Path | None,
+    device: DeviceName, graphs: bool, as_json: bool,
 ) -> None:  # fmt: skip
+    from exec import devices
     from exec.execute import execute, spec_of, weights_of
     from exec.local import check_runs_here
 
+    devices.check(device)
     output.check_writable("--timeline", timeline, options.TIMELINE_SUFFIXES)
     output.check_writable("--record-routing", record_routing, (".parquet",))
     output.check_writable("--log", log)
-    spec = spec_of(model)
+    spec = spec_of(model, device)
     job = options.job(
         spec, machine, workload, scheduler, gen=gen, batch=batch, microbatch=microbatch, padded=padded, policy=policy, seed=seed
     )
-    check_runs_here(job.machine)
+    check_runs_here(job.machine, device=device)
     replay = _replay(trace, job)
     with output.progress(f"running {scheduler} (the first run compiles the kernels)"):
-        done = execute(job, weights_of(model, spec, seed), record_routing=record_routing is not None, replay_routing=replay)
+        done = execute(
+            job, weights_of(model, spec, seed), record_routing=record_routing is not None, replay_routing=replay, device=device, graphs=graphs
+        )
     save(done, timeline, record_routing, log)
     if as_json:
         output.print_json(done.summary)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sim.cli import output
 
+if TYPE_CHECKING:
+    from exec.devices import DeviceName
 
-def validate(profile: str, grid: Path | None, as_json: bool) -> None:
+
+def validate(profile: str, grid: Path | None, device: DeviceName, as_json: bool) -> None:
+    from exec import devices
     from exec.local import check_runs_here
     from exec.validation.grid import load_grid
     from exec.validation.run import Finished
     from exec.validation.run import validate as really_validate
     from sim.machines import load
 
+    devices.check(device)
     machine = load(profile)
-    check_runs_here(machine)
-    repeats, cases = load_grid(grid)
+    check_runs_here(machine, device=device)
+    repeats, cases = load_grid(grid, device)
     kept = Path(profile).with_suffix(".validating.jsonl")
     output.check_writable("--machine", kept)
     finished = Finished(kept, machine)
@@ -25,7 +30,7 @@ def validate(profile: str, grid: Path | None, as_json: bool) -> None:
         with output.steps(f"validating {len(cases)} cases, {repeats} runs each") as say:
             if len(finished):
                 say(f"{len(finished)} cases were finished before and are taken from {kept}")
-            result = really_validate(machine, cases, repeats, finished, say)
+            result = really_validate(machine, cases, repeats, finished, say, device)
     except KeyboardInterrupt:
         output.note(f"interrupted; {len(finished)} of {len(cases)} cases are kept in {kept}: the same command goes on from there")
         raise

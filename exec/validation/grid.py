@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from exec.devices import DeviceName
 from sim import configuration
 
 RATE_LANES = ("h2d", "d2h", "pin")
@@ -53,11 +54,11 @@ def _product(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     return (dict(zip(row, combination, strict=True)) for combination in itertools.product(*values))
 
 
-def load_grid(path: Path | None) -> tuple[int, list[Case]]:
-    """(repeats, cases) of a YAML grid; without a path, the one that comes with Tandem.
+def load_grid(path: Path | None, device: DeviceName = DeviceName.cpu) -> tuple[int, list[Case]]:
+    """(repeats, cases) of a YAML grid; without a path, the one that comes with Tandem for the device.
 
     Raises UserError naming the file and each wrong field.
     """
-    path = path or Path(__file__).with_name("grid.yaml")
+    path = path or Path(__file__).with_name("grid.yaml" if device is DeviceName.cpu else f"grid_{device}.yaml")
     grid = configuration.load(path, Grid)
     return grid.repeats, [configuration.parse(f"{path}: case {i}", one, Case) for i, row in enumerate(grid.cases) for one in _product(row)]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from exec.calibration.links import relink
+from exec.devices import DeviceName
 from exec.execute import execute, simulated_twin, spec_of, weights_of
 from exec.validation.grid import Case
 from exec.validation.score import busy_errors, rank_agreement, relative, stratum, summarize
@@ -23,12 +24,12 @@ from sim.workloads.lengths import Fixed, Uniform
 from sim.workloads.schema import Workload
 
 
-def job_of(case: Case, machine: Machine) -> Job:
+def job_of(case: Case, machine: Machine, device: DeviceName = DeviceName.cpu) -> Job:
     """The job of one case. Raises UserError for a case that cannot be run."""
     lengths = Uniform(min=max(1, case.prompt // 2), max=case.prompt) if case.ragged else Fixed(tokens=case.prompt)
     workload = Workload(name="case", source="a case of the validation grid", prompt=lengths, generation=Fixed(tokens=case.gen))
     policy = Policy(batch=case.batch, microbatch=case.microbatch)
-    return prepare(spec_of(case.model), relink(machine, case.rates), workload, case.scheduler, policy, seed=case.seed)
+    return prepare(spec_of(case.model, device), relink(machine, case.rates), workload, case.scheduler, policy, seed=case.seed)
 
 
 class Finished:
@@ -70,12 +71,13 @@ class Finished:
 
 
 def validate(
-    machine: Machine, cases: Sequence[Case], repeats: int, finished: Finished, say: Callable[[str], None] = lambda text: None
-) -> dict[str, Any]:
+    machine: Machine, cases: Sequence[Case], repeats: int, finished: Finished, say: Callable[[str], None] = lambda text: None,
+    device: DeviceName = DeviceName.cpu,
+) -> dict[str, Any]:  # fmt: skip
     """The object of `validate --json`. Checks all cases before it runs the first."""
     for i, case in enumerate(cases):
         try:
-            job_of(case, machine)
+            job_of(case, machine, device)
         except UserError as e:
             raise UserError(f"--grid: case {i + 1} ({case.scheduler}): {e}") from None
     weights: dict[str, Weights] = {}
@@ -84,8 +86,8 @@ def validate(
         row = finished.get(case, repeats)
         if row is None:
             if case.model not in weights:
-                weights = {case.model: weights_of(case.model, spec_of(case.model), 0)}
-            row = _one(case, machine, weights[case.model], repeats)
+                weights = {case.model: weights_of(case.model, spec_of(case.model, device), 0)}
+            row = _one(case, machine, weights[case.model], repeats, device)
             finished.add(case, repeats, row)
         say(f"{i + 1} of {len(cases)}: {case.scheduler}, {row['stratum']}, error {row['error']:+.1%}")
         rows.append(row)
@@ -93,10 +95,10 @@ def validate(
     return {"machine": machine.name, "repeats": repeats, "cases": rows, **summarize(rows), "rank_agreement": ranked}
 
 
-def _one(case: Case, machine: Machine, weights: Weights, repeats: int) -> dict[str, Any]:
+def _one(case: Case, machine: Machine, weights: Weights, repeats: int, device: DeviceName) -> dict[str, Any]:
     """Run a case `repeats` times; its simulation is driven by the routing of the first run."""
-    job = job_of(case, machine)
-    runs = [execute(job, weights, record_routing=True) for _ in range(repeats)]
+    job = job_of(case, machine, device)
+    runs = [execute(job, weights, record_routing=True, device=device) for _ in range(repeats)]
     twin = simulated_twin(runs[0])
     makespans = [r.summary["makespan_s"] for r in runs]
     measured_s, simulated_s = float(np.median(makespans)), twin.summary["makespan_s"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
-EXPERT_BITS = {"mxfp4": 4.25}
+EXPERT_BITS = {"mxfp4": 4.25, "bf16": 16.0, "fp16": 16.0}
 """MXFP4: 4-bit values and one 8-bit scale for each block of 32 (OCP Microscaling Formats v1.0, 5.1)."""
 
 

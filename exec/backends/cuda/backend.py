@@ -81,8 +81,8 @@ class CudaBackend:
         self.graphs = Graphs(device, gpu, numbers) if graphs else None
         self._enqueue = self.graphs.run if self.graphs is not None else lambda step: enqueue(step, gpu, numbers)
         self._compute = Compute(
-            model, device, placed, self._buffers, None if on_host else self._cache, self.sequences, self.recorder, replay_routing, self.logits,
-            self._cache.ended,
+            model, device, placed, self._buffers, None if on_host else self._cache, self.sequences, self.recorder, replay_routing,
+            self.logits, self._cache.ended,
         )  # fmt: skip
         self._host = HostAttention(model, self._buffers, self._cache if on_host else None, self._threads.get("cpu", 1))
         staging = {name: Staging(device, _chunk_bytes(model, prompts)) for name in ("h2d", "d2h")}

@@ -51,6 +51,11 @@ def pre_attn(
 ) -> None:
     """qkv [T, (h + 2 g) D] = RoPE(Wqkv norm(hidden [T, H])) at `positions` [T] int64."""
     torch.mm(rms_norm(hidden, layer.attn_norm, spec.norm_eps), layer.wqkv.t(), out=qkv)
+    rope(spec, qkv, positions, table)
+
+
+def rope(spec: Any, qkv: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> None:
+    """Rotate the query and key heads of qkv in place."""
     turned = spec.heads + spec.kv_heads
     x = qkv.view(len(qkv), -1, spec.head_dim)[:, :turned]
     cos, sin = (table[i].index_select(0, positions)[:, None] for i in range(2))
@@ -124,13 +129,24 @@ def post_attn(
     hidden.addmm_(attn, layer.wo.t())
     normed = rms_norm(hidden, layer.ffn_norm, spec.norm_eps)
     ids, weights = route(normed @ layer.router.t(), spec.top_k, forced)
-    order = ids.flatten().argsort(stable=True)
-    offsets = torch.searchsorted(ids.flatten()[order], torch.arange(spec.experts + 1, device=ids.device)).int()
-    rows = grouped.expert_ffn(spec, experts, normed[order // spec.top_k], offsets)
-    # The gather that undoes the sort keeps the sum's order the same from run to run; atomics would not.
-    back = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
-    hidden.add_((rows[back].view(len(hidden), spec.top_k, -1) * weights[..., None]).sum(1))
+    rows, offsets, back = dispatch(spec, normed, ids)
+    combine(grouped.expert_ffn(spec, experts, rows, offsets), back, weights, hidden)
     return ids, weights
+
+
+def dispatch(spec: Any, x: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows of x [T, H] sorted by expert [T k, H], offsets [E + 1] int32 of each expert's, and each routed
+    row's place among them [T k]."""
+    flat = ids.flatten()
+    order = flat.argsort(stable=True)
+    offsets = torch.searchsorted(flat[order], torch.arange(spec.experts + 1, device=ids.device)).int()
+    back = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+    return x[order // spec.top_k], offsets, back
+
+
+def combine(rows: torch.Tensor, back: torch.Tensor, weights: torch.Tensor, hidden: torch.Tensor) -> None:
+    """hidden [T, H] += weighted rows of each token's experts, in one order from run to run: atomics would not be."""
+    hidden.add_((rows[back].view(*weights.shape, -1) * weights[..., None]).sum(1))
 
 
 def sample(

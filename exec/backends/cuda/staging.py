@@ -44,7 +44,7 @@ class Staging:
                 copies.append((there, staged))
                 place += here.nbytes
                 done += len(here)
-            stream.run(_enqueueing(copies))
+            stream.run(copying(copies))
             self._busy[k] = stream.record()
 
     def down(
@@ -60,7 +60,7 @@ class Staging:
             part = source[a:b]
             assert part.nbytes <= self.chunk_bytes, f"{b - a} rows of {part.nbytes} bytes; a chunk holds {self.chunk_bytes}"
             staged = chunk[: part.nbytes].view(part.dtype).view(part.shape)
-            stream.run(_enqueueing([(staged, part)]))
+            stream.run(copying([(staged, part)]))
             event = stream.record()
             self._busy[k] = event
             pending.append((i, event, staged))
@@ -92,7 +92,9 @@ class Staging:
         return k, self._chunks[k]
 
 
-def _enqueueing(copies: Sequence[Piece]) -> Callable[[], None]:
+def copying(copies: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Callable[[], None]:
+    """Work for a stream: each (target, source), one of them on the device, the other page-locked."""
+
     def copy() -> None:
         for target, source in copies:
             target.copy_(source, non_blocking=True)

@@ -1,0 +1,43 @@
+"""What may play the device of a run: this computer's own threads, or a CUDA GPU."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from sim.errors import UserError
+
+if TYPE_CHECKING:
+    from exec.backends.cuda.torch_device import CudaDevice
+
+
+class DeviceName(StrEnum):
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def missing() -> str:
+    """What a CUDA run lacks here, in a few words; empty: nothing."""
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch finds no NVIDIA GPU, or its driver is too old for " + f"CUDA {torch.version.cuda}"
+    return ""
+
+
+def check(name: DeviceName) -> None:
+    """Raises UserError where this computer has no such device."""
+    if name is DeviceName.cuda and (lacks := missing()):
+        raise UserError(f"--device cuda: {lacks}; use --device cpu here, or a machine with an NVIDIA GPU and a CUDA build of torch")
+
+
+def opened(name: DeviceName) -> CudaDevice | None:
+    """The device for one run, None for this computer's threads. Raises as `check`."""
+    check(name)
+    if name is DeviceName.cpu:
+        return None
+    from exec.backends.cuda.torch_device import CudaDevice
+
+    return CudaDevice()
