@@ -1,9 +1,10 @@
-"""python -m sim: list, run, compare, check, bench."""
+"""python -m sim: list, run, compare, check, bench, policy."""
 
 from __future__ import annotations
 
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,6 +33,17 @@ class EngineChoice(StrEnum):
     compiled = "compiled"
 
 
+class ObjectiveChoice(StrEnum):
+    throughput = "throughput"
+    latency = "latency"
+    cost = "cost"
+
+
+class FormChoice(StrEnum):
+    t4 = "t4"
+    l4_padding = "l4-padding"
+
+
 Engine = Annotated[EngineChoice, typer.Option(help="auto: compiled where the whole schedule is known in advance.")]
 
 
@@ -45,7 +57,7 @@ def list_(kind: Kind, json: options.Json = False) -> None:
 
 @app.command()
 def run(
-    model: options.Model, machine: options.Machine, workload: options.Workload, scheduler: options.Scheduler,
+    model: options.Model, machine: options.Machine, workload: options.Workload, scheduler: options.PolicyScheduler = None,
     gen: options.Gen = None, batch: options.Batch = None, microbatch: options.Microbatch = None, padded: options.Padded = False,
     policy: options.PolicyFile = None, trace: options.Trace = None, seed: options.Seed = 0, engine: Engine = EngineChoice.auto,
     timeline: options.Timeline = None, json: options.Json = False,
@@ -97,6 +109,29 @@ def bench(json: options.Json = False) -> None:
     from sim.cli import benching
 
     benching.bench(json)
+
+
+@app.command()
+def policy(
+    model: options.Model, machine: options.Machine, workload: options.Workload, gen: options.Gen = None,
+    objective: Annotated[ObjectiveChoice, typer.Option(help="cost: dollars a token, by the machine's price.")] = ObjectiveChoice.throughput,
+    refine: Annotated[int, typer.Option(min=0, max=1000, help="Policies to simulate; 0: trust the bound.")] = 8,
+    padded: options.Padded = False, seed: options.Seed = 0,
+    paper_mode: Annotated[bool, typer.Option("--paper-mode", help="Answer as MoE-Lightning's released optimiser does.")] = False,
+    cpu_memory: Annotated[float | None, typer.Option(min=0, help="Paper mode: GiB of host memory available; else the machine's.")] = None,
+    cpu_bandwidth: Annotated[float | None, typer.Option(min=0, help="Paper mode: GB/s of the host's memory; else 100.")] = None,
+    memory_form: Annotated[FormChoice | None, typer.Option(help="Paper mode: its rule for the GPU's memory; else t4.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", help="Write the policy for run --policy: OUT.yaml.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Search again, and keep nothing.")] = False, json: options.Json = False,
+) -> None:  # fmt: skip
+    """Find the best policy: batch sizes, what lives where, and the scheduler."""
+    from sim.cli import choosing
+
+    paper = choosing.paper_arguments(paper_mode, cpu_memory, cpu_bandwidth, memory_form.value if memory_form else None)
+    choosing.choose(
+        model, machine, workload, gen=gen, objective=objective.value, refine=refine, padded=padded, seed=seed, paper=paper,
+        to=output, cached=not no_cache, as_json=json,
+    )  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

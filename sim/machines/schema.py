@@ -122,6 +122,13 @@ class Fabric(Strict):
         return (self.egress[a], *((self.core,) if self.core else ()), self.ingress[b])
 
 
+class Price(Strict):
+    """What an hour of the machine costs."""
+
+    usd_per_hour: float = Field(gt=0, lt=1e5)
+    source: Source
+
+
 class Machine(Strict):
     name: str
     description: str = ""
@@ -131,6 +138,7 @@ class Machine(Strict):
     memories: dict[str, Memory]
     lanes: tuple[Lane, ...]
     pools: dict[str, Annotated[int, Field(gt=0)]] = {}
+    price: Price | None = None
     fabric: Fabric | None = None
     ops: tuple[OpRate, ...]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ class Found:
     refinement, of the closed form. hrm_bound_tokens_per_s: no schedule of this policy by any launch order is faster.
     memory: peak bytes by memory and consumer. binding_constraint: what keeps it from being faster.
     searched: how large the space was, what was evaluated, and each point that was simulated.
+    usd_per_million_tokens: where the machine states a price.
     """
 
     policy: Policy
@@ -48,6 +48,7 @@ class Found:
     binding_constraint: str
     searched: dict[str, Any]
     wall_s: float
+    usd_per_million_tokens: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The object of `policy --json`."""
@@ -60,6 +61,7 @@ class Found:
             "binding_constraint": self.binding_constraint,
             "searched": self.searched,
             "wall_s": self.wall_s,
+            **({} if self.usd_per_million_tokens is None else {"usd_per_million_tokens": self.usd_per_million_tokens}),
         }
 
 
@@ -72,6 +74,8 @@ def search(
     objective: `throughput` and `cost` want the most tokens/s, `latency` the shortest time for a batch. Raises UserError
     where nothing fits, with the memory that is short, by how much, and the nearest change that helps.
     """
+    if objective == "cost" and machine.price is None:
+        raise UserError(f"machine {machine.name}: states no price; add price: {{usd_per_hour: ..., source: ...}} to its YAML")
     return _Question(model, machine, workload, objective, space or default(model, machine), seed, say).answer(refine)
 
 
@@ -139,17 +143,18 @@ class _Question:
             binding_constraint=self._binding(point, job),
             searched=self._searched(best, done),
             wall_s=time.perf_counter() - began,
+            usd_per_million_tokens=usd_per_million(self.machine, winner.tokens_per_s if winner else own.tokens_per_s),
         )
 
     def _searched(self, best: Ranked, done: list[Simulated]) -> dict[str, Any]:
         return {
             "points": len(self.space), "boxes": self.proof.boxes, "evaluated": self.proof.evaluated, "refused": self.proof.refused,
             "proven": True, "best_bound_tokens_per_s": best.tokens_per_s,
-            "simulated": [
-                {**s.point.policy(self.workload.padded).model_dump(mode="json", exclude_none=True), "tokens_per_s": s.tokens_per_s, "makespan_s": s.makespan_s}
-                for s in done
-            ],
+            "simulated": [{**self._shown(s.point), "tokens_per_s": s.tokens_per_s, "makespan_s": s.makespan_s} for s in done],
         }  # fmt: skip
+
+    def _shown(self, point: Point) -> dict[str, Any]:
+        return point.policy(self.workload.padded).model_dump(mode="json", exclude_none=True, exclude_defaults=True)
 
     def _binding(self, point: Point, job: Job) -> str:
         """The most loaded level of the phase that takes longer, and the memory that keeps the batch from growing."""
@@ -168,6 +173,11 @@ class _Question:
         requests, _ = self.workload.requests(point.batch * self.traffic.slots, self.seed)
         peak: memory.Peak = point.order.load()(self.model, policy).memory(requests)
         return peak
+
+
+def usd_per_million(machine: Machine, tokens_per_s: float) -> float | None:
+    """Dollars for a million generated tokens; None where the machine states no price."""
+    return None if machine.price is None else machine.price.usd_per_hour / 3600 / tokens_per_s * 1e6
 
 
 def _chained(first: Ranked, others: Any) -> Any:

@@ -63,11 +63,9 @@ class Fit:
             longest = self.traffic.longest_prompt(point.batch)
             limit = max(longest + gen, mu * ((int(mean) if self.traffic.ends_early else longest) + gen))
             return memory.refilled(policy, scheduler.sizes, longest, gen, limit, point.batch * self.traffic.slots)
-        entries = sum(
-            layers * float(self.traffic.cache_entries(point.batch, window))
-            for layers, window in ((self.model.layers - len(self.model.sliding_layers), None), (len(self.model.sliding_layers), self.model.sliding_window))
-            if layers
-        )  # fmt: skip
+        sliding = len(self.model.sliding_layers)
+        windows = ((self.model.layers - sliding, None), (sliding, self.model.sliding_window))
+        entries = sum(layers * float(self.traffic.cache_entries(point.batch, window)) for layers, window in windows if layers)
         return Load(
             sequences=point.batch, kv_bytes=int(entries * self.model.kv_bytes_per_token_layer), microbatch_kv=int(mu * mean) + mu * gen,
             prompt_rows=int(point.batch * mean), microbatch_rows=int(c * mean), microbatches=n * -(-mu // c),

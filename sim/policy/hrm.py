@@ -62,8 +62,8 @@ class Roofline:
         """At the places `at` of `counts`, which make batches that the traffic knows."""
         acts_p, acts_d, chain_s = self._activations(order, microbatch, prefill)
         streams_p, streams_d = self._streamed(order, static_experts, pages)
-        p = acts_p[at] + self._prefill_passes() * streams_p
-        layers = self._copied_layers(self._passes(microbatch))[at]
+        p = acts_p[at] + self.traffic.slots * streams_p
+        layers = self._copied_layers(microbatch)[at]
         d = acts_d[at] + layers[:, None] * (streams_d[at] if len(streams_d) > 1 else streams_d)
         if self.traffic.reactive:
             return Times((p + d).max(axis=1), p, d, chain_s[at], False)
@@ -75,14 +75,9 @@ class Roofline:
     def _counts(self, microbatch: int) -> Counts:
         return self.counts[self.counts * microbatch <= self.traffic.most]
 
-    def _passes(self, microbatch: int) -> Array:
-        return self.traffic.passes(self._batch(microbatch))
-
-    def _prefill_passes(self) -> int:
-        return self.traffic.slots
-
-    def _copied_layers(self, passes: Array) -> Array:
+    def _copied_layers(self, microbatch: int) -> Array:
         """Layers streamed by decode, without those that may be on their way before it begins."""
+        passes = self.traffic.passes(self._batch(microbatch))
         return np.maximum(passes * self.model.moe_layers - AHEAD_LAYERS, 0.0)
 
     # Activations: everything but streamed weights --------------------------------------------------
@@ -93,9 +88,8 @@ class Roofline:
         if key not in self._acts:
             tasks = launched(order, self.model)
             batch = self._batch(microbatch)
-            self._acts[key] = (
-                self._prefill(tasks, microbatch, prefill, batch), self._decode(tasks, microbatch, batch), self._chain(tasks, microbatch, batch),
-            )  # fmt: skip
+            decode, chain_s = self._decode(tasks, microbatch, batch), self._chain(tasks, microbatch, batch)
+            self._acts[key] = self._prefill(tasks, microbatch, prefill, batch), decode, chain_s
         return self._acts[key]
 
     def _prefill(self, tasks: Launched, microbatch: int, size: int, batch: Counts) -> Array:

@@ -18,7 +18,7 @@ def check(model: ModelSpec, machine: Machine, workload: Workload, space: Space) 
     """Raises UserError for what no batch size can mend."""
     check_positions(model, workload)
     if not space.orders:
-        raise UserError(f"machine {machine.name}: no scheduler has the lanes that it needs; it has {', '.join(machine.lane)}, gpu is the least")
+        raise UserError(f"machine {machine.name}: has lanes {', '.join(machine.lane)}; every scheduler needs one named 'gpu' at least")
 
 
 def why(model: ModelSpec, machine: Machine, workload: Workload, space: Space, seed: int) -> UserError:

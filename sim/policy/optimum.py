@@ -112,7 +112,8 @@ class Search:
         times = self.times(point, static_experts, counts)
         if self.objective == "latency":
             return 1.0 / times.total_s
-        return self.roofline.traffic.tokens(np.array(counts) * point.microbatch) / times.total_s
+        tokens: Array = self.roofline.traffic.tokens(np.array(counts) * point.microbatch)
+        return tokens / times.total_s
 
     def times(self, point: Point, static_experts: int, counts: tuple[int, ...]) -> Times:
         at = np.searchsorted(self._counts, counts)

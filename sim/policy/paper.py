@@ -7,12 +7,16 @@ states, prefill time) is left out here, and its quirks are kept, each where it s
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from typing import Literal
 
 from sim.errors import UserError
 from sim.machines.schema import Machine
 from sim.models.spec import ModelSpec
+from sim.policy.find import Found
+from sim.schedulers.policy import Policy
 from sim.workloads.schema import Workload
 
 GIB = 1 << 30
@@ -130,7 +134,7 @@ def _of_profile(machine: Machine) -> Hardware:
     gpu, cpu, h2d = (machine.lane[name] for name in ("gpu", "cpu", "h2d"))
     capacity = {name: r.capacity for name, r in machine.resources.items()}
     if gpu.compute is None or gpu.memory is None or cpu.compute is None or not h2d.path:
-        raise UserError(f"machine {machine.name}: paper mode needs FLOP/s and bytes/s of lanes gpu, cpu and h2d; a calibrated profile has none")
+        raise UserError(f"machine {machine.name}: paper mode needs FLOP/s and bytes/s of lanes gpu, cpu and h2d, which it does not state")
     return Hardware(
         machine.memories["gpu"].bytes, capacity[gpu.memory], capacity[gpu.compute], capacity[cpu.compute], capacity[h2d.path[0]]
     )
@@ -152,6 +156,54 @@ def optimise(case: Case) -> Solution | None:
                 best = found
         microbatch += 1 if microbatch < 4 else MICROBATCH_STEP
     return best
+
+
+def found(case: Case, machine: Machine, padded: bool) -> Found:
+    """The optimiser's answer. Its own figure stands for both predictions: decode steps only, by its roofline.
+
+    Raises UserError where nothing fits, with the bytes that are missing.
+    """
+    began = time.perf_counter()
+    best = optimise(case)
+    if best is None:
+        raise _too_big(case, machine)
+    share = int(case.model.experts * best.wg)  # its executor places whole experts
+    times = {"link": best.link_s, "gpu": best.gpu_s, "cpu": best.cpu_s}
+    policy = Policy(
+        batch=best.microbatch * best.microbatches, microbatch=best.microbatch, attention="cpu", static_experts=share, padded=padded,
+        scheduler="cgopipe",
+    )  # fmt: skip
+    return Found(
+        policy=policy, objective="throughput", predicted_tokens_per_s=best.tokens_per_s, hrm_bound_tokens_per_s=best.tokens_per_s,
+        memory=best.memory, binding_constraint=f"decode: {max(times, key=lambda name: times[name])}",
+        searched={
+            "mode": "paper", "memory_form": case.form, "prompt": case.prompt, "gen": case.gen, "gpus": case.gpus, "wg": best.wg,
+            "cpu_bytes": case.cpu_bytes, "cpu_bytes_per_s": case.cpu_bytes_per_s, "layer_s": times,
+        },
+        wall_s=time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def _too_big(case: Case, machine: Machine) -> UserError:
+    """One micro-batch of one sequence does not fit: without static experts on the GPU, or with those in the host."""
+    home, work = _gpu_fixed(case, 1, 1)
+    m, buffer = case.model, 2 * case.layer_bytes
+    budget = case.hardware.gpu_bytes * case.gpus * GPU_USABLE
+    missing = case.other_bytes + buffer + home + work - budget
+    if missing > 0:
+        return UserError(
+            f"policy: {m.name} does not fit {machine.name} by the released optimiser's rules: memory 'gpu' lacks {math.ceil(missing):,} "
+            f"bytes of {math.ceil(budget + missing):,}, usable {int(budget):,}; nearest change: a machine with "
+            f"{math.ceil((budget + missing) / GPU_USABLE):,} bytes of it"
+        )
+    wg = min(1.0, -missing / (case.layer_bytes * m.layers - buffer))
+    cache, hidden = 4 * (case.prompt + case.gen) * case.h_kv * m.layers, 2 * m.hidden * case.prompt * case.gpus
+    needed = (case.layer_bytes * m.layers + buffer) * (1 - wg) + cache + hidden
+    return UserError(
+        f"policy: {m.name} does not fit {machine.name} by the released optimiser's rules: memory 'cpu' lacks "
+        f"{math.ceil(needed - case.cpu_bytes * CPU_USABLE):,} bytes of {math.ceil(needed):,}, usable {int(case.cpu_bytes * CPU_USABLE):,}; "
+        f"nearest change: --cpu-memory {needed / CPU_USABLE / GIB + 0.005:.2f}"
+    )
 
 
 def _most(case: Case, microbatch: int) -> int:
@@ -179,7 +231,8 @@ def solve(case: Case, microbatch: int, count: int) -> Solution | None:
     if max(0.0, least) > min(1.0, most):
         return None
     wg = min(1.0, most)
-    link_s, gpu_s, cpu_s = case.layer_bytes * (1 - wg) / case.hardware.link_bytes_per_s, _gpu_s(case, microbatch) * count, _cpu_s(case, batch)
+    link_s = case.layer_bytes * (1 - wg) / case.hardware.link_bytes_per_s
+    gpu_s, cpu_s = _gpu_s(case, microbatch) * count, _cpu_s(case, batch)
     step_s = float(f"{max(link_s, gpu_s, cpu_s):.{SIGNIFICANT_DIGITS}g}")
     memory = {
         "gpu": {

@@ -49,7 +49,8 @@ class Prices:
 
     def of(self, lane: str, work: Work) -> Array:
         """[names] of one task."""
-        return self._at(self._known(lane, [work], [0.0]), np.zeros(1))[0]
+        one: Array = self._at(self._known(lane, [work], [0.0]), np.zeros(1))[0]
+        return one
 
     def prefill(self, kind: Kind, size: int, batch: Batch) -> Array:
         """[batch, names] of one task on the prompts of `size` sequences."""

@@ -110,7 +110,8 @@ def default(model: ModelSpec, machine: Machine) -> Space:
     """Everything: each built-in scheduler that the machine has the lanes for, with every place of attention that
     it knows; micro-batches of 1 to 2048 sequences on a grid of at most 12 % steps; 1 to 128 of them; each number
     of static experts."""
-    return Space(orders(machine), grid(MOST_IN_MICROBATCH), tuple(range(1, MOST_MICROBATCHES + 1)), tuple(range(model.experts + 1)), PREFILL_PARTS)
+    counts, experts = tuple(range(1, MOST_MICROBATCHES + 1)), tuple(range(model.experts + 1))
+    return Space(orders(machine), grid(MOST_IN_MICROBATCH), counts, experts, PREFILL_PARTS)
 
 
 def orders(machine: Machine) -> tuple[Order, ...]:
