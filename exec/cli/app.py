@@ -39,7 +39,7 @@ def calibrate(
 
 @app.command()
 def run(
-    model: options.Model, machine: Profile, workload: options.Workload, scheduler: options.Scheduler,
+    model: options.Model, machine: Profile, workload: options.Workload, scheduler: options.PolicyScheduler = None,
     gen: options.Gen = None, batch: options.Batch = None, microbatch: options.Microbatch = None, padded: options.Padded = False,
     policy: options.PolicyFile = None, trace: options.Trace = None, seed: options.Seed = 0, timeline: options.Timeline = None,
     record_routing: Record = None, log: LogFile = None, device: Device = DeviceName.cpu, graphs: Graphs = False,

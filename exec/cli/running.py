@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    model: str, machine: str, workload: str, scheduler: str, *, gen: int | None, batch: int | None, microbatch: int | None, padded: bool,
+    model: str, machine: str, workload: str, scheduler: str | None, *, gen: int | None, batch: int | None, microbatch: int | None, padded: bool,
     policy: Path | None, trace: Path | None, seed: int, timeline: Path | None, record_routing: Path | None, log: Path | None,
     device: DeviceName, graphs: bool, as_json: bool,
 ) -> None:  # fmt: skip
@@ -31,7 +31,7 @@ def run(
     )
     check_runs_here(job.machine, device=device)
     replay = _replay(trace, job)
-    with output.progress(f"running {scheduler} (the first run compiles the kernels)"):
+    with output.progress(f"running {job.scheduler} (the first run compiles the kernels)"):
         done = execute(
             job, weights_of(model, spec, seed), record_routing=record_routing is not None, replay_routing=replay, device=device, graphs=graphs
         )
