@@ -14,7 +14,7 @@ from kernels.fused_moe.program import BLOCK, CHUNK, JUMP, OP
 from kernels.fused_moe.state import DISPATCHED, EXITED, GATED, ROUTED, TICKET
 from kernels.fused_moe.tiles import COMBINE, DISPATCH, DOWN, GATE_UP, ROUTE
 from kernels.gemm import columns
-from kernels.jit import inline, jit, prange
+from kernels.jit import inline, jit
 from kernels.router import select
 from kernels.vecmath import exp
 
@@ -22,18 +22,17 @@ _ONE = np.float32(1)
 
 
 @jit
-def _route(s, st, layer, block, chunk):
+def _route(s, x, gate, logits, ids, weights, counts, block, chunk):
     """Logits of a block of tokens for some experts; with all of them at hand, the top-k and its histogram."""
     first, left = block * s.token_rows, chunk * s.route_columns
     stop, right = min(s.tokens, first + s.token_rows), min(s.experts, left + s.route_columns)
-    columns(layer.x, first, stop - first, layer.gate, st.logits, first, left, right, left)
+    columns(x, first, stop - first, gate, logits, first, left, right, left)
     if not s.decode:
-        select(st.logits[first:stop], st.ids[0, first:stop], st.weights[0, first:stop])
-        counts = st.counts[block]
-        counts[:] = 0
+        select(logits[first:stop], ids[first:stop], weights[first:stop])
+        counts[block, :] = 0
         for t in range(first, stop):
             for j in range(s.top_k):
-                counts[st.ids[0, t, j]] += 1
+                counts[block, ids[t, j]] += 1
 
 
 @jit
@@ -64,91 +63,93 @@ def _place(s, ids, cursor, positions, token_of, first, stop):
 
 
 @jit
-def _dispatch(s, st, block):
+def _dispatch(s, ids, counts, cursors, positions, token_of, slots, found, block):
     """Rows of one block of tokens, behind those of the blocks before it; block 0 writes the table too."""
-    cursor, before = st.cursor[block], 0
+    cursor, before = cursors[block], 0
     for e in range(s.experts):
         cursor[e] = before
         for b in range(s.token_blocks):
-            before += st.counts[b, e]
+            before += counts[b, e]
             if b < block:
-                cursor[e] += st.counts[b, e]
+                cursor[e] += counts[b, e]
     first = block * s.token_rows
-    _place(s, st.ids[0], cursor, st.positions[0], st.token_of[0], first, min(s.tokens, first + s.token_rows))
+    _place(s, ids, cursor, positions, token_of, first, min(s.tokens, first + s.token_rows))
     if block == 0:
-        st.found[0] = _fill_table(s, st.counts, st.table[0])
+        found[0] = _fill_table(s, counts, slots)
 
 
 @jit
-def _choose(s, st, p):
-    """Decode: top-k, rows and table of all tokens into copy p."""
-    ids, cursor = st.ids[p], st.cursor[p]
-    select(st.logits, ids, st.weights[p])
+def _choose(s, logits, ids, weights, cursor, positions, token_of, slots):
+    """Decode: top-k, rows and table of all tokens, in one block's own copies. Returns the number of slots."""
+    select(logits, ids, weights)
     cursor[:] = 0
     for t in range(s.tokens):
         for j in range(s.top_k):
             cursor[ids[t, j]] += 1
-    st.found[p] = _fill_table(s, cursor.reshape(1, s.experts), st.table[p])
+    found = _fill_table(s, cursor.reshape(1, s.experts), slots)
     before = 0
     for e in range(s.experts):
         before, cursor[e] = before + cursor[e], before
-    _place(s, ids, cursor, st.positions[p], st.token_of[p], 0, s.tokens)
+    _place(s, ids, cursor, positions, token_of, 0, s.tokens)
+    return found
 
 
 @jit
-def _gate_up(s, st, layer, p, slot, chunk, panel, out):
+def _gate_up(s, x, experts, slots, token_of, act, slot, chunk, panel, out):
     """Columns of gate and up for the rows of a slot, gathered into `panel`; the activation goes to act."""
-    e, first, stop = st.table[p, slot]
+    e, first, stop = slots[slot]
     left, rows = chunk * s.gate_up_columns, stop - first
     right, size = min(s.ffn, left + s.gate_up_columns), s.ffn * s.hidden
     for r in range(rows):
-        panel[r, :] = layer.x[st.token_of[p, first + r]]
-    matrix = layer.experts[3 * e * size : (3 * e + 2) * size].reshape(2 * s.ffn, s.hidden)
+        t = token_of[first + r]
+        for h in range(s.hidden):
+            panel[r, h] = x[t, h]
+    matrix = experts[3 * e * size : (3 * e + 2) * size].reshape(2 * s.ffn, s.hidden)
     columns(panel, 0, rows, matrix, out, 0, left, right, 0)
     columns(panel, 0, rows, matrix, out, 0, s.ffn + left, s.ffn + right, right - left)
     for r in range(rows):
         for f in range(right - left):
             gate = out[r, f]
-            st.act[first + r, left + f] = gate / (_ONE + exp(-gate)) * out[r, right - left + f]
+            act[first + r, left + f] = gate / (_ONE + exp(-gate)) * out[r, right - left + f]
 
 
 @jit
-def _down(s, st, layer, p, slot, chunk):
-    e, first, stop = st.table[p, slot]
+def _down(s, experts, slots, act, y, slot, chunk):
+    e, first, stop = slots[slot]
     left, size = chunk * s.down_columns, s.ffn * s.hidden
-    matrix = layer.experts[(3 * e + 2) * size : (3 * e + 3) * size].reshape(s.hidden, s.ffn)
-    columns(st.act, first, stop - first, matrix, st.y, first, left, min(s.hidden, left + s.down_columns), left)
+    matrix = experts[(3 * e + 2) * size : (3 * e + 3) * size].reshape(s.hidden, s.ffn)
+    columns(act, first, stop - first, matrix, y, first, left, min(s.hidden, left + s.down_columns), left)
 
 
 @jit
-def _combine(s, st, layer, p, block, chunk):
-    """out = residual + weighted rows; in the decode form also hands out the choice, which is copy 0's."""
+def _combine(s, y, ids, weights, positions, residual, out, chosen, shares, block, chunk):
+    """out = residual + weighted rows; the first chunk also hands out what was chosen."""
     first, left = block * s.token_rows, chunk * s.combine_columns
     right = min(s.hidden, left + s.combine_columns)
     for t in range(first, min(s.tokens, first + s.token_rows)):
-        to = layer.out[t]
+        to = out[t]
         for h in range(left, right):
-            to[h] = layer.residual[t, h]
+            to[h] = residual[t, h]
         for j in range(s.top_k):
-            row, weight = st.y[st.positions[p, t, j]], st.weights[p, t, j]
+            row, weight = y[positions[t, j]], weights[t, j]
             for h in range(left, right):
                 to[h] += weight * row[h]
             if chunk == 0:
-                layer.ids[t, j], layer.weights[t, j] = st.ids[p, t, j], weight
+                chosen[t, j], shares[t, j] = ids[t, j], weight
 
 
 @jit
-def _wait(st, counter, target):
-    while acquire(st.counters, counter) < target:
+def _wait(counters, counter, target):
+    while acquire(counters, counter) < target:
         give_way()
 
 
 @inline
 def _wait_for_routing(s, st):
     if s.decode:
-        _wait(st, ROUTED, s.route_tiles)
+        _wait(st.counters, ROUTED, s.route_tiles)
     else:
-        _wait(st, DISPATCHED, s.token_blocks)
+        _wait(st.counters, DISPATCHED, s.token_blocks)
 
 
 @jit
@@ -160,20 +161,6 @@ def _skip(st, block, ticket, jump):
         if i == ticket or i >= drawn:
             st.stamps[i, 0] = st.stamps[i, 1] = known
             st.ran_on[i] = ~block
-
-
-@jit
-def _run(s, st, layer, p, op, block, chunk, panel, out):
-    if op == ROUTE:
-        _route(s, st, layer, block, chunk)
-    elif op == DISPATCH:
-        _dispatch(s, st, block)
-    elif op == GATE_UP:
-        _gate_up(s, st, layer, p, block, chunk, panel, out)
-    elif op == DOWN:
-        _down(s, st, layer, p, block, chunk)
-    else:
-        _combine(s, st, layer, p, block, chunk)
 
 
 @jit
@@ -191,33 +178,47 @@ def _done(s, st, op, block, chunk, end):
 @jit
 def _wait_for_inputs(s, st, p, op, block, chunk):
     if op == DISPATCH:
-        _wait(st, ROUTED, s.route_tiles)
+        _wait(st.counters, ROUTED, s.route_tiles)
     elif op == DOWN:
-        _wait(st, GATED + block, s.gate_up_chunks)
+        _wait(st.counters, GATED + block, s.gate_up_chunks)
     elif op == COMBINE:
         left, right = chunk * s.combine_columns, min(s.hidden, (chunk + 1) * s.combine_columns)
         parts = (right - left + s.down_columns - 1) // s.down_columns
-        _wait(st, GATED + s.slots + chunk, st.found[p] * parts)
+        _wait(st.counters, GATED + s.slots + chunk, st.found[p] * parts)
 
 
 @jit
-def _block(s, st, layer, program, number, blocks, panel, out):
-    """One block: draw, wait, run, stamp, count, until the list is drained. The last to leave resets the counters."""
+def run_block(s, st, layer, program, number, blocks, panel, out):
+    """One block: draw, wait, run, stamp, count, until the list is drained. The last to leave resets the counters.
+
+    panel [rows, hidden], out [rows, 2 gate-up columns]: scratch of this block.
+    """
     p, chosen = number if s.decode else 0, False
+    ids, weights, positions = st.ids[p], st.weights[p], st.positions[p]
+    token_of, slots = st.token_of[p], st.table[p]
     ticket = fetch_add(st.counters, TICKET, 1)
     while ticket < program.shape[0]:
         op, block, chunk = program[ticket, OP], program[ticket, BLOCK], program[ticket, CHUNK]
         if op > DISPATCH:
             _wait_for_routing(s, st)
         if op > DISPATCH and s.decode and not chosen:
-            _choose(s, st, p)
+            st.found[p] = _choose(s, st.logits, ids, weights, st.cursor[p], positions, token_of, slots)
             chosen = True
         if (op == GATE_UP or op == DOWN) and block >= st.found[p]:
             _skip(st, number, ticket, program[ticket, JUMP])
         else:
             _wait_for_inputs(s, st, p, op, block, chunk)
             st.stamps[ticket, 0] = clock_ns()
-            _run(s, st, layer, p, op, block, chunk, panel, out)
+            if op == ROUTE:
+                _route(s, layer.x, layer.gate, st.logits, ids, weights, st.counts, block, chunk)
+            elif op == DISPATCH:
+                _dispatch(s, ids, st.counts, st.cursor, positions, token_of, slots, st.found, block)
+            elif op == GATE_UP:
+                _gate_up(s, layer.x, layer.experts, slots, token_of, st.act, block, chunk, panel, out)
+            elif op == DOWN:
+                _down(s, layer.experts, slots, st.act, st.y, block, chunk)
+            else:
+                _combine(s, st.y, ids, weights, positions, layer.residual, layer.out, layer.ids, layer.weights, block, chunk)
             end = clock_ns()
             st.stamps[ticket, 1], st.ran_on[ticket] = end, number
             _done(s, st, op, block, chunk, end)
@@ -225,11 +226,3 @@ def _block(s, st, layer, program, number, blocks, panel, out):
     if fetch_add(st.counters, EXITED, 1) == blocks - 1:
         st.counters[:] = 0
         st.known[0] = 0
-
-
-@jit(parallel=True)
-def blocks_in_parallel(s, st, layer, program, panels, outs):
-    """One block for each row of `panels` [blocks, rows, hidden] and `outs` [blocks, rows, 2 columns]."""
-    blocks = panels.shape[0]
-    for b in prange(blocks):
-        _block(s, st, layer, program, np.int64(b), blocks, panels[b], outs[b])

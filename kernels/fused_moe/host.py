@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -44,4 +46,15 @@ class HostLaunch:
         """Run the layer; the stamps are in `state` afterwards."""
         from kernels.fused_moe import cpu
 
-        cpu.blocks_in_parallel(self._sizes, self.state, layer, self.program, self._panels, self._outs)
+        def block(b: int) -> None:
+            cpu.run_block(self._sizes, self.state, layer, self.program, b, self.blocks, self._panels[b], self._outs[b])
+
+        others = [_threads(self.blocks).submit(block, b) for b in range(1, self.blocks)]
+        block(0)
+        for other in others:
+            other.result()
+
+
+@functools.cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "moe-block")
