@@ -94,6 +94,7 @@ class CostModel:
         self.capacity = np.array([r.capacity for r in machine.resources.values()], np.float64)
         self._index = {name: i for i, name in enumerate(self.resources)}
         self._rates = _rate_table(machine, model.dtype)
+        self._variants = {(lane, op.partition(".")[2]) for lane, op in self._rates if not op.startswith("task.")}
         self._rows: dict[tuple[str | None, Work], Row] = {}
 
     @cached_property
@@ -169,6 +170,8 @@ class CostModel:
         where = self.machine.lane.get(lane)
         if where is None:
             raise UserError(f"machine {self.machine.name}: no lane {lane!r}; have {', '.join(self.machine.lane)}")
+        if (lane, work.variant) not in self._variants:
+            work = work._replace(variant="")  # this machine does it one way only
         if work.op in COPIES:
             latency_s, demands = self._copy(where, work)
         else:
@@ -185,9 +188,12 @@ class CostModel:
 
     def _copy(self, lane: Lane, work: Work) -> tuple[float, list[Demand]]:
         """Bytes cross every resource of the path; the cores pay for moving them where a thread copies."""
-        rate = self._rate(lane, work.op)
-        demands = [(name, float(work.bytes), self.machine.resources[name].capacity * (rate.bytes_efficiency if k == 0 else 1.0), 1.0)
-                   for k, name in enumerate(lane.path)]  # fmt: skip
+        rate = self._rate(lane, f"{work.op}.{work.variant}" if work.variant else work.op)
+        demands = []
+        for k, name in enumerate(lane.path):
+            resource = self.machine.resources[name]
+            scale = rate.bytes_scale if resource.kind == "memory" else 1.0
+            demands.append((name, work.bytes * scale, resource.capacity * scale * (rate.bytes_efficiency if k == 0 else 1.0), 1.0))
         if lane.cores is not None and rate.curve:
             busy_s = ratio_at(rate.ratio, work.bytes) * curve_at(rate.curve, work.bytes)
             demands.append((lane.cores, busy_s, float(lane.threads), float(lane.threads)))
@@ -221,7 +227,17 @@ class CostModel:
         if busy_s and lane.cores:
             threads = float(lane.threads)
             demands.append((lane.cores, busy_s * threads * (ratio_at(whole.ratio, size_of(work)) if whole else 1.0), threads, threads))
-        return latency_s, demands
+        return latency_s + self._all_reduce_s(lane, work), demands
+
+    def _all_reduce_s(self, lane: Lane, work: Work) -> float:
+        """Tensor parallelism sums partial rows [tokens, hidden] over the ranks behind the O projection and
+        behind the experts, both in post_attn. Ring: 2 (n - 1) / n of the bytes cross each rank's link."""
+        if lane.ranks == 1 or work.op != "post_attn":
+            return 0.0
+        rate = self._rate(lane, "all_reduce")
+        assert lane.peers is not None, lane
+        crossed = 2 * (lane.ranks - 1) / lane.ranks * work.tokens * self.model.hidden * self.model.dtype_bytes
+        return 2 * (rate.latency_s + crossed / (self.machine.resources[lane.peers].capacity * rate.bytes_efficiency))
 
 
 def size_of(work: Work) -> float:

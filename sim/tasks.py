@@ -41,6 +41,9 @@ class Work(NamedTuple):
     """Time that passes before any demand, on top of the op table's own latency (timers)."""
     expert_tokens: tuple[int, ...] = ()
     """Rows of each expert [experts] where a routing trace tells them; empty: expected values."""
+    variant: str = ""
+    """How a system does this op, where others do it otherwise ("pinned", "expanded"): the machine's op
+    table may price it apart, in a row `op.variant`. What is computed or moved is the same."""
 
 
 @dataclass(frozen=True, slots=True)

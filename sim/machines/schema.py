@@ -69,6 +69,8 @@ class Lane(Strict):
     cores: str | None = Field(None, description="cores resource whose threads do the work")
     threads: int = Field(0, ge=0, description="threads that a task keeps busy while it runs")
     home: str | None = Field(None, description="memory that the lane's buffers live in")
+    ranks: int = Field(1, ge=1, le=64, description="equal devices that do each task together; capacities are those of all of them")
+    peers: str | None = Field(None, description="link of one rank, over which the ranks sum what each has computed")
     paced_bytes_per_s: float | None = Field(None, gt=0, description="the executor paces copies to this rate; none: native")
 
 
@@ -145,13 +147,15 @@ class Machine(Strict):
     @model_validator(mode="after")
     def _refers(self) -> Machine:
         for lane in self.lanes:
-            named = {"compute": lane.compute, "memory": lane.memory, "cores": lane.cores}
+            named = {"compute": lane.compute, "memory": lane.memory, "cores": lane.cores, "peers": lane.peers}
             for field, resource in [*named.items(), *(("path", p) for p in lane.path)]:
                 if resource is not None and resource not in self.resources:
                     raise ValueError(f"lanes.{lane.name}.{field}: no resource {resource!r}; have {', '.join(self.resources)}")
             used = [r for r in (lane.compute, lane.memory, lane.cores, *lane.path) if r is not None]
             if len(set(used)) < len(used):
                 raise ValueError(f"lanes.{lane.name}: names a resource twice; a task demands each once")
+            if lane.ranks > 1 and lane.peers is None:
+                raise ValueError(f"lanes.{lane.name}.peers: missing; {lane.ranks} ranks need a link between them")
             if lane.home is not None and lane.home not in self.memories:
                 raise ValueError(f"lanes.{lane.name}.home: no memory {lane.home!r}; have {', '.join(self.memories)}")
         for resource in self.fabric.resources if self.fabric else ():

@@ -32,13 +32,17 @@ class Scheduler:
     Attributes
     ----------
     lanes: lanes that it needs. streams: whether experts come from the host. kv: where the cache lives.
-    attention: where decode attention may run; the first is the default.
+    attention: where decode attention may run; the first is the default. layer_copy: variant of the
+    copies of whole layers. expert_kernel: variant of post_attn. ahead: whether a pass streams layer 0 for the next one.
     """
 
     lanes: ClassVar[tuple[str, ...]] = ("gpu",)
     attention: ClassVar[tuple[Literal["cpu", "gpu"], ...]] = ("gpu",)
     streams: ClassVar[bool] = True
     kv: ClassVar[Literal["cpu", "gpu"]] = "cpu"
+    layer_copy: ClassVar[str] = ""
+    expert_kernel: ClassVar[str] = ""
+    ahead: ClassVar[bool] = True
 
     def __init__(self, model: ModelSpec, policy: Policy, *, seed: int = 0) -> None:
         """Raises UserError for a policy that this scheduler cannot follow."""
@@ -198,12 +202,13 @@ class Scheduler:
 
     def _run(self, at: At, rows: Sequence[Rows], index: int, more: bool, notify: bool) -> Pass:
         """Launch a pass; `index`: passes before it; `more`: whether another may follow."""
-        stream = weights.Weights(self._launch, self.sizes, index, more, at)
-        p = Pass(self._launch, self.sizes, stream, at, rows, notify)
+        warms = more and self.ahead
+        stream = weights.Weights(self._launch, self.sizes, index, warms, at, self.layer_copy)
+        p = Pass(self._launch, self.sizes, stream, at, rows, notify, self.expert_kernel)
         if not self._warm:
-            stream.layer_to_gpu(0)
+            stream.layer_to_gpu(0, after=self._launch.give_back(weights.TURN))
         (self.decode if at.phase == "decode" else self.prefill)(p)
-        self._warm = more
+        self._warm = warms
         return p
 
     def _hand_out(self) -> Plan:

@@ -20,13 +20,14 @@ class CGOPipe(Scheduler):
 
     lanes = ("gpu", "cpu", "h2d", "d2h", "pin")
     attention = ("cpu", "gpu")
+    expert_kernel = "tiled"
 
     def own_pools(self) -> dict[str, int]:
         return {**super().own_pools(), **(flexgen.POOLS if self.attention_on == "gpu" else {})}
 
     def decode(self, p: Pass) -> None:
         if self.attention_on == "gpu":
-            flexgen.decode(p)
+            flexgen.s4(p)
             return
         n = len(p.rows)
 

@@ -53,8 +53,8 @@ class Rows(NamedTuple):
 
 @dataclass(slots=True)
 class Pass:
-    """rows: micro-batches in launch order. notify: whether samplings raise Finished.
-    samples: the sampling task of each micro-batch, once launched."""
+    """rows: micro-batches in launch order. notify: whether samplings raise Finished. expert_kernel:
+    variant of post_attn. samples: the sampling task of each micro-batch, once launched."""
 
     launch: Launcher
     sizes: Sizes
@@ -62,6 +62,7 @@ class Pass:
     at: At
     rows: Sequence[Rows]
     notify: bool
+    expert_kernel: str = ""
     samples: dict[int, Rows] = field(default_factory=dict)
 
     @property
@@ -80,10 +81,10 @@ class Pass:
         reads = (buffers.token(r.cache),) if self.at.phase == "decode" else ()
         return self._compute("embed", r, reads=reads, writes=(buffers.hidden(r.microbatch),), takes=takes)
 
-    def pre_attn(self, i: int, r: Rows, takes: Sequence[tuple[str, int]] = ()) -> int:
+    def pre_attn(self, i: int, r: Rows, takes: Sequence[tuple[str, int]] = (), after: Sequence[int] = ()) -> int:
         """RMSNorm, QKV projection, RoPE."""
         j = r.microbatch
-        return self._compute("pre_attn", r, i, reads=(buffers.hidden(j),), writes=(buffers.qkv(j),), takes=takes)
+        return self._compute("pre_attn", r, i, reads=(buffers.hidden(j),), writes=(buffers.qkv(j),), takes=takes, after=after)
 
     def attn_prefill(self, i: int, r: Rows, cached: bool = False) -> int:
         """Causal attention over the prompts; `cached`: K and V also go to the cache on the GPU."""
@@ -91,20 +92,21 @@ class Pass:
         writes = (buffers.attn(j), buffers.kv_gpu(i, r.cache)) if cached else (buffers.attn(j),)
         return self._compute("attn_prefill", r, i, context=r.pairs(self.sizes.seen(i)), reads=(buffers.qkv(j),), writes=writes)
 
-    def attn_gpu(self, i: int, r: Rows, cache: str, releases: Sequence[int] = ()) -> None:
+    def attn_gpu(self, i: int, r: Rows, cache: str, releases: Sequence[int] = ()) -> int:
         """Append K and V to `cache`, a buffer on the GPU, and attend to it."""
         j = r.microbatch
         reads, writes = (buffers.qkv(j), cache), (buffers.attn(j), cache)
         context = r.entries(self.sizes.seen(i))
-        self._compute("attn_decode", r, i, context=context, reads=reads, writes=writes, releases=releases)
+        return self._compute("attn_decode", r, i, context=context, reads=reads, writes=writes, releases=releases)
 
-    def post_attn(self, i: int, r: Rows) -> None:
+    def post_attn(self, i: int, r: Rows) -> int:
         """O projection, router and experts. The last micro-batch's gives the layer's weights back."""
         j = r.microbatch
         reads = (buffers.attn(j), buffers.hidden(j), *self.weights.buffers(i))
         releases = self.weights.free(i) if r is self.rows[-1] else ()
         experts = self.sizes.experts if self.sizes.routed(i) else 0
-        self._compute("post_attn", r, i, experts=experts, reads=reads, writes=(buffers.hidden(j),), releases=releases)
+        work = Work("post_attn", r.tokens, r.sequences, experts=experts, variant=self.expert_kernel)
+        return self._add(work, "gpu", r, i, reads=reads, writes=(buffers.hidden(j),), releases=releases)
 
     def sample(self, r: Rows, releases: Sequence[int] = ()) -> None:
         """Final norm, LM head and the next token of each sequence."""
@@ -113,24 +115,25 @@ class Pass:
         number = self._add(work, "gpu", r, reads=reads, writes=writes, releases=releases, notify=self.notify)
         self.samples[number] = r
 
-    def finish(self, i: int, r: Rows) -> None:
-        """post_attn, and the sampling behind the last layer."""
-        self.post_attn(i, r)
+    def finish(self, i: int, r: Rows) -> int:
+        """post_attn, whose number is returned, and the sampling behind the last layer."""
+        number = self.post_attn(i, r)
         if i == self.sizes.layers - 1:
             self.sample(r)
+        return number
 
-    def begin(self, i: int, r: Rows) -> None:
+    def begin(self, i: int, r: Rows, after: Sequence[int] = ()) -> None:
         """pre_attn, and the embedding before the first layer."""
         if i == 0:
             self.embed(r)
-        self.pre_attn(i, r)
+        self.pre_attn(i, r, after=after)
 
     # Attention on the CPU -----------------------------------------------------------------------
 
-    def attn_cpu(self, i: int, r: Rows) -> None:
+    def attn_cpu(self, i: int, r: Rows, variant: str = "") -> None:
         """Append K and V to the host cache and attend to it there."""
         j, kv = r.microbatch, buffers.kv_host(i, r.cache)
-        work = Work("attn_decode", r.tokens, r.sequences, r.entries(self.sizes.seen(i)))
+        work = Work("attn_decode", r.tokens, r.sequences, r.entries(self.sizes.seen(i)), variant=variant)
         self._add(work, "cpu", r, i, reads=(buffers.qkv_host(j), kv), writes=(buffers.attn_host(j), kv))
 
     def offload_qkv(self, i: int, r: Rows) -> None:
@@ -138,10 +141,10 @@ class Pass:
         j = r.microbatch
         self._copy("offload_qkv", "d2h", r, i, self.sizes.qkv_bytes, (buffers.qkv(j),), (buffers.qkv_host(j),))
 
-    def load_hidden(self, i: int, r: Rows) -> None:
+    def load_hidden(self, i: int, r: Rows) -> int:
         """D2: the output of CPU attention to the GPU."""
         j = r.microbatch
-        self._copy("load_hidden", "h2d", r, i, self.sizes.attn_bytes, (buffers.attn_host(j),), (buffers.attn(j),))
+        return self._copy("load_hidden", "h2d", r, i, self.sizes.attn_bytes, (buffers.attn_host(j),), (buffers.attn(j),))
 
     # KV cache and activations between GPU and host ----------------------------------------------
 
@@ -152,12 +155,12 @@ class Pass:
         reads, writes = (buffers.qkv(r.microbatch),), (buffers.kv_host(i, r.cache),)
         self._add(work, "d2h", r, i, reads=reads, writes=writes, after=after, releases=releases)
 
-    def kv_to_gpu(self, i: int, r: Rows, slot: int) -> int:
+    def kv_to_gpu(self, i: int, r: Rows, slot: int, after: Sequence[int] = ()) -> int:
         """D4: the host cache, without the entries to come, to staging slot `slot`."""
         context = r.entries(self.sizes.seen(i), before=1)
         work = Work("kv_to_gpu", r.tokens, r.sequences, context, bytes=context * self.sizes.kv_bytes)
         reads, writes = (buffers.kv_host(i, r.cache),), (buffers.kv_stage(slot),)
-        return self._add(work, "h2d", r, i, reads=reads, writes=writes, takes=((KV_STAGE, 1),))
+        return self._add(work, "h2d", r, i, reads=reads, writes=writes, takes=((KV_STAGE, 1),), after=after)
 
     def hidden_to_cpu(self, i: int, r: Rows, releases: Sequence[int] = ()) -> None:
         j = r.microbatch
@@ -172,11 +175,11 @@ class Pass:
     # What all of them come to -------------------------------------------------------------------
 
     def _compute(
-        self, op: str, r: Rows, i: int = -1, *, context: int = 0, experts: int = 0, reads: Sequence[str], writes: Sequence[str],
-        takes: Sequence[tuple[str, int]] = (), releases: Sequence[int] = (),
+        self, op: str, r: Rows, i: int = -1, *, context: int = 0, reads: Sequence[str], writes: Sequence[str],
+        takes: Sequence[tuple[str, int]] = (), releases: Sequence[int] = (), after: Sequence[int] = (),
     ) -> int:  # fmt: skip
-        work = Work(op, r.tokens, r.sequences, context, experts)
-        return self._add(work, "gpu", r, i, reads=reads, writes=writes, takes=takes, releases=releases)
+        work = Work(op, r.tokens, r.sequences, context)
+        return self._add(work, "gpu", r, i, reads=reads, writes=writes, after=after, takes=takes, releases=releases)
 
     def _copy(
         self, op: str, lane: str, r: Rows, i: int, row_bytes: int, reads: Sequence[str], writes: Sequence[str], *,

@@ -18,6 +18,8 @@ from sim.schedulers.sizes import Sizes
 from sim.tasks import Work
 
 GPU_PAGES, PINNED_SLOTS = "gpu_pages", "pinned_slots"
+TURN = "turn"
+"""Name under which a pass keeps the task that the next pass's first copy waits for."""
 
 
 def pools(sizes: Sizes, stages: bool) -> dict[str, int]:
@@ -33,7 +35,7 @@ class Weights:
     """The weight stream of one pass.
 
     index: passes before this one. more: whether another pass may follow, which then finds layer 0
-    streamed. at: what tasks launched here are labelled with.
+    streamed. at: what tasks launched here are labelled with. variant: how whole layers are copied.
     """
 
     launch: Launcher
@@ -41,6 +43,7 @@ class Weights:
     index: int
     more: bool
     at: At
+    variant: str = ""
 
     def streams(self, layer: int) -> bool:
         """Whether anything is to be copied for `layer`."""
@@ -62,12 +65,15 @@ class Weights:
         """Holds that end with the last post_attn of `layer`."""
         return self.launch.give_back(f"w.{self.half(layer)}") if self.streams(layer) else ()
 
-    def layer_to_gpu(self, layer: int) -> None:
-        """All of a layer in one copy from pageable memory."""
+    def layer_to_gpu(self, layer: int, after: tuple[int, ...] = ()) -> None:
+        """All of a layer in one copy: from pageable memory, or as `variant` says."""
         if not self.streams(layer):
             return
         h, n = self.half(layer), self.sizes.pages
-        number = self._copy("layer_to_gpu", layer, self.sizes.layer_bytes, lane="h2d", takes=((GPU_PAGES, n),), writes=buffers.half(h, n))
+        number = self._copy(
+            "layer_to_gpu", layer, self.sizes.layer_bytes, lane="h2d", takes=((GPU_PAGES, n),), writes=buffers.half(h, n),
+            after=after, variant=self.variant,
+        )  # fmt: skip
         self.launch.keep(f"w.{h}", number)
 
     def page_to_pin(self, layer: int, pages: Iterable[int]) -> None:
@@ -101,10 +107,11 @@ class Weights:
 
     def _copy(
         self, op: str, layer: int, size: int, page: int = -1, *, lane: str, takes: tuple[tuple[str, int], ...],
-        writes: tuple[str, ...], reads: tuple[str, ...] = (), releases: tuple[int, ...] = (),
+        writes: tuple[str, ...], reads: tuple[str, ...] = (), releases: tuple[int, ...] = (), after: tuple[int, ...] = (),
+        variant: str = "",
     ) -> int:  # fmt: skip
         return self.launch.add(
-            Work(op, bytes=size), lane, reads=reads, writes=writes, takes=takes, releases=releases,
+            Work(op, bytes=size, variant=variant), lane, reads=reads, writes=writes, takes=takes, releases=releases, after=after,
             at=self.at, layer=layer % self.sizes.layers, page=page,
         )  # fmt: skip
 

@@ -34,7 +34,7 @@ def test_names() -> None:
     ("name", "op", "lane", "gigabytes_per_s"),
     [
         ("t4", "layer_to_gpu", "h2d", 5.43), ("l4", "layer_to_gpu", "h2d", 5.44), ("t4", "page_to_gpu", "h2d", 11.0),
-        ("l4", "page_to_gpu", "h2d", 11.0), ("t4", "page_to_pin", "pin", 7.25), ("l4", "page_to_pin", "pin", 10.5),
+        ("l4", "page_to_gpu", "h2d", 11.0), ("t4", "page_to_pin", "pin", 7.4), ("l4", "page_to_pin", "pin", 10.9),
         ("l4", "load_hidden", "h2d", 12.1),
     ],
 )  # fmt: skip
@@ -54,11 +54,56 @@ def test_l4_attention_and_experts_match_fig_9() -> None:
     assert post == pytest.approx(12.5, rel=0.1)
 
 
-def test_tensor_parallel_boxes_scale_memory_but_not_the_link() -> None:
+@pytest.mark.parametrize(
+    ("name", "op", "variant", "gigabytes_per_s"),
+    [
+        ("t4", "layer_to_gpu", "host", 7.2), ("l4", "layer_to_gpu", "host", 8.1), ("t4", "layer_to_gpu", "pinned", 11.0),
+        ("l4", "layer_to_gpu", "pinned", 11.1), ("4xt4", "layer_to_gpu", "host", 7.2), ("4xt4", "layer_to_gpu", "pinned", 11.0),
+        ("4xt4", "page_to_gpu", "", 44.0), ("4xt4", "page_to_pin", "", 29.6), ("4xt4", "kv_to_gpu", "", 28.8),
+    ],
+)  # fmt: skip
+def test_how_each_system_copies(name: str, op: str, variant: str, gigabytes_per_s: float) -> None:
+    """Tensor-parallel ranks stream a part each; a pipeline's or ZeRO's GPUs each stream all of it."""
+    costs = CostModel(machines.load(name), load_model("mixtral-8x7b"))
+    lane = "pin" if op == "page_to_pin" else "h2d"
+    assert 10 / (costs.solo_ps(lane, Work(op, bytes=10**10, variant=variant)) / 1e12) == pytest.approx(gigabytes_per_s, rel=1e-3)
+
+
+def test_a_machine_that_prices_no_variant_takes_the_op_as_it_is() -> None:
+    costs = CostModel(machines.load("h100"), load_model("mixtral-8x7b"))
+    copy = Work("layer_to_gpu", bytes=10**9)
+    assert costs.solo_ps("h2d", copy._replace(variant="host")) == costs.solo_ps("h2d", copy)
+    plain, expanded = (Work("attn_decode", 8, 8, 800, variant=v) for v in ("", "expanded"))
+    assert costs.solo_ps("cpu", plain) == costs.solo_ps("cpu", expanded)
+    paper = CostModel(machines.load("l4"), load_model("mixtral-8x7b"))
+    assert paper.solo_ps("cpu", expanded) > 5 * paper.solo_ps("cpu", plain)
+
+
+def test_fused_expert_kernel_computes_whole_tiles() -> None:
+    """T4: 36 tokens over 8 experts leave 9 rows each; as tiles of 64 they are bound by FLOPs."""
+    costs = CostModel(machines.load("t4"), load_model("mixtral-8x7b"))
+    sizes = ((36, ""), (36, "tiled"), (256, ""))
+    few, tiled, full = (costs.solo_ps("gpu", Work("post_attn", n, n, experts=8, variant=v)) for n, v in sizes)
+    assert few < 0.9 * tiled
+    assert tiled == pytest.approx(full, rel=0.05)
+
+
+def test_ranks_sum_what_each_has_computed() -> None:
+    model = load_model("mixtral-8x22b")
+    four = machines.load("4xt4")
+    alone = four.model_copy(update={"lanes": tuple(lane.model_copy(update={"ranks": 1, "peers": None}) for lane in four.lanes)})
+    work = Work("post_attn", 1000, 1000, experts=8)
+    seconds = [CostModel(m, model).solo_ps("gpu", work) / 1e12 for m in (four, alone)]
+    bytes_crossed = 2 * 3 / 4 * 1000 * 6144 * 2
+    assert seconds[0] - seconds[1] == pytest.approx(2 * (1e-4 + bytes_crossed / 5.5e9), rel=1e-6)
+
+
+def test_tensor_parallel_boxes_scale_memory_and_links() -> None:
     one, four = machines.load("t4"), machines.load("4xt4")
     assert four.memories["gpu"].bytes == 4 * one.memories["gpu"].bytes
     assert four.resources["gpu.memory"].capacity == 4 * one.resources["gpu.memory"].capacity
-    assert four.resources["link.h2d"] == one.resources["link.h2d"]
+    assert four.resources["link.h2d"].capacity == 4 * one.resources["link.h2d"].capacity
+    assert four.resources["link.peer"].capacity == one.resources["link.h2d"].capacity
 
 
 def test_fabric_paths() -> None:

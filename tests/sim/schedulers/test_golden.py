@@ -7,8 +7,6 @@ H hidden_to_gpu, h hidden_to_cpu, W page_to_gpu, w page_to_pin, D layer_to_gpu, 
 
 from __future__ import annotations
 
-import pytest
-
 from sim.events import Arrived, Request
 from sim.plan import Plan
 from sim.schedulers import registry
@@ -161,21 +159,46 @@ def test_fastdecode_moves_a_layer_as_one_block_behind_its_last_hidden() -> None:
 
 
 def test_flexgen_c_overlaps_nothing() -> None:
-    """S3: pre, D1, CPU attention, D2, post of one micro-batch, then of the next."""
+    """S3: an attention pass (pre, D1, CPU attention, D2 of one micro-batch, then of the next), then the
+    experts; a layer's experts come with its own first micro-batch."""
     plan = plan_of("flexgen-c", gen=4)
-    assert order(plan, "gpu", 2) == words("""
-        E0 P00 F00 E1 P01 F01 E2 P02 F02 E3 P03 F03
-        P10 F10 P11 F11 P12 F12 P13 F13
-        P20 F20 S0 P21 F21 S1 P22 F22 S2 P23 F23 S3
-    """)
-    assert order(plan, "h2d", 2) == "D1 L00 L01 L02 L03 D2 L10 L11 L12 L13 D0 L20 L21 L22 L23"
+    assert order(plan, "gpu", 2) == FLEXGEN_C_GPU
+    assert order(plan, "h2d", 2) == "D0 L00 L01 L02 L03 D1 L10 L11 L12 L13 D2 L20 L21 L22 L23"
     assert order(plan, "cpu", 2) == "A00 A01 A02 A03 A10 A11 A12 A13 A20 A21 A22 A23"
+    attentions = [t for t in plan.tasks() if t.op == "attn_decode" and t.step == 2]
+    fronts = {(t.layer, t.microbatch): t for t in plan.tasks() if t.op == "pre_attn" and t.step == 2}
+    loads = {(t.layer, t.microbatch): t.number for t in plan.tasks() if t.op == "load_hidden" and t.step == 2}
+    assert all(t.work.variant == "expanded" for t in attentions)
+    assert all(loads[1, k - 1] in fronts[1, k].deps for k in range(1, 4)), "the host waits for each attention"
 
 
-@pytest.mark.parametrize(("name", "policy"), [("flexgen", {}), ("cgopipe", {"attention": "gpu"})])
-def test_flexgen_prefetches_the_next_cache(name: str, policy: dict[str, object]) -> None:
-    """S4, also CGOPipe's fall-back for attention on the GPU."""
-    plan = plan_of(name, gen=4, **policy)
+FLEXGEN_C_GPU = words("""
+    E0 P00 E1 P01 E2 P02 E3 P03  F00 F01 F02 F03
+    P10 P11 P12 P13  F10 F11 F12 F13
+    P20 P21 P22 P23  F20 S0 F21 S1 F22 S2 F23 S3
+""")
+
+
+def test_flexgen_separates_attention_from_experts() -> None:
+    """sep_layer: caches come beside attention only, the first one beside the last experts of the layer
+    before; a layer's experts come with its own first micro-batch, when the layer before is done."""
+    plan = plan_of("flexgen", gen=4)
+    assert order(plan, "gpu", 2) == words("""
+        E0 P00 A00 E1 P01 A01 E2 P02 A02 E3 P03 A03  F00 F01 F02 F03
+        P10 A10 P11 A11 P12 A12 P13 A13  F10 F11 F12 F13
+        P20 A20 P21 A21 P22 A22 P23 A23  F20 S0 F21 S1 F22 S2 F23 S3
+    """)
+    assert order(plan, "h2d", 2) == "D0 K00 K01 K02 K03 K10 D1 K11 K12 K13 K20 D2 K21 K22 K23"
+    at = {word(t): t for t in plan.tasks() if t.step == 2}
+    assert at["F03"].number in at["D1"].deps and at["F02"].number in at["K10"].deps
+    assert at["D1"].work.variant == "host"
+    before = {word(t): t for t in plan.tasks() if t.step == 1}
+    assert before["F23"].number in at["D0"].deps, "the next step begins when this one is over"
+
+
+def test_cgopipe_with_attention_on_the_gpu_prefetches_the_next_cache() -> None:
+    """S4 as drawn, CGOPipe's fall-back for attention on the GPU."""
+    plan = plan_of("cgopipe", gen=4, attention="gpu")
     assert order(plan, "gpu", 2) == words("""
         E0 P00 A00 F00 E1 P01 A01 F01 E2 P02 A02 F02 E3 P03 A03 F03
         P10 A10 F10 P11 A11 F11 P12 A12 F12 P13 A13 F13
