@@ -31,7 +31,7 @@ class _SimulatedWarp:
         thread.warp_turn = 1 - turn  # two sets of slots: a fast thread's next value overwrites none of these
         self.values[turn][lane] = value
         self.barrier.wait(PATIENCE_S)
-        return self.values[turn]
+        return list(self.values[turn])
 
 
 _making = threading.Lock()
@@ -88,7 +88,7 @@ def _warp_max(x):
 @primitive
 def warp_best(x, index):
     """(largest x of the warp, its index): of equal x the lowest index, in every thread."""
-    return max(zip(_everyone(x), _everyone(index), strict=True), key=lambda pair: (pair[0], -pair[1]))
+    return max(_everyone((x, index)), key=lambda pair: (pair[0], -pair[1]))
 
 
 @_compiled
