@@ -43,10 +43,27 @@ def choose(
     model: str, machine: str, workload: str, *, gen: int | None, objective: str, refine: int, padded: bool, seed: int, paper: Paper | None,
     to: Path | None, cached: bool, as_json: bool,
 ) -> None:  # fmt: skip
+
+    output.check_writable("-o", to, (".yaml", ".yml"))
+    found, what = ask(
+        model, machine, workload, gen=gen, objective=objective, refine=refine, padded=padded, seed=seed, paper=paper, cached=cached
+    )
+    if to is not None:
+        write(found, to, what)
+    if as_json:
+        output.print_json(found.as_dict())
+    else:
+        show(found, what)
+
+
+def ask(
+    model: str, machine: str, workload: str, *, gen: int | None, objective: str, refine: int, padded: bool, seed: int, paper: Paper | None,
+    cached: bool,
+) -> tuple[Found, str]:  # fmt: skip
+    """The answer, kept or found now, and what the question was. Raises UserError where nothing fits."""
     from sim import machines, models
     from sim.policy import stored
 
-    output.check_writable("-o", to, (".yaml", ".yml"))
     if paper is not None and objective != "throughput":
         raise UserError(f"--objective: is {objective}; the released optimiser knows throughput only")
     spec, box, load = models.load(model), machines.load(machine), options.traffic(workload, gen, padded)
@@ -56,12 +73,7 @@ def choose(
         found, remark = stored.answer(stored.key(spec, box, load, arguments), compute) if cached else (compute(), "")
     if remark:
         output.note(remark)
-    if to is not None:
-        write(found, to, f"{spec.name} on {box.name}, {load.name}, {load.longest_generation} tokens to generate")
-    if as_json:
-        output.print_json(found.as_dict())
-    else:
-        show(found, f"{spec.name} on {box.name}, {load.name}")
+    return found, f"{spec.name} on {box.name}, {load.name}, {load.longest_generation} tokens to generate"
 
 
 def _paper(model: ModelSpec, machine: Machine, workload: Workload, paper: Paper) -> Callable[[], Found]:

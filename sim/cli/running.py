@@ -41,7 +41,7 @@ def compare(make: Callable[[str], Job], schedulers: str, *, trace: Path | None, 
 
 
 def _simulate(job: Job, trace: Path | None, engine: str) -> Outcome:
-    routing = None if trace is None else _routing(trace, job)
+    routing = None if trace is None else routing_of(trace, job)
     with output.progress(f"simulating {job.scheduler} (the first run compiles the engine, about 10 s)"):
         from sim.simulate import simulate_job
 
@@ -52,7 +52,7 @@ def _simulate(job: Job, trace: Path | None, engine: str) -> Outcome:
     return outcome
 
 
-def _routing(path: Path, job: Job) -> TraceRouting:
+def routing_of(path: Path, job: Job) -> TraceRouting:
     from sim.routing import TraceRouting
 
     routing = TraceRouting(path)

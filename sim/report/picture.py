@@ -16,7 +16,7 @@ from traces.timeline import Timeline
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_STYLE = {
+STYLE = {
     "font.family": "sans-serif", "font.size": 9.5, "svg.fonttype": "none", "svg.hashsalt": "tandem", "axes.edgecolor": "#C4C8CF",
     "text.color": "#1B1F24", "xtick.color": "#5A6370", "ytick.color": "#1B1F24", "axes.labelcolor": "#5A6370",
 }  # fmt: skip
@@ -43,7 +43,7 @@ def write_picture(
     longest = max(b - a for a, b in (s for s in spans.values() if s))
     lanes = {label: _lanes(t, spans[label]) for label, t in timelines.items()}
     heights = [len(found) for found in lanes.values()]
-    with plt.rc_context(_STYLE), replacing(path) as part:
+    with plt.rc_context(STYLE), replacing(path) as part:
         size = (width_inches, 1.15 + 0.33 * sum(heights) + 0.3 * len(heights))
         figure, axes = plt.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights, figsize=size, layout="constrained")
         for axis, (label, t), tint in zip(axes[:, 0], timelines.items(), (SIMULATED, MEASURED) * len(timelines), strict=False):
