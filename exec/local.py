@@ -18,8 +18,8 @@ SHARE = 0.8
 """Part of the free memory that a run may take."""
 
 
-def this_computer() -> Machine:
-    """Native lanes, and budgets that follow from the memory that is free now."""
+def this_computer(device: DeviceName = DeviceName.cpu) -> Machine:
+    """Native lanes, and budgets that follow from the memory that is free now (on a GPU, of its own)."""
     gpu_threads, cpu_threads = threads_of_lanes()
     free = free_bytes()
     half = Memory(bytes=int(free * SHARE / 2), source="half of the memory that was free at the start")
@@ -30,7 +30,7 @@ def this_computer() -> Machine:
             "cores": Resource(kind="cores", capacity=float(os.cpu_count() or 1), source="as many as the system counts"),
             "memory": Resource(kind="memory", capacity=10e9, source=unknown),
         },
-        memories={"gpu": half, "cpu": half, "pinned": half},
+        memories={"gpu": _device_memory() if device is DeviceName.cuda else half, "cpu": half, "pinned": half},
         lanes=(
             Lane(name="gpu", kind="compute", memory="memory", cores="cores", threads=gpu_threads, home="gpu"),
             Lane(name="cpu", kind="compute", memory="memory", cores="cores", threads=cpu_threads, home="cpu"),
@@ -38,6 +38,13 @@ def this_computer() -> Machine:
         ),
         ops=(),
     )  # fmt: skip
+
+
+def _device_memory() -> Memory:
+    import torch
+
+    free, _ = torch.cuda.mem_get_info()
+    return Memory(bytes=int(0.9 * free), source="nine tenths of the device memory that was free at the start")
 
 
 def check_runs_here(machine: Machine, flag: str = "--machine", device: DeviceName = DeviceName.cpu) -> None:

@@ -1,8 +1,9 @@
-"""python -m exec: calibrate, run, validate, generate, demo."""
+"""python -m exec: calibrate, run, validate, bench, doctor, generate, demo."""
 
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,15 @@ app = typer.Typer(
 
 Device = Annotated[DeviceName, typer.Option(help="What plays the device: threads of this computer, or a CUDA GPU.")]
 Graphs = Annotated[bool, typer.Option("--graphs", help="On a GPU, replay the tasks that repeat as CUDA graphs.")]
+
+
+class Form(StrEnum):
+    md = "md"
+    csv = "csv"
+    json = "json"
+    jsonl = "jsonl"
+
+
 Output = Annotated[Path, typer.Option("-o", help="Profile to write, YAML.", show_default=False)]
 Profile = Annotated[str, typer.Option(help="Profile of this computer, from calibrate.", show_default=False)]
 Record = Annotated[Path | None, typer.Option(help="Write what the routers choose: OUT.parquet.")]
@@ -65,6 +75,38 @@ def validate(
     from exec.cli import validating
 
     validating.validate(machine, grid, device, json)
+
+
+@app.command()
+def bench(
+    device: Device = DeviceName.cpu,
+    op: Annotated[list[str] | None, typer.Option(help="Kernels to measure beside torch's; may be repeated. Default: all.")] = None,
+    prompt: Annotated[str | None, typer.Option("-p", help="Tests pp N: prompts of N tokens; a list makes a grid.")] = None,
+    gen: Annotated[str | None, typer.Option("-n", help="Tests tg N: N tokens to generate; a list makes a grid.")] = None,
+    model: Annotated[str, typer.Option(help="Model of the tests.")] = "tiny-mixtral",
+    machine: Annotated[str, typer.Option(help="Profile to run the tests in; default: this computer, unpaced.")] = "",
+    scheduler: Annotated[str, typer.Option(help="Schedulers of the tests, a list.")] = "resident",
+    batch: Annotated[str, typer.Option(help="Sequences of the tests, a list.")] = "1",
+    threads: Annotated[str | None, typer.Option(help="Threads of the CPU kernels, a list. Default: 1.")] = None,
+    repetitions: Annotated[int, typer.Option("-r", min=1, help="Samples of each row.")] = 5,
+    form: Annotated[Form, typer.Option("-o", help="What to print.")] = Form.md,
+    graphs: Graphs = False,
+    json: Annotated[bool, typer.Option("--json", help="The same as -o json.")] = False,
+) -> None:
+    """Measure kernels beside torch's, and whole runs: pp N processes prompts, tg N generates tokens."""
+    from exec.cli import benching
+
+    benching.bench(
+        device, op or [], model, machine, scheduler, prompt, gen, batch, threads, repetitions, "json" if json else str(form), graphs
+    )
+
+
+@app.command()
+def doctor(json: options.Json = False) -> None:
+    """Tell what this computer can do for a run, what it lacks, and what is used instead."""
+    from exec.cli import examining
+
+    examining.doctor(json)
 
 
 @app.command()

@@ -164,7 +164,7 @@ class Compute:
             for target, source in zip(here, found, strict=False):
                 target.copy_(source, non_blocking=True)
 
-        captured = not wanted and grouped.how(hidden.array.device, pieces[0].dtype) == grouped.GROUPED and len(pieces) == 1
+        captured = not wanted and grouped.how(hidden.array.device, pieces[0].dtype, len(pieces)) != grouped.ONE_BY_ONE
         key = self._key(task, attn.array, hidden.array, *pieces) if captured else None
         return Step(run, (replayed,) if replayed is not None else (), key)
 

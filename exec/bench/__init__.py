@@ -1,0 +1,1 @@
+"""`exec bench`: kernels beside torch's, and pp / tg tests of the whole executor."""

@@ -1,0 +1,72 @@
+"""A case: one op at one shape on one device, what does it and what it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kernels.cost import Cost
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Attributes
+    ----------
+    ours: name in the table, "kernel" where there is one form. variants: what to time, by name; the first is ours.
+    cost: FLOPs and bytes of one call, by the work formula. calls: times that one call does the work.
+    check: raises AssertionError where the variants disagree; called once, after each has run.
+    """
+
+    op: str
+    shape: str
+    dtype: str
+    threads: int
+    cost: Cost
+    variants: dict[str, Work]
+    check: Work | None = None
+    calls: int = 1
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What this device reaches at best, measured in the same run: FLOP/s of a large product and bytes/s of streaming,
+    by dtype and threads."""
+
+    flops_per_s: dict[str, float]
+    bytes_per_s: dict[int, float]
+
+    def flops(self, dtype: str, threads: int) -> float:
+        return self.flops_per_s.get(f"{dtype}/{threads}", 0.0)
+
+    def bandwidth(self, threads: int) -> float:
+        return self.bytes_per_s.get(threads, 0.0)
+
+
+@dataclass
+class Measured:
+    """Seconds of each call that was timed, by variant."""
+
+    case: Case
+    samples: dict[str, list[float]] = field(default_factory=dict)
+
+    def rows(self, ceilings: Ceilings) -> list[dict[str, Any]]:
+        """One row a variant. speedup: the variant's median time over ours."""
+        c = self.case
+        ours = float(np.median(self.samples[next(iter(c.variants))]))
+        rows = []
+        for name, samples in self.samples.items():
+            median = float(np.median(samples))
+            flops, moved = c.cost.flops / median, c.cost.bytes / median
+            peak, width = ceilings.flops(c.dtype, c.threads), ceilings.bandwidth(c.threads)
+            rows.append({
+                "op": c.op, "shape": c.shape, "dtype": c.dtype, "threads": c.threads, "variant": name, "median_s": median,
+                "mean_s": float(np.mean(samples)), "stddev_s": float(np.std(samples, ddof=1)) if len(samples) > 1 else 0.0,
+                "flops_per_s": flops, "bytes_per_s": moved, "of_flops_ceiling": flops / peak if peak else None,
+                "of_bytes_ceiling": moved / width if width else None, "ours_faster": median / ours, "samples_s": list(samples),
+            })  # fmt: skip
+        return rows
