@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 # Workers of the test run; the property tests are what takes the time.
 JOBS ?= 2
 
-.PHONY: demo test lint bench mutants clean
+.PHONY: demo test lint bench gpu mutants clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,9 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(PY) -m sim bench
 	$(PY) benchmarks/decode_vs_transformers.py
+
+gpu: $(VENV)/.installed  ## on a machine with an NVIDIA GPU: its tests, benches, calibration and validation, in ten minutes
+	$(PY) benchmarks/gpu.py
 
 mutants: $(VENV)/.installed
 	$(PY) benchmarks/mutants.py

@@ -84,7 +84,8 @@ def _gpu() -> dict[str, Any] | None:
     device.close()
     return {
         "name": p.name, "count": torch.cuda.device_count(), "capability": f"sm_{p.major}{p.minor}",
-        "multiprocessors": p.multi_processor_count, "l2_bytes": p.L2_cache_size, "memory_bytes": total, "free_bytes": free, "memory_bytes_per_s": copied,
+        "multiprocessors": p.multi_processor_count, "l2_bytes": p.L2_cache_size, "memory_bytes": total,
+        "free_bytes": free, "memory_bytes_per_s": copied,
         "h2d_bytes_per_s": links["h2d"], "d2h_bytes_per_s": links["d2h"], "pageable_h2d_bytes_per_s": staged,
         "driver": _driver(), "cuda": torch.version.cuda, "torch": torch.__version__, "numba_cuda": _version("numba-cuda"),
     }  # fmt: skip

@@ -268,4 +268,9 @@ def device_bytes(device: Device) -> int:
 def device_name(device: Device) -> str:
     if device.torch_device.type != "cuda":
         return "stand-in"
-    return str(torch.cuda.get_device_name(device.torch_device)).lower().replace("nvidia ", "").replace(" ", "-")
+    return name_of(torch.cuda.get_device_name(device.torch_device))
+
+
+def name_of(gpu: str) -> str:
+    """A GPU's name as a word: "NVIDIA H200" is h200."""
+    return gpu.lower().replace("nvidia ", "").replace(" ", "-")
