@@ -78,34 +78,35 @@ def _roof_labels(axis: Axes, r: Roofline) -> None:
         kind = "reached" if level.measured else "peak"
         axis.annotate(f"{name} {kind} {_rate(level.peak_flops, 'FLOP/s')}", (axis.get_xlim()[1], level.peak_flops), xytext=(-2, 4),
                       textcoords="offset points", ha="right", color=colour, fontsize=8)  # fmt: skip
-    slopes = [("device memory", r.device, DEVICE)]
-    slopes += [] if r.host.bytes_per_s == r.device.bytes_per_s else [("host memory", r.host, HOST)]
-    for name, level, colour in slopes:
-        _along(axis, level.bytes_per_s, level.peak_flops, f"{name} {_rate(level.bytes_per_s, 'B/s')}", colour, 0.06)
-    _along(axis, r.link_bytes_per_s, r.device.peak_flops, f"link {_rate(r.link_bytes_per_s, 'B/s')}", LINK, 0.72)
+    _along(axis, r.device.bytes_per_s, r.device.peak_flops, f"device memory {_rate(r.device.bytes_per_s, 'B/s')}", DEVICE, 0.5, 4)
+    if r.host.bytes_per_s != r.device.bytes_per_s:
+        _along(axis, r.host.bytes_per_s, r.host.peak_flops, f"host memory {_rate(r.host.bytes_per_s, 'B/s')}", HOST, 0.05, -11)
+    _along(axis, r.link_bytes_per_s, r.device.peak_flops, f"link {_rate(r.link_bytes_per_s, 'B/s')}", LINK, 0.78, -12)
 
 
-def _along(axis: Axes, slope: float, top: float, text: str, colour: str, at: float) -> None:
-    """A label along a roof's sloped part, `at` of the way that can be seen of it."""
+def _along(axis: Axes, slope: float, top: float, text: str, colour: str, at: float, off: float) -> None:
+    """A label along a roof's sloped part, `at` of the way that can be seen of it, `off` points above it."""
     (left, right), (bottom, _) = axis.get_xlim(), axis.get_ylim()
     first, last = max(left, bottom / slope), min(right, top / slope)
     x = first * (last / first) ** at
     (x0, y0), (x1, y1) = axis.transData.transform([(x, slope * x), (2 * x, 2 * slope * x)])
-    axis.annotate(text, (x, slope * x), xytext=(-3, 5), textcoords="offset points", color=colour, fontsize=8,
-                  rotation=float(np.degrees(np.arctan2(y1 - y0, x1 - x0))), rotation_mode="anchor")  # fmt: skip
+    angle = float(np.arctan2(y1 - y0, x1 - x0))
+    by = (-off * np.sin(angle), off * np.cos(angle))
+    _note(axis, text, x, slope * x, by, colour, rotation=np.degrees(angle), rotation_mode="anchor")
 
 
 def _points(axis: Axes, r: Roofline, op: Turning) -> None:
     """The op's intensity, its turning points and what the run reached."""
-    left, (bottom, top) = axis.get_xlim()[0], axis.get_ylim()
+    bottom, top = axis.get_ylim()
     axis.plot([op.intensity_host] * 2, [bottom, top], color=INK, lw=0.9, ls=(0, (4, 2)))
     _note(axis, f"I = {op.intensity_host:.3g}", op.intensity_host, top, (4, -10), INK)
-    there, reached = op.p1 * r.link_bytes_per_s, op.device_flops
-    for y, until, colour, name, kernel in ((there, op.p1, HOST, "P1", "host's kernel"), (reached, op.p2, DEVICE, "P2", "device's kernel")):
-        axis.plot([left, until], [y, y], color=colour, lw=1, ls=":")
-        _note(axis, kernel, left, y, (4, 3), colour)
-        axis.plot(until, y, marker="o", ms=6, color=colour, mec="white", mew=0.9, zorder=5)
-        _note(axis, f"{name} = {until:.3g}", until, y, (7, -9), colour, fontweight="bold")
+    kernels = ((op.p1 * r.link_bytes_per_s, op.intensity_kernel_host, op.p1, HOST), (op.device_flops, op.intensity_device, op.p2, DEVICE))
+    for y, kernel, turn, colour in kernels:
+        axis.plot([kernel, turn], [y, y], color=colour, lw=1.2, ls=":")
+        axis.plot(kernel, y, marker="|", ms=9, color=colour, mew=1.6, zorder=5)
+        axis.plot(turn, y, marker="o", ms=6, color=colour, mec="white", mew=0.9, zorder=5)
+    _note(axis, f"P1 = {op.p1:.3g}", op.p1, kernels[0][0], (-6, -13), HOST, ha="right", fontweight="bold")
+    _note(axis, f"P2 = {op.p2:.3g}", op.p2, kernels[1][0], (8, -12), DEVICE, fontweight="bold")
     _balance(axis, r, op)
     axis.plot(op.intensity_host, op.attained_flops, marker="D", ms=6.5, color=RUN, mec="white", mew=0.9, zorder=6)
     _note(axis, f"this run: {_rate(op.attained_flops, 'FLOP/s')}", op.intensity_host, op.attained_flops, (8, -12), RUN)

@@ -36,16 +36,18 @@ class Turning:
     """One op on the roofline.
 
     intensity_host: I_j, FLOPs per byte that must come from the host. intensity_device: I_i, per byte of
-    device memory. attainable_flops: min(P_i, B_i I_i, B_ji I_j), what the model says this op reaches on
-    the device. p1: eq. 9, the I_j below which fetching is not worth it against computing at the host
-    (there, I_j is also the intensity of the host's kernel). p2: eq. 10, the I_j below which the link
-    limits. balance_tokens: eq. 11, the tokens of a pass whose I_j makes link and device memory equally
-    slow; None where more tokens do not change I_j. attained_flops: what the run did, over all of its decoding.
+    device memory; intensity_kernel_host: of the host's own kernel, per byte of its memory. device_flops:
+    min(P_i, B_i I_i), the device's kernel alone; attainable_flops: with the link too, min(P_i, B_i I_i, B_ji I_j).
+    p1: eq. 9, the I_j below which fetching is not worth it against computing at the host with the host's own
+    kernel. p2: eq. 10, the I_j below which the link limits. balance_tokens: eq. 11, the tokens of a pass whose
+    I_j makes link and device memory equally slow; None where more tokens do not change I_j. attained_flops:
+    what the run did, over all of its decoding.
     """
 
     op: str
     intensity_host: float
     intensity_device: float
+    intensity_kernel_host: float
     device_flops: float
     attainable_flops: float
     p1: float
@@ -116,7 +118,7 @@ def _turning(op: str, on_host: float, on_device: float, at_host: float, attained
     """at_host: intensity of the kernel that the host would run itself."""
     reached = min(device.peak_flops, device.bytes_per_s * on_device)
     there = min(host.peak_flops, host.bytes_per_s * at_host)
-    return Turning(op, on_host, on_device, reached, min(reached, link * on_host), there / link, reached / link, balance, attained)
+    return Turning(op, on_host, on_device, at_host, reached, min(reached, link * on_host), there / link, reached / link, balance, attained)
 
 
 def _attention(model: ModelSpec, policy: Policy, decoded: Decoded, device: Level, host: Level, link: float) -> Turning:

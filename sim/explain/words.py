@@ -38,9 +38,8 @@ def _advice(top: Limit, found: Sequence[Elasticity]) -> str:
     own = next((e for e in code if e.upgrade.name == f"ops on {top.lane}" and top.reach < 0.5), None)
     if own is not None:
         said += f" or make {own.upgrade.name} faster, which reach {top.reach:.0%} of it ({own.gain:+.1%})"
-    elif code and code[0].gain > parts[0].gain + WORTH:
-        said += f"; more would come of faster {_gives(code[0])}"
-    return said + (f"; then {_gives(parts[1])}" if len(parts) > 1 else "")
+    rest = [e for e in (*parts[1:], *code) if e is not own]
+    return said + (f"; then {_gives(max(rest, key=lambda e: e.gain))}" if rest else "")
 
 
 def _gives(e: Elasticity) -> str:
