@@ -78,6 +78,14 @@ def test_the_largest_of_several_batches_counts() -> None:
     assert both["cpu"]["kv"] == 3 * 4 * 16 * KV
 
 
+def test_padded_prompts_count_at_the_longest() -> None:
+    mixed = [Request(i, i + 3, 6, 6) for i in range(8)]
+    longest = [Request(i, 10, 6, 6) for i in range(8)]
+    padded = stated("cgopipe", Policy(batch=8, microbatch=2, padded=True), mixed)
+    assert padded == stated("cgopipe", Policy(batch=8, microbatch=2), longest)
+    assert padded["cpu"]["kv"] > stated("cgopipe", Policy(batch=8, microbatch=2), mixed)["cpu"]["kv"]
+
+
 def test_decode_rows_count_where_prompts_are_short() -> None:
     found = stated("cgopipe", Policy(batch=8, microbatch=1), [Request(i, 1, 6, 6) for i in range(8)])
     assert found["gpu"]["activations"] == 8 * (HIDDEN + QKV + ATTN)
