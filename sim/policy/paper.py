@@ -145,7 +145,7 @@ def optimise(case: Case) -> Solution | None:
     a scan upward from 1 that stops at the first drop, and the last of equals. None where nothing fits."""
     best: Solution | None = None
     microbatch = 1
-    while (most := _most(case, microbatch)) > 0:
+    while (most := most_microbatches(case, microbatch)) > 0:
         before = 0.0
         for count in range(1, most + 1):
             found = solve(case, microbatch, count)
@@ -186,7 +186,7 @@ def found(case: Case, machine: Machine, padded: bool) -> Found:
 
 def _too_big(case: Case, machine: Machine) -> UserError:
     """One micro-batch of one sequence does not fit: without static experts on the GPU, or with those in the host."""
-    home, work = _gpu_fixed(case, 1, 1)
+    home, work = gpu_fixed(case, 1, 1)
     m, buffer = case.model, 2 * case.layer_bytes
     budget = case.hardware.gpu_bytes * case.gpus * GPU_USABLE
     missing = case.other_bytes + buffer + home + work - budget
@@ -206,7 +206,7 @@ def _too_big(case: Case, machine: Machine) -> UserError:
     )
 
 
-def _most(case: Case, microbatch: int) -> int:
+def most_microbatches(case: Case, microbatch: int) -> int:
     """Largest feasible number of micro-batches; 0 where one does not fit."""
     above = 1
     while solve(case, microbatch, above) is not None:
@@ -223,7 +223,7 @@ def solve(case: Case, microbatch: int, count: int) -> Solution | None:
     falls: the optimum is the largest share that the GPU's memory takes, if the rest fits into the host's."""
     m, batch = case.model, microbatch * count
     gpu_budget, cpu_budget = case.hardware.gpu_bytes * case.gpus * GPU_USABLE, case.cpu_bytes * CPU_USABLE
-    home, work = _gpu_fixed(case, microbatch, batch)
+    home, work = gpu_fixed(case, microbatch, batch)
     cache, hidden = 4 * (case.prompt + case.gen) * case.h_kv * batch * m.layers, 2 * m.hidden * batch * case.prompt * case.gpus
     all_layers, buffer = case.layer_bytes * m.layers, 2 * case.layer_bytes
     most = (gpu_budget - case.other_bytes - home - work - buffer) / (all_layers - buffer)
@@ -232,7 +232,7 @@ def solve(case: Case, microbatch: int, count: int) -> Solution | None:
         return None
     wg = min(1.0, most)
     link_s = case.layer_bytes * (1 - wg) / case.hardware.link_bytes_per_s
-    gpu_s, cpu_s = _gpu_s(case, microbatch) * count, _cpu_s(case, batch)
+    gpu_s, cpu_s = experts_s(case, microbatch) * count, _cpu_s(case, batch)
     step_s = float(f"{max(link_s, gpu_s, cpu_s):.{SIGNIFICANT_DIGITS}g}")
     memory = {
         "gpu": {
@@ -245,7 +245,7 @@ def solve(case: Case, microbatch: int, count: int) -> Solution | None:
     return Solution(microbatch, count, wg, link_s, gpu_s, cpu_s, step_s, tokens_per_s, memory)
 
 
-def _gpu_fixed(case: Case, microbatch: int, batch: int) -> tuple[float, float]:
+def gpu_fixed(case: Case, microbatch: int, batch: int) -> tuple[float, float]:
     """(activations of prefill or decode, workspace of the fused MoE kernel) in bytes: what does not depend on wg."""
     m, s, tp = case.model, case.prompt, case.gpus
     one = 4 * m.hidden * microbatch * s
@@ -255,7 +255,7 @@ def _gpu_fixed(case: Case, microbatch: int, batch: int) -> tuple[float, float]:
     return max(prefill, decode), WORKSPACE_MARGIN * 2 * s * microbatch * m.top_k * (m.hidden * tp + 3 * m.ffn)
 
 
-def _gpu_s(case: Case, microbatch: int) -> float:
+def experts_s(case: Case, microbatch: int) -> float:
     """MoE FFN of one micro-batch: every one reads all experts."""
     m = case.model
     flops = 2 * microbatch * m.hidden * m.ffn * 3 * m.top_k
