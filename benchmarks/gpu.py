@@ -46,17 +46,18 @@ KERNEL_OPS = ("router", "dispatch+combine", "attn_decode", "moe", "linear", "rms
 
 PARTS = (
     Part("doctor", 0.05, lambda out: exec_("doctor", "--json"), "doctor.json"),
-    Part("tests", 0.2, lambda out: [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "tests"], "tests.txt"),
-    Part("bench kernels", 0.2, lambda out: exec_("bench", "--device", "cuda", *_each("--op", KERNEL_OPS), "-o", "json"), "kernels.json"),
-    Part("bench runs", 0.1, lambda out: exec_(
+    Part("tests", 0.15, lambda out: [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "tests"], "tests.txt"),
+    Part("bench kernels", 0.15, lambda out: exec_("bench", "--device", "cuda", *_each("--op", KERNEL_OPS), "-o", "json"), "kernels.json"),
+    Part("bench runs", 0.07, lambda out: exec_(
         "bench", "--device", "cuda", "-p", "128,512", "-n", "32", "--batch", "1,16", "-r", "3", "-o", "json"), "runs.json"),
-    Part("bench runs, graphs", 0.1, lambda out: exec_(
+    Part("bench runs, graphs", 0.05, lambda out: exec_(
         "bench", "--device", "cuda", "-n", "32", "--batch", "1,16", "-r", "3", "--graphs", "-o", "json"), "runs-graphs.json"),
     Part("calibrate", 0.15, lambda out: exec_("calibrate", "--device", "cuda", "-o", str(out / "profile.yaml"))),
-    Part("validate", 0.2, lambda out: exec_(
+    Part("validate", 0.15, lambda out: exec_(
         "validate", "--device", "cuda", "--machine", str(out / "profile.yaml"), "--json"), "validation.json"),
-    Part("offload", 0.4, lambda out: [
-        sys.executable, str(ROOT / "benchmarks" / "offload.py"), "--device", "cuda", "--budget", str(BUDGET_BYTES), "-o", str(out)],
+    Part("offload", 0.35, lambda out: [
+        sys.executable, str(ROOT / "benchmarks" / "offload.py"), "--device", "cuda", "--budget", str(BUDGET_BYTES),
+        "--machine", str(out / "profile.yaml"), "-o", str(out)],
         "offload.json"),
 )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """CGOPipe on a small device budget against whole-layer offload, in one run, and the simulator beside both.
 
-    python benchmarks/offload.py --device cuda --budget 16e9 [--layers N] [-o OUT]
+    python benchmarks/offload.py --device cuda --budget 16e9 [--machine PROFILE.yaml] [--layers N] [-o OUT]
 
 A Mixtral-shaped model with random 16-bit experts, as many layers as host memory holds. The rival is what
 `accelerate`'s CPU offload does with such a model: before each layer's forward, all of its weights are copied
@@ -31,6 +31,7 @@ from exec.execute import execute, simulated_twin, spec_of, timeline_of_twin, wei
 from exec.local import free_bytes
 from exec.prompts import byte_prompts
 from exec.weights import Weights
+from sim import machines
 from sim.errors import UserError
 from sim.job import Job, prepare
 from sim.machines.schema import Machine, Memory
@@ -114,6 +115,10 @@ class WholeLayerOffload:
         decoder.post_attn(spec, dense, experts, attn, hidden)
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -129,7 +134,8 @@ def rival_batch(spec: ModelSpec, budget: int, longest: int, prompt: int) -> int:
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     spec = model_for(args.model, args.layers)
-    machine = budgeted(calibrate(lambda: opened(DeviceName.cuda), lambda text: print(text, file=sys.stderr, flush=True)), args.budget)
+    profile = machines.load(args.machine) if args.machine else calibrate(lambda: opened(DeviceName.cuda), _say)
+    machine = budgeted(profile, args.budget)
     job = job_for(spec, machine, args.batch, args.microbatch, args.prompt, args.gen)
     weights = weights_of(args.model, spec, 0)
     runs = [execute(job, weights, record_routing=True, device=DeviceName.cuda, graphs=args.graphs) for _ in range(args.repeats)]
@@ -162,6 +168,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", type=DeviceName, default=DeviceName.cuda, choices=[DeviceName.cuda])
     parser.add_argument("--budget", type=lambda text: int(float(text)), default=16 * 10**9, help="bytes of device memory to use")
+    parser.add_argument("--machine", help="profile from calibrate --device cuda; default: calibrate first")
     parser.add_argument("--model", default="mixtral-8x7b")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--batch", type=int, default=256)

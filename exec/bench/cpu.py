@@ -62,12 +62,12 @@ def _close(found: Any, wanted: Any, within: float = 1e-3) -> Work:
 def _compiled_routing() -> Any:
     from numba import njit
 
-    select = router.select
+    from kernels.router.cpu import _select_some as select
 
     @njit(nogil=True)
     def many(logits, ids, weights, count):
         for i in range(count):
-            select(logits[i % logits.shape[0]], ids, weights)
+            select(logits[i % logits.shape[0]], ids, weights, 0, 1)
 
     return many
 
@@ -96,7 +96,7 @@ def _routing(tokens: int, experts: int, k: int, threads: int) -> Case:
 
     return Case(
         "router", f"{tokens} tokens, {experts} experts, top-{k}", "fp32", threads, router.select_work(tokens, experts, k, 4),
-        {"kernel": lambda: router.select(logits, ids, weights), "torch softmax + topk": by_torch},
+        {"kernel": lambda: router.select(logits, ids, weights, threads), "torch softmax + topk": by_torch},
         _close(lambda: weights, lambda: by_torch()[0]),
     )  # fmt: skip
 

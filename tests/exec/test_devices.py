@@ -1,0 +1,65 @@
+"""Without a GPU: one line and exit code 2; and nothing of CUDA is imported to say so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from exec import devices
+from exec.cli.app import main
+from exec.devices import DeviceName
+from sim.errors import UserError
+
+NO_GPU = not torch.cuda.is_available()
+
+COMMANDS = {
+    "run": ["--model", "tiny-mixtral", "--machine", "any.yaml", "--workload", "mtbench", "--scheduler", "cgopipe"],
+    "calibrate": ["-o", "profile.yaml"],
+    "validate": ["--machine", "any.yaml"],
+    "bench": ["--op", "router"],
+}
+
+
+@pytest.mark.skipif(not NO_GPU, reason="this computer has a GPU")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_device_cuda_says_what_is_missing_and_what_to_use(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, *COMMANDS[command], "--device", "cuda"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("error: --device cuda: torch ")
+    assert "use --device cpu here" in err
+
+
+@pytest.mark.parametrize(("cuda", "available", "says"), [
+    (None, False, "is built without CUDA"), ("13.0", False, "finds no NVIDIA GPU"), ("13.0", True, ""),
+])  # fmt: skip
+def test_what_is_missing(cuda: str | None, available: bool, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    assert says in devices.missing()
+    if says:
+        with pytest.raises(UserError, match=says):
+            devices.check(DeviceName.cuda)
+    else:
+        devices.check(DeviceName.cuda)
+    devices.check(DeviceName.cpu)
+
+
+def test_packages_are_imported_without_torch_or_numba() -> None:
+    """What takes seconds to import is imported when it is used; `python -X importtime` tells the rest."""
+    code = "import sys, exec, kernels, exec.devices; print(*{'torch', 'numba', 'numba_cuda', 'cuda'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
+
+
+def test_a_profile_of_the_other_device_is_refused() -> None:
+    from exec.local import CUDA_RIG, check_runs_here
+    from tests.exec.backends.support import machine
+
+    for rig, device in ((CUDA_RIG, DeviceName.cpu), ("laptop-rig", DeviceName.cuda)):
+        with pytest.raises(UserError, match=f"not for --device {device}; run: python -m exec calibrate --device {device}"):
+            check_runs_here(machine().model_copy(update={"rig": rig}), device=device)
