@@ -23,6 +23,8 @@ COPIES = frozenset({
 COMPUTE = frozenset({"embed", "pre_attn", "attn_prefill", "attn_decode", "post_attn", "sample"})
 FREE = frozenset({"timer", "join"})
 OPS = COPIES | COMPUTE | FREE
+EXACT_TOKENS = 64
+"""Up to as many tokens, expected rows of each expert are exact probabilities; above, their mean."""
 
 TILE_ROWS = 64
 """Rows of a tile of MoE-Lightning's fused expert kernel (stacked_fused_moe.py, BLOCK_SIZE_M): an expert with
@@ -193,7 +195,7 @@ def expert_rows(work: Work, top_k: int) -> list[tuple[int, float]]:
                 counts[rows] = counts.get(rows, 0.0) + 1.0
         return sorted(counts.items())
     p = top_k / work.experts
-    if work.tokens > 64:
+    if work.tokens > EXACT_TOKENS:
         return [(max(1, round(work.tokens * p)), work.experts * (1.0 - (1.0 - p) ** work.tokens))]
     pairs, mass = [], (1.0 - p) ** work.tokens if p < 1 else 0.0
     if p == 1:

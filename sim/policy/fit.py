@@ -29,15 +29,17 @@ class Fit:
         self.memories = costs.machine.memories
         self._schedulers: dict[Point, Scheduler] = {}
 
-    def most(self, point: Point, counts: tuple[int, ...], *, gpu_at: int, cpu_at: int) -> int:
+    def most(self, point: Point, counts: tuple[int, ...], *, gpu_at: int, cpu_at: int, prefills: tuple[int, ...]) -> int:
         """How many of `counts` (ascending) fit at most, the GPU holding `gpu_at` static experts of each layer and the host
-        lacking `cpu_at`: equal for a point, the ends of a range for a bound over it."""
+        lacking `cpu_at`: equal for a point, the ends of a range for a bound over it. prefills: sizes of a prefill micro-batch,
+        of which none is told yet where there are several."""
         gpu = self._with(point, gpu_at)
         host = gpu if cpu_at == gpu_at else self._with(point, cpu_at)
         low, high = 0, len(counts)
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self._fits(gpu, host, point, counts[middle - 1]) else (low, middle - 1)
+            load = self.load(gpu, replace(point, microbatches=counts[middle - 1]), prefills)
+            low, high = (middle, high) if self._fits(gpu, host, load) else (low, middle - 1)
         return low
 
     def _with(self, point: Point, static_experts: int) -> Scheduler:
@@ -47,19 +49,18 @@ class Fit:
             self._schedulers[key] = found
         return self._schedulers[key]
 
-    def _fits(self, gpu: Scheduler, host: Scheduler, point: Point, count: int) -> bool:
-        load = self.load(gpu, replace(point, microbatches=count))
+    def _fits(self, gpu: Scheduler, host: Scheduler, load: Load) -> bool:
         needed = memory.peak_of(gpu, load)
         if host is not gpu:
             needed = {**memory.peak_of(host, load), "gpu": needed["gpu"]}
         return not memory.short_of(needed, self.memories)
 
-    def load(self, scheduler: Scheduler, point: Point) -> Load:
-        """No more than is in the batch at a time; exactly that where all prompts are equal."""
-        n, mu, c, gen = point.microbatches, point.microbatch, point.prefill_rows, self.traffic.longest_gen
+    def load(self, scheduler: Scheduler, point: Point, prefills: tuple[int, ...]) -> Load:
+        """No more than is in the batch at a time; exactly that where all prompts are equal and one size of a prefill is left."""
+        n, mu, gen = point.microbatches, point.microbatch, self.traffic.longest_gen
         mean = float(self.traffic.rows(point.batch))
         if self.traffic.reactive:
-            policy = scheduler.policy.model_copy(update={"batch": point.batch})
+            policy = scheduler.policy.model_copy(update={"batch": point.batch, "prefill_microbatch": min(prefills)})
             longest = self.traffic.longest_prompt(point.batch)
             limit = max(longest + gen, mu * ((int(mean) if self.traffic.ends_early else longest) + gen))
             return memory.refilled(policy, scheduler.sizes, longest, gen, limit, point.batch * self.traffic.slots)
@@ -68,5 +69,5 @@ class Fit:
         entries = sum(layers * float(self.traffic.cache_entries(point.batch, window)) for layers, window in windows if layers)
         return Load(
             sequences=point.batch, kv_bytes=int(entries * self.model.kv_bytes_per_token_layer), microbatch_kv=int(mu * mean) + mu * gen,
-            prompt_rows=int(point.batch * mean), microbatch_rows=int(c * mean), microbatches=n * -(-mu // c),
+            prompt_rows=int(point.batch * mean), microbatch_rows=int(min(prefills) * mean), microbatches=n * -(-mu // max(prefills)),
         )  # fmt: skip

@@ -12,6 +12,7 @@ alternate, and only the sum over both of each level bounds it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +52,8 @@ class Roofline:
     def __init__(self, costs: CostModel, traffic: Traffic, counts: Counts) -> None:
         self.traffic, self.model, self.counts = traffic, costs.model, counts
         self.prices = Prices(costs, traffic)
-        self._acts: dict[tuple[Order, int, int], tuple[Array, Array, Array]] = {}
+        self._prefills: dict[tuple[Order, int, int], Array] = {}
+        self._decodes: dict[tuple[Order, int], tuple[Array, Array]] = {}
         self._streams: dict[tuple[Order, int, int | None], tuple[Array, Array]] = {}
 
     @property
@@ -59,11 +61,12 @@ class Roofline:
         return self.prices.names
 
     def times(self, order: Order, microbatch: int, prefill: int, static_experts: int, pages: int | None, at: Counts) -> Times:
-        """At the places `at` of `counts`, which make batches that the traffic knows."""
-        acts_p, acts_d, chain_s = self._activations(order, microbatch, prefill)
+        """At the places `at` of `counts`, which make batches that the traffic knows. prefill: sequences of a prefill
+        micro-batch; 0: of any size, which leaves its weights only."""
+        (acts_d, chain_s), acts_p = self._decoding(order, microbatch), self._prefilling(order, microbatch, prefill)
         streams_p, streams_d = self._streamed(order, static_experts, pages)
         p = acts_p[at] + self.traffic.slots * streams_p
-        layers = self._copied_layers(microbatch)[at]
+        layers = np.maximum(self._passes(microbatch)[at] * self.model.moe_layers - AHEAD_LAYERS, 0.0)
         d = acts_d[at] + layers[:, None] * (streams_d[at] if len(streams_d) > 1 else streams_d)
         if self.traffic.reactive:
             return Times((p + d).max(axis=1), p, d, chain_s[at], False)
@@ -75,65 +78,63 @@ class Roofline:
     def _counts(self, microbatch: int) -> Counts:
         return self.counts[self.counts * microbatch <= self.traffic.most]
 
-    def _copied_layers(self, microbatch: int) -> Array:
-        """Layers streamed by decode, without those that may be on their way before it begins."""
-        passes = self.traffic.passes(self._batch(microbatch))
-        return np.maximum(passes * self.model.moe_layers - AHEAD_LAYERS, 0.0)
+    def _passes(self, microbatch: int) -> Array:
+        passes: Array = self.traffic.passes(self._batch(microbatch))
+        return passes
 
     # Activations: everything but streamed weights --------------------------------------------------
 
-    def _activations(self, order: Order, microbatch: int, prefill: int) -> tuple[Array, Array, Array]:
-        """[n, levels] of prefill and decode; [n] the chain."""
-        key = (order, microbatch, prefill)
-        if key not in self._acts:
-            tasks = launched(order, self.model)
+    def _prefilling(self, order: Order, microbatch: int, size: int) -> Array:
+        """[n, levels] of prefill in micro-batches of `size` sequences."""
+        key = (order, microbatch, size)
+        if key not in self._prefills:
             batch = self._batch(microbatch)
-            decode, chain_s = self._decode(tasks, microbatch, batch), self._chain(tasks, microbatch, batch)
-            self._acts[key] = self._prefill(tasks, microbatch, prefill, batch), decode, chain_s
-        return self._acts[key]
+            load = np.zeros((len(batch), len(self.levels)))
+            for kind, number in self._prefill_numbers(order, microbatch, size, batch) if size else ():
+                load += number[:, None] * self.prices.prefill(kind, size, batch)
+            self._prefills[key] = load
+        return self._prefills[key]
 
-    def _prefill(self, tasks: Launched, microbatch: int, size: int, batch: Counts) -> Array:
-        load = np.zeros((len(batch), len(self.levels)))
-        pieces = batch // microbatch * -(-microbatch // size)
-        full = batch / size  # the last piece of a micro-batch may be smaller: as a fraction it costs no more than it does
-        for kind in tasks.kinds:
-            if kind.phase != "prefill" or kind.op in WEIGHT_COPIES:
-                continue
+    def _prefill_numbers(self, order: Order, microbatch: int, size: int, batch: Counts) -> Iterator[tuple[Kind, Array]]:
+        """Tasks of each kind. The last piece of a micro-batch may be smaller: as a fraction it costs no more than it does."""
+        tasks = launched(order, self.model)
+        pieces, full = batch // microbatch * -(-microbatch // size), batch / size
+        for kind in tasks.activations("prefill"):
             if self.traffic.reactive:
-                number = tasks.base[1].get(kind, 0) * full * self.traffic.slots
-            else:
-                fixed, each = tasks.spread(kind, pieces, 0)
-                number = fixed * np.where(pieces < LINEAR_FROM, full / pieces, 1.0) + each * full - AHEAD_COPIES.get(kind.op, 0)
-            load += np.maximum(number, 0.0)[:, None] * self.prices.prefill(kind, size, batch)
-        return load
-
-    def _decode(self, tasks: Launched, microbatch: int, batch: Counts) -> Array:
-        load = np.zeros((len(batch), len(self.levels)))
-        passes, counts = self.traffic.passes(batch), batch // microbatch
-        for kind in tasks.kinds:
-            if kind.phase != "decode" or kind.op in WEIGHT_COPIES:
+                yield kind, tasks.base[1].get(kind, 0) * full * self.traffic.slots
                 continue
-            if self.traffic.reactive:
-                number = tasks.per_step[1].get(kind, 0) * self.traffic.later_tokens(batch) / microbatch
-            else:
-                fixed, each = tasks.spread(kind, counts, 0)
-                per_fixed, per_each = tasks.spread(kind, counts, 1)
-                number = fixed + each * counts + passes * (per_fixed - fixed + (per_each - each) * counts)
-                number -= AHEAD_COPIES.get(kind.op, 0)
-            load += np.maximum(number, 0.0)[:, None] * self.prices.decode(kind, microbatch, batch)
-        return load
+            fixed, each = tasks.spread(kind, 0)
+            few = np.minimum(pieces, len(fixed)) - 1
+            number = fixed[few] * np.where(pieces < LINEAR_FROM, full / pieces, 1.0) + each[few] * full
+            yield kind, np.maximum(number - AHEAD_COPIES.get(kind.op, 0), 0.0)
 
-    def _chain(self, tasks: Launched, microbatch: int, batch: Counts) -> Array:
-        """The tasks of one micro-batch, one after the other, through all decode steps: its new K and V may go to the
-        host beside them, caches may come from there."""
-        total = np.zeros(len(batch))
+    def _decoding(self, order: Order, microbatch: int) -> tuple[Array, Array]:
+        """[n, levels] of all decode passes; [n] seconds of the chain: the tasks of one micro-batch, one after the other,
+        through all of them. Its new K and V may go to the host beside them, caches may come from there."""
+        key = (order, microbatch)
+        if key not in self._decodes:
+            batch, tasks = self._batch(microbatch), launched(order, self.model)
+            passes = self._passes(microbatch)
+            load, chain_s = np.zeros((len(batch), len(self.levels))), np.zeros(len(batch))
+            for kind in tasks.activations("decode"):
+                price = self.prices.decode(kind, microbatch, batch)
+                load += self._decode_number(tasks, kind, microbatch, batch, passes)[:, None] * price
+                if kind.op not in AHEAD_COPIES and not self.traffic.reactive:
+                    chain_s += tasks.per_step[1].get(kind, 0) * passes * price[:, self.prices.lanes.index(kind.lane)]
+            self._decodes[key] = load, chain_s
+        return self._decodes[key]
+
+    def _decode_number(self, tasks: Launched, kind: Kind, microbatch: int, batch: Counts, passes: Array) -> Array:
+        """Tasks of one kind; where sequences end as they please, as many as all rows fill whole micro-batches."""
         if self.traffic.reactive:
-            return total
-        for kind in tasks.kinds:
-            if kind.phase == "decode" and kind.op not in WEIGHT_COPIES | AHEAD_COPIES.keys():
-                seconds = self.prices.decode(kind, microbatch, batch)[:, self.prices.lanes.index(kind.lane)]
-                total += tasks.per_step[1].get(kind, 0) * self.traffic.passes(batch) * seconds
-        return total
+            rows: Array = tasks.per_step[1].get(kind, 0) * self.traffic.later_tokens(batch) / microbatch
+            return rows
+        counts = batch // microbatch
+        (fixed, each), (fixed_1, each_1) = tasks.spread(kind, 0), tasks.spread(kind, 1)
+        few = np.minimum(counts, len(fixed)) - 1
+        first = fixed[few] + each[few] * counts
+        number: Array = first + passes * (fixed_1[few] + each_1[few] * counts - first)
+        return np.maximum(number - AHEAD_COPIES.get(kind.op, 0), 0.0)
 
     # Streamed weights -----------------------------------------------------------------------------
 

@@ -23,15 +23,15 @@ from sim.policy.space import Order
 from sim.schedulers.policy import Policy
 
 Array = NDArray[np.float64]
-Counts = NDArray[np.int64]
 
 LINEAR_FROM = 3
 WEIGHT_COPIES = frozenset({"layer_to_gpu", "page_to_gpu", "page_to_pin"})
+CACHE_COPIES = frozenset({"kv_to_cpu", "kv_to_gpu"})
 _PROMPT = 2
 
 
 class Kind(NamedTuple):
-    """Tasks that are priced alike but for their sizes. row_bytes: of a copy, for each token.
+    """Tasks that are priced alike but for their sizes. row_bytes: of a copy of activations, for each token.
     routed: has experts. sliding: of a layer that sees a window only."""
 
     phase: str
@@ -43,7 +43,7 @@ class Kind(NamedTuple):
     row_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Launched:
     """Tasks of each kind in one batch of n micro-batches and `steps` decode steps.
 
@@ -55,13 +55,19 @@ class Launched:
     per_step: Mapping[int, Mapping[Kind, int]]
     kinds: tuple[Kind, ...]
 
-    def spread(self, kind: Kind, microbatches: Counts, steps: int) -> tuple[Array, Array]:
-        """(fixed, each) [n]: around `microbatches` [n], the number of tasks is fixed + each * micro-batches."""
+    @cache  # noqa: B019 - a few objects, kept by `launched` anyway
+    def spread(self, kind: Kind, steps: int) -> tuple[Array, Array]:
+        """(fixed, each) [LINEAR_FROM] for 1, 2, .. and at least LINEAR_FROM micro-batches: the number of tasks is
+        fixed + each * micro-batches."""
         low, high = (float(self._total(kind, n, steps)) for n in (LINEAR_FROM, LINEAR_FROM + 1))
         few = [float(self._total(kind, n, steps)) for n in range(1, LINEAR_FROM)]
-        linear = microbatches >= LINEAR_FROM
-        below = np.array(few)[np.minimum(microbatches, LINEAR_FROM - 1) - 1]
-        return np.where(linear, low - LINEAR_FROM * (high - low), below), np.where(linear, high - low, 0.0)
+        each = high - low
+        return np.array([*few, low - LINEAR_FROM * each]), np.array([*(0.0 for _ in few), each])
+
+    @cache  # noqa: B019
+    def activations(self, phase: str) -> tuple[Kind, ...]:
+        """Kinds of a phase but for streamed weights."""
+        return tuple(k for k in self.kinds if k.phase == phase and k.op not in WEIGHT_COPIES)
 
     def _total(self, kind: Kind, n: int, steps: int) -> int:
         return self.base[n].get(kind, 0) + steps * self.per_step[n].get(kind, 0)
@@ -74,7 +80,7 @@ def launched(order: Order, model: ModelSpec) -> Launched:
     for n in range(1, LINEAR_FROM + 2):
         one, two = (_counts(order, model, n, gen) for gen in (2, 3))
         per_step[n] = {k: two[k] - one[k] for k in two}
-        base[n] = {k: one[k] - per_step[n].get(k, 0) for k in one}
+        base[n] = {k: one[k] - per_step[n][k] for k in two}
     return Launched(base, per_step, tuple(sorted({k for counts in base.values() for k in counts})))
 
 
@@ -95,7 +101,7 @@ def _counted(order: Order, model: ModelSpec, n: int, gen: int) -> Counter[Kind]:
     for work, lane, phase, layer in zip(plan.work.tolist(), plan.lane.tolist(), plan.phase.tolist(), plan.layer.tolist(), strict=True):
         if lane >= 0:
             w = plan.works[work]
-            row = w.bytes // w.tokens if w.tokens else 0
+            row = w.bytes // w.tokens if w.tokens and w.op not in CACHE_COPIES else 0
             found[Kind(PHASES[phase], plan.lanes[lane], w.op, w.variant, w.experts > 0, layer in sliding, row)] += 1
     return found
 

@@ -1,9 +1,10 @@
 """The best point of a space by its bound, proven: best-first branch and bound.
 
-A box is an order, a micro-batch, its prefill micro-batch, a range of static experts and all numbers of micro-batches.
-Its value is at least that of every point in it: more static experts never stream more, so the times are those at the
-upper end of the range; fewer never need less of the host's memory nor more of the GPU's, so what fits is counted with the
-GPU at the lower end and the host at the upper one. The box with the largest value is split until a point is on top.
+A box is an order, a micro-batch, one or all sizes of its prefill micro-batch, a range of static experts and all numbers of
+micro-batches. Its value is at least that of every point in it: more static experts never stream more, so the times are those
+at the upper end of the range; fewer never need less of the host's memory nor more of the GPU's, so what fits is counted with
+the GPU at the lower end and the host at the upper one. While no size of a prefill micro-batch is chosen, prefill is charged
+with its weights only, the GPU's memory with the smallest. The box with the largest value is split until a point is on top.
 What is left in the heap then is no better.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,9 @@ from sim.policy.fit import Fit
 from sim.policy.hrm import Counts, Roofline, Times
 from sim.policy.space import Point, Space
 from sim.policy.traffic import Array
+
+ANY = 0
+"""As the size of a prefill micro-batch: none is chosen yet."""
 
 Objective = Literal["throughput", "latency", "cost"]
 
@@ -63,14 +67,13 @@ class Search:
         self._counts: Counts = roofline.counts
 
     def ranked(self) -> Iterator[Ranked]:
-        heap = [b for b in self._roots() if b is not None]
+        heap = list(self._roots())
         heapq.heapify(heap)
         while heap:
             box = heapq.heappop(heap)
             if box.values is None:
                 for child in self._split(box):
-                    if child is not None:
-                        heapq.heappush(heap, child)
+                    heapq.heappush(heap, child)
                 continue
             point = self._point(box)
             again = self._without_best(box)
@@ -81,49 +84,53 @@ class Search:
             else:
                 self.refused += 1
 
-    def _roots(self) -> Iterator[Box | None]:
+    def _roots(self) -> Iterator[Box]:
         for order in self.space.orders:
-            statics = self.space.statics(order)
+            last = len(self.space.statics(order)) - 1
             for mu in self.space.microbatch:
-                for c in self.space.prefills(mu):
-                    yield self._box(Point(order, mu, 1, 0, c, self.space.pages), 0, len(statics) - 1)
+                yield from self._boxes(Point(order, mu, 1, 0, ANY, self.space.pages), 0, last)
 
-    def _split(self, box: Box) -> tuple[Box | None, Box | None]:
+    def _split(self, box: Box) -> Iterator[Box]:
+        if box.point.prefill_microbatch == ANY:
+            for c in self.space.prefills(box.point.microbatch):
+                yield from self._boxes(replace(box.point, prefill_microbatch=c), box.low, box.high)
+            return
         middle = (box.low + box.high) // 2
-        return self._box(box.point, box.low, middle), self._box(box.point, middle + 1, box.high)
+        yield from self._boxes(box.point, box.low, middle)
+        yield from self._boxes(box.point, middle + 1, box.high)
 
-    def _box(self, point: Point, low: int, high: int) -> Box | None:
-        """None where nothing in it fits."""
+    def _boxes(self, point: Point, low: int, high: int) -> Iterator[Box]:
+        """One box, or none where nothing in it fits."""
         statics = self.space.statics(point.order)
         counts = self.space.counts(point.microbatch)
-        fits = self.fit.most(point, counts, gpu_at=statics[low], cpu_at=statics[high])
+        some = point.prefill_microbatch == ANY
+        prefills = self.space.prefills(point.microbatch) if some else (point.prefill_microbatch,)
+        fits = self.fit.most(point, counts, gpu_at=statics[low], cpu_at=statics[high], prefills=prefills)
         if fits == 0:
-            return None
+            return
         self.boxes += 1
         values = self.values(point, statics[high], counts[:fits])
-        place = (self.space.orders.index(point.order), point.microbatch, -point.prefill_rows, low)
-        if low < high:
-            return Box((-float(values.max()), *place), point, low, high)
-        self.evaluated += fits
-        return Box((-float(values.max()), *place), point, low, high, values)
+        key = (-float(values.max()), self.space.orders.index(point.order), point.microbatch, -point.prefill_microbatch, low)
+        whole = some or low < high
+        self.evaluated += 0 if whole else fits
+        yield Box(key, point, low, high, None if whole else values)
 
     def values(self, point: Point, static_experts: int, counts: tuple[int, ...]) -> Array:
         """Bounds of the objective, largest for the best [counts]."""
         times = self.times(point, static_experts, counts)
-        if self.objective == "latency":
-            return 1.0 / times.total_s
         tokens: Array = self.roofline.traffic.tokens(np.array(counts) * point.microbatch)
-        return tokens / times.total_s
+        with np.errstate(divide="ignore"):  # a box of which no time is known yet may be worth anything
+            return (1.0 if self.objective == "latency" else tokens) / times.total_s
 
     def times(self, point: Point, static_experts: int, counts: tuple[int, ...]) -> Times:
         at = np.searchsorted(self._counts, counts)
-        return self.roofline.times(point.order, point.microbatch, point.prefill_rows, static_experts, point.pages, at)
+        return self.roofline.times(point.order, point.microbatch, point.prefill_microbatch, static_experts, point.pages, at)
 
     def _point(self, box: Box) -> Point:
         assert box.values is not None
         statics, counts = self.space.statics(box.point.order), self.space.counts(box.point.microbatch)
         best = int(box.values.argmax())
-        return Point(box.point.order, box.point.microbatch, counts[best], statics[box.low], box.point.prefill_rows, box.point.pages)
+        return Point(box.point.order, box.point.microbatch, counts[best], statics[box.low], box.point.prefill_microbatch, box.point.pages)
 
     def _without_best(self, box: Box) -> Box | None:
         assert box.values is not None

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.costs import CostModel
+from sim.ops import EXACT_TOKENS
 from sim.policy.hull import hull
 from sim.policy.launched import Kind
 from sim.policy.traffic import Array, Traffic, pairs, seen
@@ -76,7 +77,13 @@ class Prices:
             works = [Work(kind.op, size * s, size, bytes=int(size * seen(s, window)) * self._kv) for s in lengths]
             return self._known(kind.lane, works, [float(seen(s, window)) for s in lengths])
         works = [self._plain(kind, size if kind.op == "sample" else size * s, size) for s in lengths]
-        return self._known(kind.lane, works, lengths)
+        return self._known(kind.lane, works, lengths, [self._rounding(kind, w.tokens) if len(lengths) > 1 else 1.0 for w in works])
+
+    def _rounding(self, kind: Kind, tokens: int) -> float:
+        """The cost model rounds the rows of an expert, above 64 tokens: between the points of a hull a task may have half a
+        row less than a line says, and the points half a row more."""
+        rows = tokens * self.model.top_k / self.model.experts
+        return 1.0 - 1.0 / rows if kind.routed and tokens > EXACT_TOKENS and rows > 1 else 1.0
 
     def _caches(self, kind: Kind, size: int, window: int | None) -> Table:
         if kind.op not in ("attn_decode", "kv_to_gpu"):
@@ -116,8 +123,9 @@ class Prices:
         inside = corners[(corners > low) & (corners < high)]
         return sorted({int(x) for x in (*spread, *inside)} | {int(high)})
 
-    def _known(self, lane: str, works: Sequence[Work], x: Sequence[float]) -> Table:
+    def _known(self, lane: str, works: Sequence[Work], x: Sequence[float], factor: Sequence[float] = (1.0,)) -> Table:
         latency_s, solo, share = self._demands(lane, works)
+        solo, share = solo * np.array(factor)[:, None], share * np.array(factor)[:, None]
         used = np.flatnonzero(solo.any(axis=0))
         return Table(self.lanes.index(lane), latency_s, used, [hull(x, column) for column in (*solo[:, used].T, *share[:, used].T)])
 
