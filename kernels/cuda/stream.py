@@ -10,15 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.cuda.jit import device
-from kernels.cuda.wide import load8, stream8
+from kernels.cuda.wide import dot8, load8, stream8
 
 LANE, TURN = np.int32(8), np.int32(256)
 """Elements that a lane and a warp take at a time."""
-
-
-@device(inline="always")
-def _dot8(a, b):
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3] + a[4] * b[4] + a[5] * b[5] + a[6] * b[6] + a[7] * b[7]
 
 
 @device
@@ -28,18 +23,18 @@ def dot1(x, row, w, start, k, lane):
     i = lane * LANE
     while i + TURN < k:
         near, far = stream8(w, start + i), stream8(w, start + i + TURN)
-        total += _dot8(near, load8(x, row + i))
-        more += _dot8(far, load8(x, row + i + TURN))
+        total += dot8(near, load8(x, row + i))
+        more += dot8(far, load8(x, row + i + TURN))
         i += TURN + TURN
     if i < k:
-        total += _dot8(stream8(w, start + i), load8(x, row + i))
+        total += dot8(stream8(w, start + i), load8(x, row + i))
     return total + more
 
 
 @device(inline="always")
 def _four(x, row, one, two, three, i, w8):
-    a, b = _dot8(w8, load8(x, row + i)), _dot8(w8, load8(x, row + one + i))
-    return a, b, _dot8(w8, load8(x, row + two + i)), _dot8(w8, load8(x, row + three + i))
+    a, b = dot8(w8, load8(x, row + i)), dot8(w8, load8(x, row + one + i))
+    return a, b, dot8(w8, load8(x, row + two + i)), dot8(w8, load8(x, row + three + i))
 
 
 @device

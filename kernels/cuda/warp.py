@@ -6,54 +6,15 @@ the threads of a warp are Python threads that leave their values where the other
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
 
 from kernels.cuda.jit import cuda, device, numba_cuda, primitive, real
+from kernels.cuda.simulated import everyone, lane_of
 
 FULL = 0xFFFFFFFF
 SIZE = 32
-PATIENCE_S = 120.0
-"""How long a simulated thread waits for the rest of its warp; past it, some of them never came."""
-
-
-class _SimulatedWarp:
-    """Meeting point of a warp's threads: each leaves a value and takes everybody's."""
-
-    def __init__(self, threads: int) -> None:
-        self.barrier = threading.Barrier(threads)
-        self.values: list[list[Any]] = [[None] * threads, [None] * threads]
-
-    def exchange(self, thread: Any, lane: int, value: Any) -> list[Any]:
-        turn = getattr(thread, "warp_turn", 0)
-        thread.warp_turn = 1 - turn  # two sets of slots: a fast thread's next value overwrites none of these
-        self.values[turn][lane] = value
-        self.barrier.wait(PATIENCE_S)
-        return list(self.values[turn])
-
-
-_making = threading.Lock()
-
-
-def _everyone(value: Any) -> list[Any]:
-    """The values of all threads of the calling simulated thread's warp, by lane."""
-    thread: Any = threading.current_thread()
-    number, lane = divmod(thread.thread_id, SIZE)
-    block = thread._manager
-    warps = getattr(block, "warps", None)
-    if warps is None or number not in warps:
-        with _making:
-            warps = block.__dict__.setdefault("warps", {})
-            if number not in warps:
-                warps[number] = _SimulatedWarp(min(SIZE, int(np.prod(block._block_dim)) - SIZE * number))
-    return warps[number].exchange(thread, lane, value)
-
-
-def _lane() -> int:
-    return threading.current_thread().thread_id % SIZE  # type: ignore[attr-defined]
-
 
 def _compiled(function: Any) -> Any:
     return lambda: numba_cuda().jit(real(function), device=True, inline="always")
@@ -62,7 +23,7 @@ def _compiled(function: Any) -> Any:
 @primitive
 def warp_sum(x):
     """Sum of the warp's x (float32), in every thread."""
-    return np.float32(sum(_everyone(x)))
+    return np.float32(sum(everyone(x)))
 
 
 @_compiled
@@ -75,7 +36,7 @@ def _warp_sum(x):
 @primitive
 def warp_max(x):
     """Maximum of the warp's x, in every thread."""
-    return max(_everyone(x))
+    return max(everyone(x))
 
 
 @_compiled
@@ -88,7 +49,7 @@ def _warp_max(x):
 @primitive
 def warp_best(x, index):
     """(largest x of the warp, its index): of equal x the lowest index, in every thread."""
-    return max(_everyone((x, index)), key=lambda pair: (pair[0], -pair[1]))
+    return max(everyone((x, index)), key=lambda pair: (pair[0], -pair[1]))
 
 
 @_compiled
@@ -103,7 +64,7 @@ def _warp_best(x, index):
 @primitive
 def warp_before(x):
     """Sum of x over the lanes below the caller's: an exclusive prefix sum."""
-    return type(x)(sum(_everyone(x)[: _lane()]))
+    return type(x)(sum(everyone(x)[: lane_of()]))
 
 
 @_compiled
@@ -119,7 +80,7 @@ def _warp_before(x):
 @primitive
 def warp_value(x, lane):
     """Lane `lane`'s x, in every thread."""
-    return _everyone(x)[lane]
+    return everyone(x)[lane]
 
 
 @_compiled
@@ -127,6 +88,18 @@ def _warp_value(x, lane):
     return cuda.shfl_sync(FULL, x, lane)
 
 
+@primitive
+def sync_warp():
+    """Wait for the warp's threads; what they wrote to shared memory is seen."""
+    everyone(None)
+
+
+@_compiled
+def _sync_warp():
+    cuda.syncwarp()
+
+
+sync_warp.compiled(_sync_warp)
 warp_sum.compiled(_warp_sum)
 warp_max.compiled(_warp_max)
 warp_best.compiled(_warp_best)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kernels.cuda.element import from_bfloat16
-from kernels.cuda.jit import primitive
+from kernels.cuda.jit import device, primitive
 
 
 def _flat(array: Any) -> np.ndarray:
@@ -97,3 +97,9 @@ def _load8() -> Any:
 @stream8.compiled
 def _stream8() -> Any:
     return _load(streamed=True)
+
+
+@device(inline="always")
+def dot8(a, b):
+    """Dot product of two tuples of eight."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3] + a[4] * b[4] + a[5] * b[5] + a[6] * b[6] + a[7] * b[7]
