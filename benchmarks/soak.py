@@ -3,11 +3,11 @@
     python benchmarks/soak.py [--minutes 62] [-o out/soak]
 
 One session serves requests that keep arriving, somewhat more than it can serve, so that freed slots
-are always refilled. Every ten seconds the timeline of what has ended is taken from the engine, and
-tokens, resident memory, threads and open files are noted down in OUT/samples.csv. At the end: slopes
-over the time after the warm-up with their 95 % confidence intervals, tokens/s of each window of five
-minutes, and a verdict (exit code 1: something grew, or throughput was not steady). The links are paced,
-and slow, so that the computer is left almost idle.
+are always refilled. Every ten seconds the timeline and the tokens of what has ended are taken out of the
+session, and tokens, resident memory, threads and open files are noted down in OUT/samples.csv. At the
+end: slopes over the time after the warm-up with their 95 % confidence intervals, tokens/s of each window of
+five minutes, and a verdict (exit code 1: something grew, or throughput was not steady). The links are
+paced, and slow, so that the computer is left almost idle.
 """
 
 from __future__ import annotations
@@ -75,9 +75,8 @@ def _arriving(request: Request, at_s: float) -> Request:
 class Samples:
     """What was seen every `every_s` seconds, kept in a file as it goes."""
 
-    def __init__(self, engine: ThreadEngine, path: Path, every_s: float) -> None:
-        self.rows: list[dict[str, float]] = []
-        self._engine, self._path, self._every_s = engine, path, every_s
+    def __init__(self, running: session.Session, path: Path, every_s: float) -> None:
+        self._engine, self._sequences, self._path, self._every_s = running.engine, running.backend.sequences, path, every_s
         self._began = time.perf_counter()
         self._tokens = self._tasks = 0
         self._over = threading.Event()
@@ -97,12 +96,12 @@ class Samples:
             writer.writeheader()
             due = self._began
             while not self._over.wait(max(0.0, due - time.perf_counter())):
-                self.rows.append(self._sample())
-                writer.writerow(self.rows[-1])
+                writer.writerow(self._sample())
                 due += self._every_s
 
     def _sample(self) -> dict[str, float]:
         ended = self._engine.drain()
+        self._sequences.hand_out()
         self._tasks += len(ended)
         self._tokens += tokens_sampled(ended)
         own = os.times()
@@ -112,6 +111,12 @@ class Samples:
             "threads": len(os.listdir("/proc/self/task")), "open_files": len(os.listdir("/proc/self/fd")),
             "cpu_s": round(own.user + own.system, 2),
         }  # fmt: skip
+
+
+def read(path: Path) -> list[dict[str, float]]:
+    """The samples of a soak that is over, or still going on."""
+    with path.open(newline="") as f:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(f)]
 
 
 def tokens_sampled(run: Run) -> int:
@@ -140,9 +145,9 @@ def soak(seconds: float, every_s: float, path: Path) -> list[dict[str, float]]:
     opened = session.opened(
         spec, weights_of(MODEL, spec, 0), relink(this_computer(), RATES), scheduler, requests, prompts, lengths=lengths
     )
-    with opened as run, Samples(run.engine, path, every_s) as samples:
+    with opened as run, Samples(run, path, every_s):
         drive(scheduler, _Until(run.engine, seconds))
-    return samples.rows
+    return read(path)
 
 
 # What the samples say -------------------------------------------------------------------------------
@@ -219,9 +224,11 @@ def main() -> int:
     parser.add_argument("--warm-up", type=float, default=WARM_UP_S, help="seconds whose samples do not count")
     parser.add_argument("--window", type=float, default=WINDOW_S, help="seconds of a throughput window")
     parser.add_argument("-o", type=Path, default=Path("out/soak"))
+    parser.add_argument("--judge", action="store_true", help="judge the samples that OUT has already")
     args = parser.parse_args()
     args.o.mkdir(parents=True, exist_ok=True)
-    rows = soak(args.minutes * 60, args.every, args.o / "samples.csv")
+    samples = args.o / "samples.csv"
+    rows = read(samples) if args.judge else soak(args.minutes * 60, args.every, samples)
     found = verdict(rows, args.warm_up, args.window)
     with replacing(args.o / "summary.json") as part:
         part.write_text(json.dumps({"command": " ".join(sys.argv), **found}, indent=2))

@@ -79,6 +79,7 @@ class Sequences:
         self._eos = frozenset(eos)
         self._pad = pad
         self._all: dict[int, Generation] = {}
+        self._to_hand_out: list[int] = []
         for k, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
             ids = np.asarray(prompt, np.int64)
             if len(ids) != request.prompt_tokens:
@@ -135,7 +136,18 @@ class Sequences:
             s.tokens.append(token)
             if not done and self._done(s):
                 ended.append(request)
+        self._to_hand_out += ended
         return tuple(ended)
+
+    def hand_out(self) -> dict[int, list[int]]:
+        """Tokens of the sequences that have ended since the last call, by request, and then forgotten: a service
+        that runs for days keeps none of them. For runs that react to ends; one that was handed out whole
+        samples ended sequences again."""
+        ended, self._to_hand_out = self._to_hand_out, []
+        found = {request: self._all[request].tokens[: self._all[request].limit] for request in ended}
+        for request in ended:
+            self._all[request].tokens = []
+        return found
 
     def _done(self, s: Generation) -> bool:
         return len(s.tokens) >= s.limit or (bool(s.tokens) and s.tokens[-1] in self._eos)
