@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from sim.cli import choosing, options, output, running
+from sim.errors import UserError
 
 if TYPE_CHECKING:
     from sim.cli.choosing import Paper
@@ -47,6 +48,8 @@ def explain(make: Callable[[], Job], *, trace: Path | None, engine: str, plot: P
     with output.progress("explaining (the first run compiles the engine, about 20 s)") as tell:
         found = explaining.explain(job, engine=cast("EngineName", engine), routing=routing, tell=tell)
     if plot is not None:
+        if found.roofline is None:
+            raise UserError(f"--plot: no roofline of {job.machine.name}: it takes lanes gpu, cpu and h2d, and 2 tokens to generate")
         from sim.explain.plot import write_plot
 
         write_plot(plot, found)

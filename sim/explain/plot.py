@@ -20,9 +20,8 @@ INK, RUN = "#1B1F24", "#009E73"
 
 
 def write_plot(path: Path, e: Explanation) -> None:
-    """Draw it; the suffix of `path` says SVG or PNG. Raises ValueError where the run has no such roofline."""
-    if e.roofline is None:
-        raise ValueError("the machine has no device, host and link, or nothing is decoded: there is no hierarchical roofline")
+    """Draw it; the suffix of `path` says SVG or PNG. The explanation must have a roofline."""
+    assert e.roofline is not None, e.outcome.job.machine.name
     import matplotlib
 
     matplotlib.use("Agg")
@@ -78,7 +77,7 @@ def _roof_labels(axis: Axes, r: Roofline) -> None:
         kind = "reached" if level.measured else "peak"
         axis.annotate(f"{name} {kind} {_rate(level.peak_flops, 'FLOP/s')}", (axis.get_xlim()[1], level.peak_flops), xytext=(-2, 4),
                       textcoords="offset points", ha="right", color=colour, fontsize=8)  # fmt: skip
-    _along(axis, r.device.bytes_per_s, r.device.peak_flops, f"device memory {_rate(r.device.bytes_per_s, 'B/s')}", DEVICE, 0.5, 4)
+    _along(axis, r.device.bytes_per_s, r.device.peak_flops, f"device memory {_rate(r.device.bytes_per_s, 'B/s')}", DEVICE, 0.04, 4)
     if r.host.bytes_per_s != r.device.bytes_per_s:
         _along(axis, r.host.bytes_per_s, r.host.peak_flops, f"host memory {_rate(r.host.bytes_per_s, 'B/s')}", HOST, 0.05, -11)
     _along(axis, r.link_bytes_per_s, r.device.peak_flops, f"link {_rate(r.link_bytes_per_s, 'B/s')}", LINK, 0.78, -12)
@@ -99,14 +98,14 @@ def _points(axis: Axes, r: Roofline, op: Turning) -> None:
     """The op's intensity, its turning points and what the run reached."""
     bottom, top = axis.get_ylim()
     axis.plot([op.intensity_host] * 2, [bottom, top], color=INK, lw=0.9, ls=(0, (4, 2)))
-    _note(axis, f"I = {op.intensity_host:.3g}", op.intensity_host, top, (4, -10), INK)
+    _note(axis, f"I = {_count(op.intensity_host)}", op.intensity_host, bottom, (4, 5), INK)
     kernels = ((op.p1 * r.link_bytes_per_s, op.intensity_kernel_host, op.p1, HOST), (op.device_flops, op.intensity_device, op.p2, DEVICE))
     for y, kernel, turn, colour in kernels:
         axis.plot([kernel, turn], [y, y], color=colour, lw=1.2, ls=":")
         axis.plot(kernel, y, marker="|", ms=9, color=colour, mew=1.6, zorder=5)
         axis.plot(turn, y, marker="o", ms=6, color=colour, mec="white", mew=0.9, zorder=5)
-    _note(axis, f"P1 = {op.p1:.3g}", op.p1, kernels[0][0], (-6, -13), HOST, ha="right", fontweight="bold")
-    _note(axis, f"P2 = {op.p2:.3g}", op.p2, kernels[1][0], (8, -12), DEVICE, fontweight="bold")
+    _note(axis, f"P1 = {_count(op.p1)}", op.p1, kernels[0][0], (-6, -13), HOST, ha="right", fontweight="bold")
+    _note(axis, f"P2 = {_count(op.p2)}", op.p2, kernels[1][0], (8, -12), DEVICE, fontweight="bold")
     _balance(axis, r, op)
     axis.plot(op.intensity_host, op.attained_flops, marker="D", ms=6.5, color=RUN, mec="white", mew=0.9, zorder=6)
     _note(axis, f"this run: {_rate(op.attained_flops, 'FLOP/s')}", op.intensity_host, op.attained_flops, (8, -12), RUN)
@@ -116,15 +115,21 @@ def _balance(axis: Axes, r: Roofline, op: Turning) -> None:
     if op.balance_tokens is None:
         return
     at = op.balance_tokens * op.intensity_host / r.tokens
-    axis.plot(at, r.link_bytes_per_s * at, marker="s", ms=10, mfc="none", mec=INK, mew=1.2, zorder=6)
-    _note(axis, f"balance: N = {op.balance_tokens:,.0f}", at, r.link_bytes_per_s * at, (-8, 7), INK, ha="right")
+    y = min(r.link_bytes_per_s * at, r.device.peak_flops)
+    axis.plot(at, y, marker="s", ms=10, mfc="none", mec=INK, mew=1.2, zorder=6)
+    _note(axis, f"balance: N = {op.balance_tokens:,.0f}", at, y, (8, -24), INK)
 
 
 def _note(axis: Axes, text: str, x: float, y: float, by: tuple[float, float], colour: str, **style: Any) -> None:
     """Words beside a point, `by` so many typographic points."""
-    axis.annotate(text, (x, y), xytext=by, textcoords="offset points", color=colour, fontsize=8.5, **style)
+    ground = {"boxstyle": "square,pad=0.06", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+    axis.annotate(text, (x, y), xytext=by, textcoords="offset points", color=colour, fontsize=8.5, bbox=ground, **style)
 
 
 def _rate(value: float, unit: str) -> str:
     scale, name = next((f, n) for f, n in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1.0, "")) if value >= f)
     return f"{value / scale:.3g} {name}{unit}"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

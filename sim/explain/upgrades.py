@@ -16,7 +16,7 @@ class Upgrade:
     """One thing made `factor` times as fast.
 
     name: a resource of the machine; "ops on LANE", all rates of that lane's rows of the op table; or
-    "latencies", those of every op. hardware: another part; software: better kernels, copies, launches.
+    "launches", the fixed latency of every op. hardware: another part; software: better kernels, copies, launches.
     before, after: the capacity in `unit`; None where it is not one number.
     """
 
@@ -39,7 +39,7 @@ def upgrades(machine: Machine, resources: Collection[str], lanes: Collection[str
     for name in (lane.name for lane in machine.lanes if lane.name in lanes):
         found.append(Upgrade(f"ops on {name}", "software", factor, "of present rates", 1.0, factor, with_speed(machine, name, factor)))
     if any(row.latency_s for row in machine.ops):
-        found.append(Upgrade("latencies", "software", factor, "of present latencies", 1.0, 1 / factor, with_latency(machine, factor)))
+        found.append(Upgrade("launches", "software", factor, "of present latencies", 1.0, 1 / factor, with_latency(machine, factor)))
     return found
 
 

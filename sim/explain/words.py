@@ -33,17 +33,20 @@ def _advice(top: Limit, found: Sequence[Elasticity]) -> str:
     if not parts and not code:
         return "no single upgrade pays: change the batch or the scheduler"
     if not parts:
-        return f"no part pays: make {_gives(code[0])}"
+        return f"no part pays, but make {_gives(code[0])}"
+    if code and code[0].gain > parts[0].gain + WORTH:
+        return f"make {_gives(code[0])}, or buy {_gives(parts[0])}"
     said = f"buy {_gives(parts[0])}"
     own = next((e for e in code if e.upgrade.name == f"ops on {top.lane}" and top.reach < 0.5), None)
     if own is not None:
         said += f" or make {own.upgrade.name} faster, which reach {top.reach:.0%} of it ({own.gain:+.1%})"
-    rest = [e for e in (*parts[1:], *code) if e is not own]
+    rest = [e for e in (*parts[1:], *code) if e.upgrade.name != f"ops on {top.lane}"]
     return said + (f"; then {_gives(max(rest, key=lambda e: e.gain))}" if rest else "")
 
 
 def _gives(e: Elasticity) -> str:
-    return f"{e.upgrade.name} ({e.upgrade.factor - 1:+.0%} gives {e.gain:+.1%} throughput)"
+    what = e.upgrade.name if e.upgrade.kind == "hardware" else f"{e.upgrade.name} faster"
+    return f"{what} ({e.upgrade.factor - 1:+.0%} gives {e.gain:+.1%} throughput)"
 
 
 def limit_text(x: Limit | None) -> str:
