@@ -33,8 +33,9 @@ def run(
     replay = _replay(trace, job)
     with output.progress(f"running {job.scheduler} (the first run compiles the kernels)"):
         done = execute(
-            job, weights_of(model, spec, seed), record_routing=record_routing is not None, replay_routing=replay, device=device, graphs=graphs
-        )
+            job, weights_of(model, spec, seed), record_routing=record_routing is not None, replay_routing=replay, device=device,
+            graphs=graphs,
+        )  # fmt: skip
     save(done, timeline, record_routing, log)
     if as_json:
         output.print_json(done.summary)
