@@ -1,13 +1,31 @@
-"""`demo`: the main job on real input."""
+"""`demo`: the main job on real input, with a model that has learnt something.
+
+The model is the bundled one (docs/bundled-model.md): its weights are trained, so its routers choose as routers do, the simulation is
+driven by real routing, and what it generates can be read. It is small: waking a thread and calling a kernel, little of a larger
+model's tasks, is much of its. So after the usual calibration, which is made with tiny-mixtral's shapes, `small_rig` corrects the profile
+by a few short runs of this model, none of them the run that is shown. And it would fit the laptop rig's device: the demo's has less
+memory than the model needs, behind slower links, so that weights are paged because they must be.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sim.cli import output
+from traces import bundled
 
-MODEL, SCHEDULER, BATCH, MICROBATCH, PROMPT, GEN = "tiny-mixtral", "cgopipe", 96, 16, 96, 24
+MODEL, NAME, SCHEDULER = bundled.MODEL, "tandem-stdlib-moe", "cgopipe"
+BATCH, MICROBATCH, PREFILL, PROMPT, GEN = 96, 16, 4, 192, 96
+LINK_BYTES_PER_S = 4e8
+"""A layer's experts (3.1 MB) take 8 ms to cross the link, several times what computing a layer for one micro-batch takes."""
+DEVICE_BYTES = 16 << 20
+"""The model's weights are 20 MB."""
+PROBES = ((48, 12, 150, 40), (60, 20, 200, 24), (16, 4, 160, 24))
+"""Short runs that correct the profile: batch, micro-batch, longest prompt, tokens. Smaller micro-batches than the run's for its prefill."""
+SHOWN = 3
+"""Requests whose text is printed: the first ones."""
 
 
 def demo(folder: Path, machine: Path | None, as_json: bool) -> None:
@@ -17,31 +35,47 @@ def demo(folder: Path, machine: Path | None, as_json: bool) -> None:
     from sim import machines
 
     _make(folder)
-    with output.steps("demo: a CGOPipe run of tiny-mixtral, measured and simulated") as say:
+    spec = replace(spec_of(str(MODEL)), name=NAME)
+    weights = weights_of(str(MODEL), spec, 0)
+    with output.steps("demo: CGOPipe serves a small trained model, measured and simulated") as say:
         if machine is None:
             machine = folder / "profile.yaml"
             rig = machines.load_rig("laptop-rig")
             profile.write(profile.calibrate(rig, lambda text: say(f"calibrating this computer: {text}")), machine)
         here = machines.load(machine)
         check_runs_here(here)
-        job = job_of(here)
+        here = small_rig(here, spec, weights, lambda text: say(f"calibrating for the demo's model: {text}"))
+        profile.write(here, folder / "rig.yaml")
+        job = job_of(spec, here)
         say("really running it, on prompts cut from the Python standard library")
-        measured = execute(job, weights_of(MODEL, spec_of(MODEL), 0), record_routing=True)
+        measured = execute(job, weights, record_routing=True)
         say("simulating the same run, driven by the routing that it recorded")
-        routing = folder / "routing.parquet"
-        save(measured, routing, folder)
+        save(measured, folder / "routing.parquet", folder)
         simulated = simulated_twin(measured)
         timelines = (timeline_of_twin(simulated), measured.timeline)
         say("writing the report")
         report(folder, job, timelines, simulated, measured)
+    texts = texts_of(job, measured)
     if as_json:
-        output.print_json({"simulated": simulated.summary, "measured": measured.summary, "report": str(folder / "report.html")})
+        page = str(folder / "report.html")
+        output.print_json({"simulated": simulated.summary, "measured": measured.summary, "texts": texts, "report": page})
     else:
-        show(simulated.summary, measured.summary, folder)
+        show(simulated.summary, measured.summary, texts, folder)
 
 
-def job_of(machine):
-    from exec.execute import spec_of
+def small_rig(here, spec, weights, say):
+    """The same computer behind slower links, with a device that cannot hold the model, its op table corrected for the model."""
+    from exec.calibration.insitu import Probe, corrected
+    from exec.calibration.links import relink
+    from sim.machines.schema import Memory
+
+    rates = {"h2d": LINK_BYTES_PER_S, "d2h": LINK_BYTES_PER_S}
+    found = corrected(relink(here, rates), spec, weights, say, tuple(Probe(SCHEDULER, *p, {}) for p in PROBES))
+    device = Memory(bytes=DEVICE_BYTES, source="chosen for the demo: less than the weights of its model")
+    return found.model_copy(update={"name": f"{here.name}, small", "memories": {**found.memories, "gpu": device}})
+
+
+def job_of(spec, machine):
     from sim.job import prepare
     from sim.schedulers.policy import Policy
     from sim.workloads.lengths import Fixed, Uniform
@@ -51,7 +85,18 @@ def job_of(machine):
         name="stdlib", description="slices of the Python standard library as byte tokens", source="cut at seeded places, lengths uniform",
         prompt=Uniform(min=PROMPT // 3, max=PROMPT), generation=Fixed(tokens=GEN),
     )  # fmt: skip
-    return prepare(spec_of(MODEL), machine, workload, SCHEDULER, Policy(batch=BATCH, microbatch=MICROBATCH))
+    policy = Policy(batch=BATCH, microbatch=MICROBATCH, prefill_microbatch=min(PREFILL, MICROBATCH))
+    return prepare(spec, machine, workload, SCHEDULER, policy)
+
+
+def texts_of(job, measured) -> list[dict[str, str]]:
+    """Prompt and what the model went on with, of the first requests."""
+    from exec.execute import stdlib_prompts
+    from exec.tokenizer import load_tokenizer
+
+    decode = load_tokenizer(MODEL, job.model.vocab).decode
+    prompts, tokens = stdlib_prompts(job), measured.outcome.tokens
+    return [{"prompt": decode(prompts[i]), "generated": decode(tokens[i])} for i in range(SHOWN)]
 
 
 def _make(folder: Path) -> None:
@@ -86,10 +131,20 @@ def report(folder: Path, job, timelines, simulated, measured) -> None:
     facts["measured"] = {k: measured.summary[k] for k in own}
     write_report(folder / "report.html", *timelines, facts, dependencies_of(simulated.run))
     both = {"Simulated": timelines[0], "Measured": timelines[1]}
-    write_picture(folder / "picture.png", both, title="One decode step of CGOPipe, by both clocks")
+    for name in ("picture.png", "picture.svg"):
+        write_picture(folder / name, both, step=_usual_step(timelines[1]), title="One decode step of CGOPipe, by both clocks")
 
 
-def show(simulated: dict[str, Any], measured: dict[str, Any], folder: Path) -> None:
+def _usual_step(measured) -> int:
+    """The decode step whose length is the median: any other may be one in which the computer did something else."""
+    from sim.report.figures import step_ends
+
+    steps, ends = step_ends(measured)
+    lengths = [(int(b - a), int(step)) for step, a, b in zip(steps[1:], ends, ends[1:], strict=False) if step > 0]
+    return sorted(lengths)[len(lengths) // 2][1]
+
+
+def show(simulated: dict[str, Any], measured: dict[str, Any], texts: list[dict[str, str]], folder: Path) -> None:
     def row(name: str, key: str, text) -> tuple[str, ...]:
         a, b = simulated[key], measured[key]
         return (name, text(a), text(b), f"{a / b - 1:+.1%}" if b else "-")
@@ -105,4 +160,8 @@ def show(simulated: dict[str, Any], measured: dict[str, Any], folder: Path) -> N
     run = f"{measured['scheduler']}: {measured['model']} on {measured['machine']}"
     title = f"{run} (clock: {measured['clock']}), {measured['generated_tokens']:,} tokens"
     output.print_table(title, ("", "simulated", "measured", "error"), rows, numeric=("simulated", "measured", "error"))
-    print(f"\nreport: {folder / 'report.html'} (open it in a browser)\nlog, routing and timelines: {folder}")
+    print("\nWhat the model wrote, between « and »:")
+    for text in texts:
+        last = text["prompt"].rstrip("\n").splitlines()[-1:]
+        print("".join(f"\n    {line}" for line in f"{''.join(last)}«{text['generated']}»".splitlines()))
+    print(f"\nreport: {folder / 'report.html'} (open it in a browser)\nlog, routing, rig and timelines: {folder}")

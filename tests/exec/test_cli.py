@@ -152,10 +152,12 @@ def test_demo_makes_a_report_from_a_profile(
     monkeypatch.setattr(demonstrating, "MODEL", str(home / "model"))
     monkeypatch.setattr(demonstrating, "BATCH", 6)
     monkeypatch.setattr(demonstrating, "MICROBATCH", 2)
+    monkeypatch.setattr(demonstrating, "GEN", 8)
+    monkeypatch.setattr(demonstrating, "PROBES", ((4, 2, 20, 6),))
     assert main(["demo", "-o", str(tmp_path / "demo"), "--machine", str(home / "profile.yaml")]) == 0
     out = capsys.readouterr().out
-    assert "makespan" in out and "report.html" in out
+    assert "makespan" in out and "report.html" in out and out.count("«") == 4, out
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "<html" in page and "http://" not in page.split("<script")[0]
     made = {p.name for p in (tmp_path / "demo").iterdir()}
-    assert made >= {"routing.parquet", "simulated.parquet", "measured.parquet", "log.jsonl", "picture.png"}
+    assert made >= {"routing.parquet", "simulated.parquet", "measured.parquet", "log.jsonl", "picture.png", "picture.svg", "rig.yaml"}
