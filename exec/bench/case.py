@@ -70,3 +70,19 @@ class Measured:
                 "of_bytes_ceiling": moved / width if width else None, "ours_faster": median / ours, "samples_s": list(samples),
             })  # fmt: skip
         return rows
+
+
+def floats(*shape: int) -> np.ndarray:
+    """Independent normals, float32; the same for the same shape."""
+    return np.random.default_rng(len(shape) + sum(shape)).standard_normal(shape, dtype=np.float32)
+
+
+def agree(found: Any, wanted: Any, within: float = 1e-3) -> Work:
+    """A check that two results agree, each computed by a call or given."""
+
+    def check() -> None:
+        a, b = (np.asarray(x() if callable(x) else x) for x in (found, wanted))
+        error = np.abs(a - b).max() / np.abs(b).max()
+        assert error < within, f"results differ by {error:.2e} of the largest value"
+
+    return check

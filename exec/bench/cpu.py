@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from exec import decoder
-from exec.bench.case import Case, Ceilings, Work
+from exec.bench import moe
+from exec.bench.case import Case, Ceilings, Work, agree, floats
 from exec.bench.timing import by_clock
 from kernels import attention, attention_decode, combine, dispatch, embed, expert_ffn, linear, rms_norm, router, sample
 from kernels.cost import Cost
@@ -36,26 +37,12 @@ def cases(threads: int) -> dict[str, Callable[[], Iterator[Case]]]:
         "dispatch+combine": lambda: _dispatch_combine(threads),
         "attn_decode": lambda: _attn_decode(threads),
         "expert_ffn": lambda: _expert_ffn(threads),
+        "fused_moe": lambda: moe.cases(_spec(16, 8), threads),
         "linear": lambda: _linear(threads),
         "rms_norm": lambda: _rms_norm(threads),
         "embed": lambda: _embed(threads),
         "sample": lambda: _sample(threads),
     }
-
-
-def _floats(*shape: int) -> np.ndarray:
-    return np.random.default_rng(len(shape) + sum(shape)).standard_normal(shape, dtype=np.float32)
-
-
-def _close(found: Any, wanted: Any, within: float = 1e-3) -> Work:
-    """A check that two results agree, each computed by a call or given."""
-
-    def check() -> None:
-        a, b = (np.asarray(x() if callable(x) else x) for x in (found, wanted))
-        error = np.abs(a - b).max() / np.abs(b).max()
-        assert error < within, f"results differ by {error:.2e} of the largest value"
-
-    return check
 
 
 @cache
@@ -74,7 +61,7 @@ def _compiled_routing() -> Any:
 
 def _router(threads: int) -> Iterator[Case]:
     """One token from compiled code, as the decoder's kernels call it; a prefill's many tokens."""
-    logits, ids, weights = _floats(64, 1, 8), np.empty((1, 2), np.int16), np.empty((1, 2), np.float32)
+    logits, ids, weights = floats(64, 1, 8), np.empty((1, 2), np.int16), np.empty((1, 2), np.float32)
     many = _compiled_routing()
     if threads == 1:
         yield Case(
@@ -86,7 +73,7 @@ def _router(threads: int) -> Iterator[Case]:
 
 
 def _routing(tokens: int, experts: int, k: int, threads: int) -> Case:
-    logits = _floats(tokens, experts)
+    logits = floats(tokens, experts)
     ids, weights = np.empty((tokens, k), np.int16), np.empty((tokens, k), np.float32)
     there = torch.from_numpy(logits)
 
@@ -97,14 +84,14 @@ def _routing(tokens: int, experts: int, k: int, threads: int) -> Case:
     return Case(
         "router", f"{tokens} tokens, {experts} experts, top-{k}", "fp32", threads, router.select_work(tokens, experts, k, 4),
         {"kernel": lambda: router.select(logits, ids, weights, threads), "torch softmax + topk": by_torch},
-        _close(lambda: weights, lambda: by_torch()[0]),
+        agree(lambda: weights, lambda: by_torch()[0]),
     )  # fmt: skip
 
 
 def _dispatch_combine(threads: int) -> Iterator[Case]:
     for tokens, experts, k in ((16, 128, 8), (256, 128, 8), (2048, 128, 8), (2048, 8, 2)):
-        x, out = _floats(tokens, HIDDEN), np.zeros((tokens, HIDDEN), np.float32)
-        ids = np.argsort(_floats(tokens, experts), axis=1)[:, :k].astype(np.int16)
+        x, out = floats(tokens, HIDDEN), np.zeros((tokens, HIDDEN), np.float32)
+        ids = np.argsort(floats(tokens, experts), axis=1)[:, :k].astype(np.int16)
         weights = np.full((tokens, k), 1 / k, np.float32)
         offsets, positions = np.empty(experts + 1, np.int32), np.empty((tokens, k), np.int32)
         rows = np.empty((tokens * k, HIDDEN), np.float32)
@@ -123,7 +110,7 @@ def _dispatch_combine(threads: int) -> Iterator[Case]:
         def check(ours=ours, by_torch=by_torch, out=out) -> None:
             out.fill(0)
             ours()
-            _close(out, by_torch().numpy())()
+            agree(out, by_torch().numpy())()
 
         yield Case(
             "dispatch+combine", f"{tokens} tokens, {experts} experts, top-{k}, hidden {HIDDEN}", "fp32", threads,
@@ -136,8 +123,8 @@ def _attn_decode(threads: int) -> Iterator[Case]:
     """One new token of each of a few sequences of one length, GQA; torch sees a cache that holds the new entry."""
     sequences, width = 4, KV_HEADS * HEAD_DIM
     for context in CONTEXTS:
-        k, v = (_floats(sequences, context, width) for _ in range(2))
-        qkv = _floats(sequences, (HEADS + 2 * KV_HEADS) * HEAD_DIM)
+        k, v = (floats(sequences, context, width) for _ in range(2))
+        qkv = floats(sequences, (HEADS + 2 * KV_HEADS) * HEAD_DIM)
         out = np.empty((sequences, HEADS * HEAD_DIM), np.float32)
         slots, before = np.arange(sequences), np.full(sequences, context - 1)
         space = np.zeros(attention_decode.scratch_shape(HEADS, min(threads, sequences)), np.float32)
@@ -153,7 +140,7 @@ def _attn_decode(threads: int) -> Iterator[Case]:
             "attn_decode", f"{sequences} sequences, context {context}, {HEADS} heads over {KV_HEADS}, D {HEAD_DIM}", "fp32", threads,
             attention.decode_work(sequences, sequences * context, HEADS, KV_HEADS, HEAD_DIM, 4),
             {"kernel": ours, "torch scaled_dot_product_attention": by_torch},
-            _close(lambda out=out: out, lambda f=by_torch: f().reshape(sequences, -1).numpy()),
+            agree(lambda out=out: out, lambda f=by_torch: f().reshape(sequences, -1).numpy()),
         )  # fmt: skip
 
 
@@ -171,9 +158,9 @@ def _expert_ffn(threads: int) -> Iterator[Case]:
         rows = max(1, tokens * k // experts)
         touched = min(experts, tokens * k)
         spec = _spec(experts, k)
-        x, out = _floats(rows * touched, HIDDEN), np.empty((rows * touched, HIDDEN), np.float32)
+        x, out = floats(rows * touched, HIDDEN), np.empty((rows * touched, HIDDEN), np.float32)
         offsets = (np.minimum(np.arange(experts + 1), touched) * rows).astype(np.int32)
-        weights = _floats(experts * 3 * HIDDEN * FFN) * np.float32(HIDDEN**-0.5)
+        weights = floats(experts * 3 * HIDDEN * FFN) * np.float32(HIDDEN**-0.5)
         space = np.zeros(len(x) * 3 * FFN + 64, np.float32)
 
         def ours(x=x, out=out, offsets=offsets, weights=weights, space=space, spec=spec) -> None:
@@ -185,7 +172,7 @@ def _expert_ffn(threads: int) -> Iterator[Case]:
         yield Case(
             "expert_ffn", f"{touched} experts x {rows} rows, hidden {HIDDEN}, ffn {FFN}", "fp32", threads,
             Cost(one.flops * touched, one.bytes * touched), {"kernel": ours, "torch, one product an expert": by_torch},
-            _close(lambda out=out: out, lambda f=by_torch: f().numpy()),
+            agree(lambda out=out: out, lambda f=by_torch: f().numpy()),
         )  # fmt: skip
 
 
@@ -213,32 +200,32 @@ def _spec(experts: int, top_k: int) -> ModelSpec:
 
 
 def _linear(threads: int) -> Iterator[Case]:
-    weight = _floats(5120, HIDDEN)
+    weight = floats(5120, HIDDEN)
     for rows in (1, 16, 128):
-        x, out = _floats(rows, HIDDEN), np.empty((rows, 5120), np.float32)
+        x, out = floats(rows, HIDDEN), np.empty((rows, 5120), np.float32)
         tx, tw = torch.from_numpy(x), torch.from_numpy(weight)
         yield Case(
             "linear", f"{rows} x {HIDDEN} x 5120", "fp32", threads, linear.work(rows, HIDDEN, 5120, 4),
             {"kernel": lambda x=x, out=out: decoder._product(x, weight, out), "torch mm": lambda tx=tx, tw=tw: tx @ tw.t()},
-            _close(lambda out=out: out, lambda tx=tx, tw=tw: (tx @ tw.t()).numpy()),
+            agree(lambda out=out: out, lambda tx=tx, tw=tw: (tx @ tw.t()).numpy()),
         )  # fmt: skip
 
 
 def _rms_norm(threads: int) -> Iterator[Case]:
-    weight = _floats(HIDDEN)
+    weight = floats(HIDDEN)
     for rows in (1, 64, 1024):
-        x, out = _floats(rows, HIDDEN), np.empty((rows, HIDDEN), np.float32)
+        x, out = floats(rows, HIDDEN), np.empty((rows, HIDDEN), np.float32)
         tx, tw = torch.from_numpy(x), torch.from_numpy(weight)
         yield Case(
             "rms_norm", f"{rows} x {HIDDEN}", "fp32", threads, rms_norm.work(rows, HIDDEN, 4),
             {"kernel": lambda x=x, out=out: rms_norm.forward(x, weight, 1e-5, out),
              "torch rms_norm": lambda tx=tx, tw=tw: F.rms_norm(tx, (HIDDEN,), tw, 1e-5)},
-            _close(lambda out=out: out, lambda tx=tx, tw=tw: F.rms_norm(tx, (HIDDEN,), tw, 1e-5).numpy()),
+            agree(lambda out=out: out, lambda tx=tx, tw=tw: F.rms_norm(tx, (HIDDEN,), tw, 1e-5).numpy()),
         )  # fmt: skip
 
 
 def _embed(threads: int) -> Iterator[Case]:
-    table = _floats(32000, HIDDEN)
+    table = floats(32000, HIDDEN)
     for tokens in (16, 1024):
         ids, out = np.random.default_rng(0).integers(0, 32000, tokens), np.empty((tokens, HIDDEN), np.float32)
         there, which = torch.from_numpy(table), torch.from_numpy(ids)
@@ -246,25 +233,25 @@ def _embed(threads: int) -> Iterator[Case]:
             "embed", f"{tokens} of 32000 x {HIDDEN}", "fp32", threads, embed.work(tokens, HIDDEN, 4),
             {"kernel": lambda ids=ids, out=out: embed.forward(table, ids, out),
              "torch index_select": lambda there=there, which=which: there.index_select(0, which)},
-            _close(lambda out=out: out, lambda ids=ids: table[ids]),
+            agree(lambda out=out: out, lambda ids=ids: table[ids]),
         )  # fmt: skip
 
 
 def _sample(threads: int) -> Iterator[Case]:
     for sequences in (1, 64):
-        logits, tokens = _floats(sequences, 32000), np.empty(sequences, np.int64)
+        logits, tokens = floats(sequences, 32000), np.empty(sequences, np.int64)
         there = torch.from_numpy(logits)
         yield Case(
             "sample", f"argmax of {sequences} x 32000", "fp32", threads, sample.argmax_work(sequences, 32000, 4),
             {"kernel": lambda logits=logits, tokens=tokens: sample.argmax(logits, tokens),
              "torch argmax": lambda there=there: there.argmax(-1)},
-            _close(lambda tokens=tokens: tokens, lambda there=there: there.argmax(-1).numpy()),
+            agree(lambda tokens=tokens: tokens, lambda there=there: there.argmax(-1).numpy()),
         )  # fmt: skip
 
 
 def ceilings(threads: int) -> Ceilings:
     """The best of a few large products and of a few passes over memory that no cache holds; on the calling thread's threads."""
-    a, b = _floats(768, 4096), _floats(2048, 4096)
+    a, b = floats(768, 4096), floats(2048, 4096)
     out = np.empty((768, 2048), np.float32)
     ta, tb = torch.from_numpy(a), torch.from_numpy(b)
     flops = 2 * a.size * len(b)
