@@ -150,15 +150,19 @@ def _bounds(e: Explanation) -> None:
 
 def _roofline(r: Roofline) -> None:
     rows = [
-        (op.op, f"{op.intensity_host:.4g}", f"{op.p1:.4g}", f"{op.p2:.4g}",
+        (op.op, *(_count(v) for v in (op.intensity_host, op.p1, op.p2)),
          "none" if op.balance_tokens is None else f"{op.balance_tokens:,.0f}", _flops(op.attainable_flops), _flops(op.attained_flops),
          op.verdict)
         for op in r.ops
     ]  # fmt: skip
     columns = ("op", "FLOP/byte from the host", "P1", "P2", "balance, tokens", "attainable", "attained", "where")
-    title = f"Hierarchical roofline of decode: {r.tokens} tokens a pass, {r.microbatch} a kernel"
+    title = f"Hierarchical roofline of decode: {r.tokens:,} tokens a pass, {r.microbatch:,} a kernel"
     output.print_table(title, columns, rows, numeric=columns[1:7])
 
 
 def _flops(value: float) -> str:
     return f"{value / 1e12:.3g} TFLOP/s" if value >= 1e11 else f"{value / 1e9:.3g} GFLOP/s"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
