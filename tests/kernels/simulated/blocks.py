@@ -52,7 +52,7 @@ _allocating = threading.Lock()
 
 
 def _shared_array(self: Any, shape: Any, dtype: Any, alignment: int | None = None) -> np.ndarray:
-    """One poisoned array for each block and line of code.
+    """One poisoned array for each block and place in the code.
 
     The simulator's own lets two threads of a block each make one when both are first, and keeps
     the contents from block to block.
@@ -60,7 +60,7 @@ def _shared_array(self: Any, shape: Any, dtype: Any, alignment: int | None = Non
     frame, block = sys._getframe(1), threading.current_thread()._manager  # type: ignore[attr-defined]
     dtype = np.dtype(getattr(dtype, "name", dtype))
     dynamic = shape == 0  # every such array is the same memory
-    key = "dynamic" if dynamic else (frame.f_code, frame.f_lineno)
+    key = "dynamic" if dynamic else (frame.f_code, frame.f_lasti)
     with _allocating:
         arrays = block.__dict__.setdefault("shared", {})
         if key not in arrays:
