@@ -72,7 +72,7 @@ def prepare(
     refusal: UserError | None = None
     for chosen in choices(policy, batch, microbatch):
         requests, lengths = workload.requests(chosen.batch * workload.requests_per_slot, seed)
-        chosen = _all_in_one_batch(chosen, workload, requests)
+        chosen = all_in_one_batch(chosen, workload, requests)
         peak = found(model, chosen, seed=seed).memory(requests)
         try:
             memory.refuse_if_too_big(peak, machine.memories)
@@ -94,7 +94,7 @@ def check_positions(model: ModelSpec, workload: Workload) -> None:
         )
 
 
-def _all_in_one_batch(policy: Policy, workload: Workload, requests: Sequence[Request]) -> Policy:
+def all_in_one_batch(policy: Policy, workload: Workload, requests: Sequence[Request]) -> Policy:
     """Room for every request in the one batch that it was drawn for.
 
     Algorithm 2's own limit, micro-batch x (average prompt + gen), aborts the few per cent that balance

@@ -11,7 +11,7 @@ import numpy as np
 
 from sim.costs import CostModel
 from sim.errors import UserError
-from sim.job import Job
+from sim.job import Job, all_in_one_batch
 from sim.machines.schema import Machine
 from sim.models.spec import ModelSpec
 from sim.policy import infeasible
@@ -21,12 +21,14 @@ from sim.policy.optimum import Objective, Ranked, Search
 from sim.policy.refine import MOST_TASKS, Refinement, Simulated, run, same_policy, tasks
 from sim.policy.space import Point, Space, default
 from sim.policy.traffic import Traffic
-from sim.schedulers import memory
 from sim.schedulers.policy import Policy
+from sim.simulate import simulate_job
 from sim.workloads.lengths import Fixed
 from sim.workloads.schema import Workload
 
 REFINE = 8
+MOST_REACTIVE_TASKS = 500_000
+"""Of a run on the SimPy engine, which takes 20 microseconds for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,61 +92,61 @@ class _Question:
         self.costs = CostModel(machine, model)
         self.traffic = Traffic(workload, self.space.largest, seed)
         self.roofline = Roofline(self.costs, self.traffic, np.array(self.space.microbatches))
-        self.proof = Search(self.space, self.roofline, Fit(self.costs, self.traffic), objective, lambda p: self.job(p) is not None)
+        self.fit = Fit(self.costs, self.traffic)
+        self.proof = Search(self.space, self.roofline, self.fit, objective, self.fit.exactly)
         self.objective = objective
-        self._jobs: dict[Point, Job | None] = {}
 
     def answer(self, refine: int) -> Found:
         began = time.perf_counter()
         ranked = self.proof.ranked()
         best = next(ranked, None)
         if best is None:
-            raise infeasible.why(self.model, self.machine, self.workload, self.space, self.seed)
+            raise infeasible.why(self.model, self.machine, self.workload, self.space)
         self.say(f"best bound: {best.tokens_per_s:.4g} tokens/s by {best.point.order.scheduler}")
         refinement = Refinement(self.space, self.objective, refine, self.simulate, self.bound, self.say)
         winner = refinement.search(_chained(best, ranked)) if refine else None
         return self._found(winner.point if winner else best.point, winner, best, refinement.done, began)
 
-    def job(self, point: Point) -> Job | None:
-        """The job that runs a point, None where it does not fit."""
-        if point not in self._jobs:
-            try:
-                self._jobs[point] = job_of(point, self.model, self.machine, self.workload, self.seed)
-            except UserError:
-                self._jobs[point] = None
-        return self._jobs[point]
+    def job(self, point: Point) -> Job:
+        return job_of(point, self.model, self.machine, self.workload, self.seed)
 
     def bound(self, point: Point) -> Ranked | None:
-        return None if self.job(point) is None else self.proof.rank(point)
+        return self.proof.rank(point) if self.fit.exactly(point) else None
 
     def simulate(self, point: Point) -> tuple[float, int] | None:
         """Where sequences end early or come in several batches, with all as long as the mean, in one batch."""
-        job = self.job(point)
-        if job is None or tasks(point, self.costs, self.traffic.longest_gen - 1) > MOST_TASKS:
+        if tasks(point, self.costs, self.traffic.longest_gen - 1) > MOST_TASKS:
             return None
+        job = self.job(point)
         if self.traffic.reactive:
             even = self.workload.model_copy(update=_even(float(self.traffic.tokens(point.batch)) / (point.batch * self.traffic.slots)))
             requests, lengths = even.requests(point.batch, self.seed)
-            job = replace(job, workload=even, requests=requests, lengths=lengths)
+            policy = all_in_one_batch(job.policy, even, requests)
+            job = replace(job, workload=even, requests=requests, lengths=lengths, policy=policy)
         return run(job, self.costs)
 
     def _found(self, point: Point, winner: Simulated | None, best: Ranked, done: list[Simulated], began: float) -> Found:
         job = self.job(point)
-        assert job is not None, point
         followers = [replace(point, order=o) for o in same_policy(point.order, self.space.orders)]
         bounds = [r.tokens_per_s for p in followers if (r := self.bound(p)) is not None]
-        own = self.proof.rank(point)
+        predicted = self._predicted(point, job, winner.tokens_per_s) if winner else self.proof.rank(point).tokens_per_s
         return Found(
             policy=point.policy(self.workload.padded),
             objective=self.objective,
-            predicted_tokens_per_s=winner.tokens_per_s if winner else own.tokens_per_s,
+            predicted_tokens_per_s=predicted,
             hrm_bound_tokens_per_s=max(bounds),
             memory={home: dict(consumers) for home, consumers in job.peak_bytes.items()},
-            binding_constraint=self._binding(point, job),
+            binding_constraint=self._binding(point),
             searched=self._searched(best, done),
             wall_s=time.perf_counter() - began,
-            usd_per_million_tokens=usd_per_million(self.machine, winner.tokens_per_s if winner else own.tokens_per_s),
+            usd_per_million_tokens=usd_per_million(self.machine, predicted),
         )
+
+    def _predicted(self, point: Point, job: Job, stood_for: float) -> float:
+        """Of a job whose schedule reacts, from a run of it as it is, where that is not too long."""
+        few = tasks(point, self.costs, self.traffic.longest_gen - 1) * self.traffic.slots <= MOST_REACTIVE_TASKS
+        tokens_per_s: float = simulate_job(job).summary["tokens_per_s"] if self.traffic.reactive and few else stood_for
+        return tokens_per_s
 
     def _searched(self, best: Ranked, done: list[Simulated]) -> dict[str, Any]:
         return {
@@ -156,23 +158,16 @@ class _Question:
     def _shown(self, point: Point) -> dict[str, Any]:
         return point.policy(self.workload.padded).model_dump(mode="json", exclude_none=True, exclude_defaults=True)
 
-    def _binding(self, point: Point, job: Job) -> str:
+    def _binding(self, point: Point) -> str:
         """The most loaded level of the phase that takes longer, and the memory that keeps the batch from growing."""
         times = self.proof.times(point, point.static_experts, (point.microbatches,))
         phase, load = max((("prefill", times.prefill[0]), ("decode", times.decode[0])), key=lambda p: float(p[1].max()))
         level = self.roofline.levels[int(load.argmax())]
         if phase == "decode" and times.added and times.chain_s[0] > load.max():
             level = "the chain of one micro-batch"
-        larger = replace(point, microbatches=point.microbatches + 1)
-        short = memory.short_of(self._peak(larger), self.machine.memories)
+        short = self.fit.short_of(replace(point, microbatches=point.microbatches + 1))
         held = ", ".join(f"memory {name} ({missing:,} bytes short for one more micro-batch)" for name, missing in short.items())
         return f"{phase}: {level}" + (f"; {held}" if held else "")
-
-    def _peak(self, point: Point) -> memory.Peak:
-        policy = point.policy(self.workload.padded)
-        requests, _ = self.workload.requests(point.batch * self.traffic.slots, self.seed)
-        peak: memory.Peak = point.order.load()(self.model, policy).memory(requests)
-        return peak
 
 
 def usd_per_million(machine: Machine, tokens_per_s: float) -> float | None:

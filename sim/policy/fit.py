@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sim.costs import CostModel
-from sim.job import Job, prepare
+from sim.job import Job, all_in_one_batch, prepare
 from sim.machines.schema import Machine
 from sim.models.spec import ModelSpec
 from sim.policy.space import Point
 from sim.policy.traffic import Traffic
 from sim.schedulers import memory
 from sim.schedulers.base import Scheduler
-from sim.schedulers.memory import Load
+from sim.schedulers.memory import Load, Peak
 from sim.workloads.schema import Workload
 
 
@@ -22,12 +22,30 @@ def job_of(point: Point, model: ModelSpec, machine: Machine, workload: Workload,
 
 
 class Fit:
-    """Which numbers of micro-batches fit at most, by lower bounds of what they need."""
+    """Which points fit, and which numbers of micro-batches fit at most by lower bounds of what they need."""
 
     def __init__(self, costs: CostModel, traffic: Traffic) -> None:
         self.model, self.traffic = costs.model, traffic
         self.memories = costs.machine.memories
         self._schedulers: dict[Point, Scheduler] = {}
+        self._loads: dict[tuple[int, int, int], Load] = {}
+
+    def exactly(self, point: Point) -> bool:
+        """By the scheduler's own account of its requests."""
+        return not self.short_of(point)
+
+    def short_of(self, point: Point) -> dict[str, int]:
+        """Bytes that are missing, by memory."""
+        return memory.short_of(self.peak(point), self.memories)
+
+    def peak(self, point: Point) -> Peak:
+        """Peak bytes by memory and consumer. What is in a batch at a time depends on its sizes only, whoever schedules it."""
+        key = (point.microbatch, point.microbatches, point.prefill_rows)
+        if key not in self._loads:
+            requests = self.traffic.requests(point.batch)
+            policy = all_in_one_batch(point.policy(self.traffic.workload.padded), self.traffic.workload, requests)
+            self._loads[key] = memory.load(point.order.load()(self.model, policy), requests)
+        return memory.peak_of(self._with(point, point.static_experts), self._loads[key])
 
     def most(self, point: Point, counts: tuple[int, ...], *, gpu_at: int, cpu_at: int, prefills: tuple[int, ...]) -> int:
         """How many of `counts` (ascending) fit at most, the GPU holding `gpu_at` static experts of each layer and the host
@@ -57,17 +75,19 @@ class Fit:
 
     def load(self, scheduler: Scheduler, point: Point, prefills: tuple[int, ...]) -> Load:
         """No more than is in the batch at a time; exactly that where all prompts are equal and one size of a prefill is left."""
-        n, mu, gen = point.microbatches, point.microbatch, self.traffic.longest_gen
+        n, mu, gen, shortest = point.microbatches, point.microbatch, self.traffic.longest_gen, int(self.traffic.shortest)
+        longest = self.traffic.longest_prompt(point.batch)
         mean = float(self.traffic.rows(point.batch))
         if self.traffic.reactive:
             policy = scheduler.policy.model_copy(update={"batch": point.batch, "prefill_microbatch": min(prefills)})
-            longest = self.traffic.longest_prompt(point.batch)
             limit = max(longest + gen, mu * ((int(mean) if self.traffic.ends_early else longest) + gen))
             return memory.refilled(policy, scheduler.sizes, longest, gen, limit, point.batch * self.traffic.slots)
         sliding = len(self.model.sliding_layers)
         windows = ((self.model.layers - sliding, None), (sliding, self.model.sliding_window))
         entries = sum(layers * float(self.traffic.cache_entries(point.batch, window)) for layers, window in windows if layers)
+        # The largest micro-batch is no smaller than the mean one, nor than the one with the longest prompt.
+        rows, piece = (max(int(size * mean), longest + (size - 1) * shortest) for size in (mu, min(prefills)))
         return Load(
-            sequences=point.batch, kv_bytes=int(entries * self.model.kv_bytes_per_token_layer), microbatch_kv=int(mu * mean) + mu * gen,
-            prompt_rows=int(point.batch * mean), microbatch_rows=int(min(prefills) * mean), microbatches=n * -(-mu // max(prefills)),
+            sequences=point.batch, kv_bytes=int(entries * self.model.kv_bytes_per_token_layer), microbatch_kv=rows + mu * gen,
+            prompt_rows=int(point.batch * mean), microbatch_rows=piece, microbatches=n * -(-mu // max(prefills)),
         )  # fmt: skip

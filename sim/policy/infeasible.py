@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from sim.costs import CostModel
 from sim.errors import UserError
 from sim.job import check_positions
 from sim.machines.schema import Machine
 from sim.models.spec import ModelSpec
+from sim.policy.fit import Fit
 from sim.policy.space import Point, Space
-from sim.schedulers import memory
+from sim.policy.traffic import Traffic
 from sim.schedulers.memory import Peak
 from sim.workloads.schema import Workload
 
@@ -21,22 +23,19 @@ def check(model: ModelSpec, machine: Machine, workload: Workload, space: Space) 
         raise UserError(f"machine {machine.name}: has lanes {', '.join(machine.lane)}; every scheduler needs one named 'gpu' at least")
 
 
-def why(model: ModelSpec, machine: Machine, workload: Workload, space: Space, seed: int) -> UserError:
+def why(model: ModelSpec, machine: Machine, workload: Workload, space: Space) -> UserError:
     """The error for a space of which no point fits, told by the smallest point that lacks least."""
+    costs = CostModel(machine, model)
 
-    def peak_of(point: Point, load: Workload) -> Peak:
-        requests, _ = load.requests(point.batch * load.requests_per_slot, seed)
-        found: Peak = point.order.load()(model, point.policy(load.padded)).memory(requests)
-        return found
+    def fit(load: Workload) -> Fit:
+        return Fit(costs, Traffic(load, 1))
 
-    def short(point: Point, load: Workload = workload) -> dict[str, int]:
-        return memory.short_of(peak_of(point, load), machine.memories)
-
-    least = min(_smallest(space), key=lambda p: (sum(short(p).values()), space.orders.index(p.order), p.static_experts))
-    needed = peak_of(least, workload)
-    parts = "; ".join(_one(name, missing, needed, machine) for name, missing in short(least).items())
+    here = fit(workload)
+    least = min(_smallest(space), key=lambda p: (sum(here.short_of(p).values()), space.orders.index(p.order), p.static_experts))
+    short, needed = here.short_of(least), here.peak(least)
+    parts = "; ".join(_one(name, missing, needed, machine) for name, missing in short.items())
     where = f"{least.order.scheduler}, batch {least.batch}, static_experts {least.static_experts}"
-    changes = [_gen(workload, lambda load: not short(least, load)), _memories(short(least), machine)]
+    changes = [_gen(workload, lambda load: fit(load).exactly(least)), _memories(short, machine)]
     return UserError(
         f"policy: {model.name} does not fit {machine.name} with {workload.longest_prompt} prompt and {workload.longest_generation} "
         f"generated tokens; the least that lacks is {where}: {parts}; nearest change: {' or '.join(c for c in changes if c)}"
@@ -44,9 +43,8 @@ def why(model: ModelSpec, machine: Machine, workload: Workload, space: Space, se
 
 
 def _smallest(space: Space) -> list[Point]:
-    """The smallest batch of each launch order, with each number of static experts."""
-    mu, n = space.microbatch[0], space.microbatches[0]
-    return [Point(o, mu, n, e, space.prefills(mu)[-1], space.pages) for o in space.orders for e in space.statics(o)]
+    """One sequence by each launch order, with each number of static experts."""
+    return [Point(o, 1, 1, e, 1, space.pages) for o in space.orders for e in space.statics(o)]
 
 
 def _one(name: str, missing: int, needed: Peak, machine: Machine) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.events import Request
 from sim.workloads.schema import Workload
 
 Array = NDArray[np.float64]
@@ -18,13 +19,14 @@ class Traffic:
 
     Attributes
     ----------
+    workload: where they come from. slots: requests for each sequence of the batch. most: largest batch that it knows.
     reactive: whether the schedule depends on how the run goes (sequences that end early, several batches).
-    slots: requests for each sequence of the batch. most: largest batch that it knows. shortest, longest: prompts of all its
-    requests. longest_gen: tokens that any request generates at most.
+    shortest, longest: prompts of all its requests. longest_gen: tokens that any request generates at most.
     """
 
     def __init__(self, workload: Workload, most: int, seed: int = 0) -> None:
         """most: largest batch that will be asked for."""
+        self.workload, self._seed = workload, seed
         self.slots, self.most = workload.requests_per_slot, most
         self._prompts, self._gens = (lengths.astype(np.float64) for lengths in workload.lengths(most * self.slots, seed))
         self.ends_early = workload.ends_early
@@ -34,6 +36,14 @@ class Traffic:
         self.longest_gen = workload.longest_generation if workload.ends_early else int(self._gens.max())
         self.reactive = workload.ends_early or self.slots > 1 or bool((self._gens != self._gens[0]).any())
         self._sums: dict[Any, Array] = {}
+        self._drawn: tuple[Request, ...] = ()
+
+    def requests(self, batch: int) -> tuple[Request, ...]:
+        """All requests of a run with batches of that size."""
+        count = batch * self.slots
+        if len(self._drawn) < count:
+            self._drawn = self.workload.requests(count, self._seed)[0]
+        return self._drawn[:count]
 
     # Totals over the requests of a batch [..] -----------------------------------------------------
 

@@ -22,7 +22,8 @@ WEIGHTS = ("layer_to_gpu", "page_to_gpu", "page_to_pin")
 
 def model(dice: random.Random) -> ModelSpec:
     layers = dice.choice((2, 3, 6))
-    return replace(models.load("tiny-mixtral"), layers=layers, hidden=64, ffn=dice.choice((128, 512)), heads=4, kv_heads=2, head_dim=16, vocab=256)
+    ffn = dice.choice((128, 512))
+    return replace(models.load("tiny-mixtral"), layers=layers, hidden=64, ffn=ffn, heads=4, kv_heads=2, head_dim=16, vocab=256)
 
 
 def machine(dice: random.Random, spec: ModelSpec, rows: int) -> Machine:

@@ -50,7 +50,8 @@ def calibrated(seed: int):
             points.append((rows, value))
             rows, value = rows * dice.uniform(1.5, 4), value * dice.uniform(1.0, 3)
         ratio = tuple((10.0**k, dice.uniform(0.8, 1.3)) for k in range(4))
-        curves += [OpRate(op="*", lane=lane, curve=tuple(points), source="a test"), OpRate(op="task.attn_decode", lane=lane, ratio=ratio, source="a test")]
+        curves.append(OpRate(op="*", lane=lane, curve=tuple(points), source="a test"))
+        curves.append(OpRate(op="task.attn_decode", lane=lane, ratio=ratio, source="a test"))
     resources = {**base.resources, "cores": base.resources["cpu.flops"].model_copy(update={"kind": "cores", "capacity": 3.0})}
     lanes = tuple(lane.model_copy(update={"cores": "cores", "threads": 1}) if lane.kind == "compute" else lane for lane in base.lanes)
     ops = tuple(op for op in base.ops if op.lane not in ("gpu", "cpu"))
@@ -66,7 +67,8 @@ def test_nor_on_a_machine_with_measured_curves(seed: int) -> None:
     roofline = Roofline(costs, traffic, np.arange(1, 9))
     for order in orders(machine):
         point = Point(order, dice.randint(1, 9), dice.randint(1, 6), dice.randint(0, 7))
-        bound = roofline.times(order, point.microbatch, point.prefill_rows, point.static_experts, None, np.array([point.microbatches - 1])).total_s[0]
+        at = np.array([point.microbatches - 1])
+        bound = roofline.times(order, point.microbatch, point.prefill_rows, point.static_experts, None, at).total_s[0]
         reached = simulate(model, machine, load, order.scheduler, point.policy()).run.makespan_ps / 1e12
         assert bound <= reached * (1 + 1e-6), point
 
