@@ -33,10 +33,11 @@ from exec.local import this_computer
 from exec.prompts import byte_prompts
 from exec.runtime import ThreadEngine
 from sim.cli.output import print_table
-from sim.columns import columns_of
+from sim.columns import columns_of, plans_of
 from sim.drive import drive
 from sim.engines.run import DONE, Run
 from sim.events import Request
+from sim.plan import PHASES
 from sim.schedulers import registry
 from sim.schedulers.policy import Policy
 from sim.tasks import PS_PER_S
@@ -51,11 +52,12 @@ REQUESTS_PER_S = 0.8
 """Above what the links let through (about 0.6), so that a request waits for every slot."""
 
 WARM_UP_S, WINDOW_S = 300.0, 300.0
-FIELDS = ("t_s", "tokens", "tasks", "rss_bytes", "threads", "open_files", "cpu_s")
+FIELDS = ("t_s", "tokens", "tasks", "step_s", "rss_bytes", "threads", "open_files", "cpu_s")
 GROWTH_PER_HOUR = 0.01
 """Growth that is none: the upper end of the 95 % interval stays below this share of what is resident."""
-STEADY = 0.05
-"""Farthest that a window of a steady throughput is from the mean."""
+STEADY_STEP, STEADY_TOKENS = 0.03, 0.1
+"""Farthest that a window's median decode step, and its tokens/s, are from their means. Tokens follow the
+drawn lengths too: how many passes of a window are prefills for newcomers."""
 
 
 def requests_for(seconds: float) -> tuple[tuple[Request, ...], tuple[int, ...]]:
@@ -78,7 +80,7 @@ class Samples:
     def __init__(self, running: session.Session, path: Path, every_s: float) -> None:
         self._engine, self._sequences, self._path, self._every_s = running.engine, running.backend.sequences, path, every_s
         self._began = time.perf_counter()
-        self._tokens = self._tasks = 0
+        self._tokens = self._tasks = self._passed_ps = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="sampler")
 
@@ -99,18 +101,39 @@ class Samples:
                 writer.writerow(self._sample())
                 due += self._every_s
 
+    def _steps_s(self, ended: Run) -> list[float]:
+        """Seconds of each decode step that has ended, from the end of the pass before it."""
+        found = []
+        for end_ps, decode in passes(ended):
+            if decode and self._passed_ps:
+                found.append((end_ps - self._passed_ps) / PS_PER_S)
+            self._passed_ps = end_ps
+        return found
+
     def _sample(self) -> dict[str, float]:
         ended = self._engine.drain()
         self._sequences.hand_out()
         self._tasks += len(ended)
         self._tokens += tokens_sampled(ended)
+        steps = self._steps_s(ended)
         own = os.times()
         return {
             "t_s": round(time.perf_counter() - self._began, 3), "tokens": self._tokens, "tasks": self._tasks,
+            "step_s": round(float(np.median(steps)), 6) if steps else float("nan"),
             "rss_bytes": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
             "threads": len(os.listdir("/proc/self/task")), "open_files": len(os.listdir("/proc/self/fd")),
             "cpu_s": round(own.user + own.system, 2),
         }  # fmt: skip
+
+
+def passes(run: Run) -> Iterator[tuple[int, bool]]:
+    """(end in ps, whether it was a decode step) of each pass whose last sampling is in `run`. A pass is a Plan here."""
+    for plan in plans_of(run.sources):
+        samples = plan.first + np.flatnonzero(np.array([w.op == "sample" for w in plan.works])[plan.work])
+        at = np.searchsorted(run.number, samples[-1])
+        if at < len(run) and run.number[at] == samples[-1]:
+            ended = run.end_ps[np.isin(run.number, samples)]
+            yield int(ended.max()), PHASES[plan.phase[samples[-1] - plan.first]] == "decode"
 
 
 def read(path: Path) -> list[dict[str, float]]:
@@ -167,36 +190,37 @@ def slope(rows: Sequence[dict[str, float]], field: str) -> dict[str, float]:
     }  # fmt: skip
 
 
-def windows(rows: Sequence[dict[str, float]], width_s: float) -> Iterator[tuple[float, float]]:
-    """(start, tokens/s) of each whole window."""
-    first = rows[0]
+def windows(rows: Sequence[dict[str, float]], width_s: float) -> Iterator[tuple[float, float, float]]:
+    """(start, tokens/s, median decode step in s) of each whole window."""
+    first, steps = rows[0], [rows[0]["step_s"]]
     for r in rows[1:]:
+        steps.append(r["step_s"])
         if r["t_s"] - first["t_s"] >= width_s - 0.5:
-            yield first["t_s"], (r["tokens"] - first["tokens"]) / (r["t_s"] - first["t_s"])
-            first = r
+            yield first["t_s"], (r["tokens"] - first["tokens"]) / (r["t_s"] - first["t_s"]), float(np.nanmedian(steps))
+            first, steps = r, []
 
 
 def verdict(rows: Sequence[dict[str, float]], warm_up_s: float, window_s: float) -> dict[str, Any]:
     """Slopes, windows, and whether all is well, of the samples behind the warm-up."""
     kept = [r for r in rows if r["t_s"] >= warm_up_s]
     slopes = {field: slope(kept, field) for field in ("rss_bytes", "threads", "open_files")}
-    rates = list(windows(kept, window_s))
-    speed = np.array([rate for _, rate in rates])
-    mean = float(speed.mean())
-    hours = np.array([start for start, _ in rates]) / 3600
-    trend = stats.linregress(hours, speed / mean) if len(rates) > 2 else None
+    found = list(windows(kept, window_s))
+    speed, step = (np.array([w[k] for w in found]) for k in (1, 2))
+    hours = np.array([w[0] for w in found]) / 3600
+    trend = stats.linregress(hours, speed / speed.mean()) if len(found) > 2 else None
     memory = slopes["rss_bytes"]
     facts = {
         "memory": memory["high"] <= GROWTH_PER_HOUR * memory["mean"],
         "threads": slopes["threads"]["high"] <= 0,
         "open_files": slopes["open_files"]["high"] <= 0,
-        "throughput": bool((np.abs(speed / mean - 1) < STEADY).all()),
+        "throughput": bool((np.abs(speed / speed.mean() - 1) < STEADY_TOKENS).all()),
+        "decode_step": bool((np.abs(step / step.mean() - 1) < STEADY_STEP).all()),
     }
     return {
         "seconds": rows[-1]["t_s"], "tokens": rows[-1]["tokens"], "tasks": rows[-1]["tasks"],
         "cores_busy": (kept[-1]["cpu_s"] - kept[0]["cpu_s"]) / (kept[-1]["t_s"] - kept[0]["t_s"]), "slopes": slopes,
-        "windows": [{"start_s": start, "tokens_per_s": rate} for start, rate in rates], "tokens_per_s": mean,
-        "spread": float((speed.max() - speed.min()) / mean),
+        "windows": [{"start_s": start, "tokens_per_s": rate, "step_s": took} for start, rate, took in found],
+        "tokens_per_s": float(speed.mean()), "step_s": float(step.mean()),
         "trend_per_hour": None if trend is None else {"share": float(trend.slope), "standard_error": float(trend.stderr)},
         "well": facts,
     }  # fmt: skip
@@ -210,11 +234,14 @@ def show(found: dict[str, Any]) -> None:
          "no growth" if found["well"][key] else "GROWS")
         for (name, s), key in zip(found["slopes"].items(), ("memory", "threads", "open_files"), strict=True)
     ], numeric=("mean", "least", "most", "slope per hour", "95 % interval"))  # fmt: skip
-    rows = [(f"{w['start_s'] / 60:.0f}", f"{w['tokens_per_s']:.2f}", f"{w['tokens_per_s'] / found['tokens_per_s'] - 1:+.1%}")
-            for w in found["windows"]]  # fmt: skip
-    steady = "steady" if found["well"]["throughput"] else "NOT STEADY"
-    print_table(f"throughput: {steady}, spread {found['spread']:.1%}", ("from minute", "tokens/s", "from the mean"), rows,
-                numeric=("from minute", "tokens/s", "from the mean"))  # fmt: skip
+    well = {name: "steady" if found["well"][name] else "NOT STEADY" for name in ("throughput", "decode_step")}
+    columns = ("from minute", "tokens/s", "from the mean", "decode step, median", "from its mean")
+    rows = [
+        (f"{w['start_s'] / 60:.0f}", f"{w['tokens_per_s']:.2f}", f"{w['tokens_per_s'] / found['tokens_per_s'] - 1:+.1%}",
+         f"{w['step_s'] * 1e3:.1f} ms", f"{w['step_s'] / found['step_s'] - 1:+.1%}")
+        for w in found["windows"]
+    ]  # fmt: skip
+    print_table(f"throughput: {well['throughput']}; decode step: {well['decode_step']}", columns, rows, numeric=columns)
 
 
 def main() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ Work = Callable[[], object]
 class Case:
     """Attributes
     ----------
-    ours: name in the table, "kernel" where there is one form. variants: what to time, by name; the first is ours.
+    variants: what to time, by name; the first is ours.
     cost: FLOPs and bytes of one call, by the work formula. calls: times that one call does the work.
     check: raises AssertionError where the variants disagree; called once, after each has run.
     """
@@ -40,11 +40,20 @@ class Ceilings:
     flops_per_s: dict[str, float]
     bytes_per_s: dict[int, float]
 
+    def raise_to(self, other: Ceilings) -> None:
+        """Take over what another measurement found higher."""
+        for mine, theirs in ((self.flops_per_s, other.flops_per_s), (self.bytes_per_s, other.bytes_per_s)):
+            mine.update({k: max(v, mine.get(k, 0.0)) for k, v in theirs.items()})  # type: ignore[attr-defined, call-overload]
+
     def flops(self, dtype: str, threads: int) -> float:
         return self.flops_per_s.get(f"{dtype}/{threads}", 0.0)
 
     def bandwidth(self, threads: int) -> float:
         return self.bytes_per_s.get(threads, 0.0)
+
+
+def _over() -> None:
+    raise AssertionError("this case was measured and let go")
 
 
 @dataclass
@@ -53,6 +62,10 @@ class Measured:
 
     case: Case
     samples: dict[str, list[float]] = field(default_factory=dict)
+
+    def freed(self) -> Measured:
+        """Without what the case works on: its operands may be large."""
+        return Measured(replace(self.case, variants=dict.fromkeys(self.case.variants, _over), check=None), self.samples)
 
     def rows(self, ceilings: Ceilings) -> list[dict[str, Any]]:
         """One row a variant. speedup: the variant's median time over ours."""

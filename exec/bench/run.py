@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from exec.bench import cpu, serving
-from exec.bench.case import Ceilings
+from exec.bench.case import Ceilings, Measured
 from exec.bench.serving import Test
 from exec.bench.timing import measure, with_threads
 from exec.devices import DeviceName
@@ -27,13 +27,15 @@ def kernels_on_cpu(ops: Sequence[str], threads: Sequence[int], repetitions: int,
     for count in threads:
 
         def one(count: int = count) -> None:
-            own = cpu.ceilings(count)
-            peaks.flops_per_s.update(own.flops_per_s)
-            peaks.bytes_per_s.update(own.bytes_per_s)
+            # Before and behind the cases: the computer may be disturbed at one of the times.
+            found: list[Measured] = []
+            peaks.raise_to(cpu.ceilings(count))
             for op, make in _chosen(cpu.cases(count), ops).items():
                 for case in make():
                     say(f"{op}: {case.shape}, {count} threads")
-                    rows.extend(measure(case, repetitions).rows(peaks))
+                    found.append(measure(case, repetitions).freed())
+            peaks.raise_to(cpu.ceilings(count))
+            rows.extend(row for m in found for row in m.rows(peaks))
 
         with_threads(count, one)
     return rows, peaks

@@ -12,14 +12,17 @@ from benchmarks import soak
 HOUR = 3600
 
 
-def samples(rss_per_hour: float = 0.0, threads_after: int = 8, slowdown: float = 0.0, seed: int = 0) -> list[dict[str, float]]:
+def samples(
+    rss_per_hour: float = 0.0, threads_after: int = 8, slowdown: float = 0.0, slower_steps: float = 0.0, seed: int = 0
+) -> list[dict[str, float]]:
     """An hour of samples with noise: 1 GB resident, 20 tokens/s."""
     rng = np.random.default_rng(seed)
     rows, tokens = [], 0.0
     for k in range(0, HOUR + 1, 10):
         tokens += 10 * 20 * (1 - slowdown * k / HOUR) + rng.normal(0, 20) * (k > 0)
         rows.append({
-            "t_s": float(k), "tokens": tokens, "tasks": tokens * 3, "rss_bytes": 1e9 + rss_per_hour * k / HOUR + rng.normal(0, 2e5),
+            "t_s": float(k), "tokens": tokens, "tasks": tokens * 3, "step_s": 1.5 * (1 + slower_steps * k / HOUR) + rng.normal(0, 0.01),
+            "rss_bytes": 1e9 + rss_per_hour * k / HOUR + rng.normal(0, 2e5),
             "threads": 8 if k < HOUR / 2 else threads_after, "open_files": 7, "cpu_s": k / 10,
         })  # fmt: skip
     return rows
@@ -34,6 +37,7 @@ def test_an_even_hour_is_well() -> None:
 
 @pytest.mark.parametrize(("wrong", "what"), [
     ({"rss_per_hour": 2e7}, "memory"), ({"threads_after": 9}, "threads"), ({"slowdown": 0.3}, "throughput"),
+    ({"slower_steps": 0.1}, "decode_step"),
 ])  # fmt: skip
 def test_what_grows_or_slows_is_seen(wrong: dict, what: str) -> None:
     found = soak.verdict(samples(**wrong), 300, 300)
@@ -57,7 +61,8 @@ def test_requests_keep_arriving_behind_a_full_batch() -> None:
 
 def test_a_few_seconds(tmp_path: Path) -> None:
     """The engine hands out its timeline in pieces: every token is counted, and nothing is kept."""
-    rows = soak.soak(4.0, 0.5, tmp_path / "samples.csv")
+    rows = soak.soak(7.0, 0.5, tmp_path / "samples.csv")
     assert rows[-1]["tokens"] >= soak.POLICY.batch
     assert rows[-1]["tasks"] > 100
+    assert 0.5 < np.nanmedian([r["step_s"] for r in rows]) < 4.0
     assert len((tmp_path / "samples.csv").read_text().splitlines()) == len(rows) + 1
