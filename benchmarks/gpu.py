@@ -42,7 +42,7 @@ def exec_(*arguments: str) -> Sequence[str]:
     return [sys.executable, "-m", "exec", *arguments]
 
 
-KERNEL_OPS = ("router", "dispatch+combine", "attn_decode", "moe", "linear", "rms_norm", "embed", "sample")
+KERNEL_OPS = ("router", "dispatch+combine", "attn_decode", "fused_moe", "linear", "rms_norm", "embed", "sample")
 
 PARTS = (
     Part("doctor", 0.05, lambda out: exec_("doctor", "--json"), "doctor.json"),

@@ -1,14 +1,15 @@
 """Cases of the GPU: our Numba-CUDA kernels, torch as it is, and torch replayed as a CUDA graph.
 
 The graph is what an unfused path costs without its launches: the baseline that counts at decode sizes.
-Weights rotate over several copies, so that no cache holds them from call to call.
+Inputs of a routed layer take turns, so that its experts are not those that a cache still holds.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -19,10 +20,12 @@ from kernels import attention, combine, dispatch, embed, expert_ffn, linear, rms
 from kernels.cost import Cost
 from sim import models
 from sim.models.spec import ModelSpec
+from sim.schedulers.policy import Policy
+from sim.schedulers.ticket import Ticket
 
 CUDA = torch.device("cuda")
-COLD_BYTES = 512 << 20
-"""Weights in rotation: several times the L2 of any card."""
+TURNS = 8
+"""Inputs of a fused layer that take turns."""
 
 DECODE_BATCHES = (1, 2, 4, 8, 16, 64)
 MODELS = ("qwen3-30b-a3b", "mixtral-8x7b")
@@ -31,7 +34,7 @@ MODELS = ("qwen3-30b-a3b", "mixtral-8x7b")
 def cases(device: torch.device = CUDA) -> dict[str, Callable[[], Iterator[Case]]]:
     """Makers of cases by op. On another device than a GPU they have torch's eager form only."""
     makers = {
-        "router": _router, "dispatch+combine": _dispatch_combine, "attn_decode": _attn_decode, "moe": _moe, "linear": _linear,
+        "router": _router, "dispatch+combine": _dispatch_combine, "attn_decode": _attn_decode, "fused_moe": _moe, "linear": _linear,
         "rms_norm": _rms_norm, "embed": _embed, "sample": _sample,
     }  # fmt: skip
     return {op: (lambda make=make: make(device)) for op, make in makers.items()}
@@ -171,24 +174,60 @@ def _moe(device: torch.device) -> Iterator[Case]:
 
 
 def _moe_layer(spec: ModelSpec, batch: int, device: torch.device) -> Case:
-    size = spec.experts * 3 * spec.hidden * spec.ffn
-    copies = max(1, -(-COLD_BYTES // (2 * size))) if device.type == "cuda" else 1
-    layers = itertools.cycle([[_randn(device, size) * spec.hidden**-0.5] for _ in range(copies)])
-    x, gate = _randn(device, batch, spec.hidden, dtype=torch.float32), _randn(device, spec.experts, spec.hidden, dtype=torch.float32)
+    """A call is TURNS layers over as many inputs: they touch other experts each, as a model's layers would, and a
+    graph holds them all."""
+    flat = _randn(device, spec.experts * 3 * spec.hidden * spec.ffn) * spec.hidden**-0.5
+    inputs = [_randn(device, batch, spec.hidden, dtype=torch.float32) for _ in range(TURNS)]
+    gate = _randn(device, spec.experts, spec.hidden, dtype=torch.float32)
     touched = spec.experts * (1 - (1 - spec.top_k / spec.experts) ** batch)
     one = expert_ffn.work(max(1, round(batch * spec.top_k / touched)), spec.hidden, spec.ffn, 2)
-    flops = 6 * batch * spec.top_k * spec.hidden * spec.ffn
+    cost = Cost(6 * batch * spec.top_k * spec.hidden * spec.ffn, round(one.bytes * touched))
 
     def by_torch() -> torch.Tensor:
-        hidden = x.clone()
-        ids, weights = decoder.route(x @ gate.t(), spec.top_k, None)
-        rows, offsets, back = decoder.dispatch(spec, x, ids)
-        decoder.combine(grouped.expert_ffn(spec, next(layers), rows, offsets), back, weights, hidden)
+        for x in inputs:
+            hidden = x.clone()
+            ids, weights = decoder.route(x @ gate.t(), spec.top_k, None)
+            rows, offsets, back = decoder.dispatch(spec, x, ids)
+            decoder.combine(grouped.expert_ffn(spec, [flat], rows, offsets), back, weights, hidden)
         return hidden
 
+    out = torch.empty((batch, spec.hidden), dtype=torch.bfloat16, device=device)
+    ours = _fused(spec, inputs, gate, flat, out) if device.type == "cuda" else None
     shape = f"{spec.name}: {batch} tokens, {spec.experts} experts, top-{spec.top_k}, hidden {spec.hidden}, ffn {spec.ffn}"
-    form = grouped.how(device, torch.bfloat16)
-    return _case("moe", shape, Cost(flops, round(one.bytes * touched)), device, by_torch, f"torch, {form}")
+    name = f"torch, {grouped.how(device, torch.bfloat16)}"
+    return replace(
+        _case("fused_moe", shape, cost, device, by_torch, name, ours, _agree(out, by_torch, device, 5e-2)), calls=TURNS
+    )
+
+
+def _fused(spec: ModelSpec, inputs: Sequence[torch.Tensor], gate: torch.Tensor, flat: torch.Tensor, out: torch.Tensor) -> Work:
+    """The single launch, over the list of the `ticket` scheduler."""
+    from exec.fused import program_of
+    from kernels.fused_moe.gpu import BLOCKS_PER_SM, DeviceLaunch
+    from kernels.fused_moe.host import Layer
+
+    device, batch = out.device, len(out)
+    scheduler = Ticket(spec, Policy(batch=batch, microbatch=batch))
+    tiles = scheduler.tiles(batch)
+    blocks = BLOCKS_PER_SM[tiles.decode] * torch.cuda.get_device_properties(device).multi_processor_count
+    launch = DeviceLaunch(tiles, program_of(scheduler.body(batch)), blocks, np.uint16, lambda a: _placed(a, device))
+    ids = torch.empty((batch, spec.top_k), dtype=torch.int16, device=device)
+    shares = torch.empty((batch, spec.top_k), dtype=torch.float32, device=device)
+    layers = [Layer(rows, gate.bfloat16(), flat, rows, out, ids, shares) for rows in (x.bfloat16() for x in inputs)]
+
+    def run() -> None:
+        stream = grouped.numba_stream()
+        for layer in layers:
+            launch(layer, stream)
+
+    return run
+
+
+def _placed(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array on the device; uint16 stands for bfloat16, which NumPy lacks."""
+    if array.dtype == np.uint16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).to(device)
+    return torch.from_numpy(array).to(device)
 
 
 def _linear(device: torch.device) -> Iterator[Case]:
