@@ -3,7 +3,8 @@
 At each instant a lane either runs something or does not. While it runs, it may be slower than the
 machine allows it alone, because others share what it needs. While it does not, it may have a task
 whose dependencies are done and that still cannot start: the first in turn lacks room in a pool, or
-the first in turn is not ready and holds up the others behind it (head-of-line). What is left is a
+the first in turn is not ready and holds up the others behind it (head-of-line). Those others block the
+lane for as long as they would have kept it busy, had each begun when it was ready. What is left is a
 bubble: nothing to do yet, or nothing left to do.
 """
 
@@ -28,7 +29,7 @@ class LaneTime:
 
     busy_s: tasks running, at the speed that they have alone. sharing_s: the rest of the time in which
     something ran. pool_s: nothing ran, the task in turn waited for room in a pool. order_s: nothing ran,
-    a task was ready and not in turn. bubble_s: nothing was ready.
+    and tasks that were ready but not in turn would have filled that time. bubble_s: the rest.
     """
 
     busy_s: float
@@ -47,7 +48,7 @@ def lane_times(
 ) -> dict[str, LaneTime]:
     """Split each lane's time. solo_ps, handed_out_ps [n]: what each task takes alone, and when the scheduler gave it out."""
     ready = np.maximum(_last_dependency_ps(run, columns), handed_out_ps)
-    return {lane.name: _split(run, np.flatnonzero((run.lane == i) & (run.status == DONE)), ready, solo_ps, lane.order == "submitted")
+    return {lane.name: _split(run, np.flatnonzero((run.lane == i) & (run.status == DONE)), ready, solo_ps, lane)
             for i, lane in enumerate(lanes)}  # fmt: skip
 
 
@@ -61,20 +62,29 @@ def _last_dependency_ps(run: Run, columns: Columns) -> NDArray[np.int64]:
     return found
 
 
-def _split(run: Run, at: NDArray[np.int64], ready: NDArray[np.int64], solo_ps: NDArray[np.float64], in_turn: bool) -> LaneTime:
-    """`at`: rows of the lane's tasks, ascending; in_turn: whether the first in the queue holds up the others."""
+def _split(run: Run, at: NDArray[np.int64], ready: NDArray[np.int64], solo_ps: NDArray[np.float64], lane: Lane) -> LaneTime:
+    """`at`: rows of the lane's tasks, ascending."""
     start, end, could = run.start_ps[at], run.end_ps[at], np.minimum(ready[at], run.start_ps[at])
     running = union_ps(start, end)
     # While nothing runs, who is ready and first in turn lacks a pool; in a lane without turns, so does everybody who is ready.
-    turn = np.maximum.accumulate(np.concatenate([np.zeros(1, np.int64), start[:-1]])) if in_turn and len(at) else could
+    turn = np.maximum.accumulate(np.concatenate([np.zeros(1, np.int64), start[:-1]])) if lane.order == "submitted" and len(at) else could
     first = np.minimum(np.maximum(could, turn), start)
     with_pool = _union(start, end, first, start)
-    with_ready = _union(start, end, could, start)
+    begin, until = _at_once(could, solo_ps[at] / lane.servers)
+    with_ready = _union(np.concatenate([start, first]), np.concatenate([end, start]), begin, until)
     spent = float((end - start).sum())
     alone = float(solo_ps[at].sum()) / spent if float((end - start - solo_ps[at]).max(initial=0.0)) > ROUNDING_PS else 1.0
     makespan = run.makespan_ps
     parts = (running * alone, running * (1 - alone), with_pool - running, with_ready - with_pool, makespan - with_ready)
     return LaneTime(*(p / PS_PER_S for p in parts))
+
+
+def _at_once(ready: NDArray[np.int64], solo_ps: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """When each task would run on a lane that never waits with work at hand: first ready, first served [k] each."""
+    order = np.argsort(ready, kind="stable")
+    done = np.cumsum(solo_ps[order])
+    begin = np.maximum.accumulate(ready[order] - (done - solo_ps[order])) + done - solo_ps[order]
+    return begin.astype(np.int64), (begin + solo_ps[order]).astype(np.int64)
 
 
 def _union(*ends: NDArray[np.int64]) -> int:

@@ -47,7 +47,7 @@ def write_plot(path: Path, e: Explanation) -> None:
 def _frame(axis: Axes, r: Roofline, op: Turning) -> None:
     """Scales and roofs of one op's panel."""
     ridge = r.device.peak_flops / r.link_bytes_per_s
-    low, high = min(op.intensity_host, op.intensity_device, op.p1) / 10, max(op.intensity_host, op.p2, ridge) * 6
+    low, high = min(op.intensity_host, op.intensity_device, op.p1) / 10, max(op.intensity_host, op.p2, ridge) * 15
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlim(low, high)
@@ -77,7 +77,7 @@ def _roof_labels(axis: Axes, r: Roofline) -> None:
         kind = "reached" if level.measured else "peak"
         axis.annotate(f"{name} {kind} {_rate(level.peak_flops, 'FLOP/s')}", (axis.get_xlim()[1], level.peak_flops), xytext=(-2, 4),
                       textcoords="offset points", ha="right", color=colour, fontsize=8)  # fmt: skip
-    _along(axis, r.device.bytes_per_s, r.device.peak_flops, f"device memory {_rate(r.device.bytes_per_s, 'B/s')}", DEVICE, 0.04, 4)
+    _along(axis, r.device.bytes_per_s, r.device.peak_flops, f"device memory {_rate(r.device.bytes_per_s, 'B/s')}", DEVICE, 0.04, 5)
     if r.host.bytes_per_s != r.device.bytes_per_s:
         _along(axis, r.host.bytes_per_s, r.host.peak_flops, f"host memory {_rate(r.host.bytes_per_s, 'B/s')}", HOST, 0.05, -11)
     _along(axis, r.link_bytes_per_s, r.device.peak_flops, f"link {_rate(r.link_bytes_per_s, 'B/s')}", LINK, 0.78, -12)
@@ -87,11 +87,13 @@ def _along(axis: Axes, slope: float, top: float, text: str, colour: str, at: flo
     """A label along a roof's sloped part, `at` of the way that can be seen of it, `off` points above it."""
     (left, right), (bottom, _) = axis.get_xlim(), axis.get_ylim()
     first, last = max(left, bottom / slope), min(right, top / slope)
+    if last < 10 * first:  # too short for words
+        return
     x = first * (last / first) ** at
     (x0, y0), (x1, y1) = axis.transData.transform([(x, slope * x), (2 * x, 2 * slope * x)])
     angle = float(np.arctan2(y1 - y0, x1 - x0))
     by = (-off * np.sin(angle), off * np.cos(angle))
-    _note(axis, text, x, slope * x, by, colour, rotation=np.degrees(angle), rotation_mode="anchor")
+    _note(axis, text, x, slope * x, by, colour, rotation=np.degrees(angle), rotation_mode="anchor", bbox=None)
 
 
 def _points(axis: Axes, r: Roofline, op: Turning) -> None:
@@ -123,7 +125,7 @@ def _balance(axis: Axes, r: Roofline, op: Turning) -> None:
 def _note(axis: Axes, text: str, x: float, y: float, by: tuple[float, float], colour: str, **style: Any) -> None:
     """Words beside a point, `by` so many typographic points."""
     ground = {"boxstyle": "square,pad=0.06", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
-    axis.annotate(text, (x, y), xytext=by, textcoords="offset points", color=colour, fontsize=8.5, bbox=ground, **style)
+    axis.annotate(text, (x, y), xytext=by, textcoords="offset points", color=colour, fontsize=8.5, **{"bbox": ground, **style})
 
 
 def _rate(value: float, unit: str) -> str:

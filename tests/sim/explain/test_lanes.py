@@ -39,9 +39,14 @@ def test_two_that_share_are_slowed_not_idle() -> None:
 
 
 def test_a_head_that_is_not_ready_blocks_who_is() -> None:
-    """Task 2 could run at once; it stands behind task 1, which waits 10 ps for lane b."""
-    found = split(task(0, "core10", "b"), task(1, "copy5", "a", [0]), task(2, "copy5", "a"))
-    assert found["a"] == LaneTime(10, 0, 0, 10, 0)
+    """Tasks 2 and 3 could run at once, for 7 ps; they stand behind task 1, which waits 10 ps for lane b."""
+    found = split(task(0, "core10", "b"), task(1, "copy5", "a", [0]), task(2, "copy5", "a"), task(3, "copy2", "a"))
+    assert found["a"] == LaneTime(12, 0, 0, 7, 3)
+
+
+def test_what_stands_behind_a_head_blocks_only_from_when_it_is_ready() -> None:
+    found = split(task(0, "core10", "b"), timer(1, 8), task(2, "copy5", "a", [0]), task(3, "copy5", "a", [1]))
+    assert found["a"] == LaneTime(10, 0, 0, 2, 8)
 
 
 def test_a_lane_of_ready_tasks_has_no_head_to_wait_for() -> None:
