@@ -165,5 +165,18 @@ def explain(
     explaining.explain(job, trace=trace, engine=engine.value, plot=plot, timeline=timeline, as_json=json)
 
 
+reproduce = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Simulate what was published, and tell how far it is off.")
+app.add_typer(reproduce, name="reproduce")
+Folder = Annotated[Path | None, typer.Option("-o", help="Write the page and its pictures into this directory.", show_default=False)]
+
+
+@reproduce.command("moe-lightning")
+def moe_lightning(output: Folder = None, json: options.Json = False) -> None:
+    """MoE-Lightning's tables: systems on a T4 and an L4, ablations, policy map, and better policies."""
+    from sim.cli import reproducing
+
+    reproducing.moe_lightning(output, json)
+
+
 def main(arguments: list[str] | None = None) -> int:
     return entry.run(app, "python -m sim", sys.argv[1:] if arguments is None else arguments)

@@ -45,18 +45,17 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """A cell and what the simulator says. step_s: mean decode step. lower_bound_s: no schedule of these
-    tasks ends sooner."""
+    """A cell and what the simulator says. batch: sequences served. step_s: mean decode step. lower_bound_s: no schedule of these
+    tasks ends sooner; told of CGOPipe's."""
 
     cell: Cell
     batch: int
     microbatch: int
-    requests: int
     tokens_per_s: float
     makespan_s: float
     prefill_s: float
     step_s: float
-    lower_bound_s: float
+    lower_bound_s: float | None
 
     @property
     def error(self) -> float:
@@ -64,9 +63,9 @@ class Simulated:
         return self.tokens_per_s / self.cell.tokens_per_s - 1
 
     @property
-    def above_bound(self) -> float:
+    def above_bound(self) -> float | None:
         """How much longer it takes than the lower bound."""
-        return self.makespan_s / self.lower_bound_s - 1
+        return None if self.lower_bound_s is None else self.makespan_s / self.lower_bound_s - 1
 
     def row(self) -> dict[str, Any]:
         """An entry of `cells` in the command's JSON."""
@@ -74,7 +73,7 @@ class Simulated:
         return {
             "system": c.system, "setting": c.setting, "workload": WORKLOAD, "gen": c.gen, "published_tokens_per_s": c.tokens_per_s,
             "simulated_tokens_per_s": self.tokens_per_s, "error": self.error, "fitted": c.fitted, "batch": self.batch,
-            "microbatch": self.microbatch, "requests": self.requests, "makespan_s": self.makespan_s, "prefill_s": self.prefill_s,
+            "microbatch": self.microbatch, "makespan_s": self.makespan_s, "prefill_s": self.prefill_s,
             "decode_step_s": self.step_s, "lower_bound_s": self.lower_bound_s, "above_lower_bound": self.above_bound,
         }  # fmt: skip
 
@@ -93,8 +92,9 @@ def run(cell: Cell) -> Simulated:
     from sim.simulate import simulate_job  # numba
 
     job = cell.job()
-    s = simulate_job(job, engine="compiled").summary
+    bound = job.scheduler == "cgopipe"
+    s = simulate_job(job, engine="compiled", bound=bound).summary
     return Simulated(
-        cell, len(job.requests), job.policy.microbatch, len(job.requests), s["tokens_per_s"], s["makespan_s"], s["prefill_s"],
-        s["decode_s"] / (cell.gen - 1), s["lower_bound_s"],
+        cell, len(job.requests), job.policy.microbatch, s["tokens_per_s"], s["makespan_s"], s["prefill_s"],
+        s["decode_s"] / (cell.gen - 1), s["lower_bound_s"] if bound else None,
     )  # fmt: skip

@@ -68,10 +68,10 @@ FITTED: dict[tuple[str, str], tuple[int, ...]] = {
 
 CONSTANTS: tuple[tuple[str, str, str], ...] = (
     ("rate of the copying thread, pageable to pinned", "T4 7.4, L4 10.9 GB/s", "MoE-Lightning(p): S1 gen 64, 256; S2 gen 128, 256"),
-    ("share of peak FLOP/s in prefill", "T4 11.9 %, L4 23.8 %", "MoE-Lightning(p): as above; S1 also MoE-Lightning gen 32"),
+    ("share of peak FLOP/s in prefill", "T4 11.9 %, L4 23.8 %", "those; on S1 together with FlexGen gen 64, 256 and MoE-Lightning gen 32"),
     ("rate of FlexGen's copies through pin_memory()", "T4 7.2, L4 8.1 GB/s", "FlexGen: S1 gen 64, 256; S2 gen 128, 256"),
-    ("share of HBM bandwidth reached by experts", "T4 45.5 %", "FlexGen: S1 gen 64, 256"),
-    ("share of DRAM bandwidth in FlexGen(c)'s attention", "42 %, both boxes", "FlexGen(c): S2 gen 64"),
+    ("share of HBM bandwidth reached by experts", "T4 43.5 %", "FlexGen: S1 gen 64, 256"),
+    ("share of DRAM bandwidth in FlexGen(c)'s attention", "40 %, both boxes", "FlexGen(c): S2 gen 64"),
     ("what fills the GPU in DeepSpeed's prefill (gives its batch)", "parameters in use, logits, scores", "DeepSpeed: S1, S2 gen 64"),
 )
 """Constant, value, cells that it was fitted to. The L4's experts, both boxes' CPU attention and pinned
