@@ -34,12 +34,22 @@ def _fetch(source, first, stop, start, k, base, to):
 
 
 @device(inline="always")
+def accumulate(xs, ws, sums):
+    """sums += the thread's part of the product of both operands in shared memory."""
+    y, z = cuda.threadIdx.x // SIDE, cuda.threadIdx.x % SIDE
+    for c in range(STEP):
+        for i in range(SIDE):
+            a = xs[c, y + i * SIDE]
+            for j in range(SIDE):
+                sums[i, j] += a * ws[c, z + j * SIDE]
+
+
+@device(inline="always")
 def multiply(x, row, row_stop, w, start, col, col_stop, k, xs, ws, sums):
     """sums[i, j] = x[row + ...] . w[col + ...] of the thread's 8 x 8 outputs.
 
     x and w are flat; row r of x begins at r k, row n of w at start + n k. sums: local float32 [8, 8].
     """
-    y, z = cuda.threadIdx.x // SIDE, cuda.threadIdx.x % SIDE
     for i in range(SIDE):
         for j in range(SIDE):
             sums[i, j] = np.float32(0)
@@ -47,11 +57,7 @@ def multiply(x, row, row_stop, w, start, col, col_stop, k, xs, ws, sums):
         _fetch(x, row, row_stop, np.int64(0), k, base, xs)
         _fetch(w, col, col_stop, start, k, base, ws)
         cuda.syncthreads()
-        for c in range(STEP):
-            for i in range(SIDE):
-                a = xs[c, y + i * SIDE]
-                for j in range(SIDE):
-                    sums[i, j] += a * ws[c, z + j * SIDE]
+        accumulate(xs, ws, sums)
         cuda.syncthreads()
 
 

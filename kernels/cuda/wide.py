@@ -103,3 +103,31 @@ def _stream8() -> Any:
 def dot8(a, b):
     """Dot product of two tuples of eight."""
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3] + a[4] * b[4] + a[5] * b[5] + a[6] * b[6] + a[7] * b[7]
+
+
+@primitive
+def element(array, at):
+    """Element number `at` of an array of any number of dimensions, as float32."""
+    values = _flat(array)[int(at) : int(at) + 1]
+    return (from_bfloat16(values) if values.dtype == np.uint16 else values.astype(np.float32))[0]
+
+
+@element.compiled
+def _element() -> Any:
+    from llvmlite import ir
+    from numba.cuda import types
+    from numba.cuda.extending import intrinsic
+    from numba.cuda.np import arrayobj
+
+    @intrinsic
+    def one(context, array, at):
+        def codegen(context, builder, signature, args):
+            data = arrayobj.make_array(signature.args[0])(context, builder, args[0]).data
+            bits = ir.IntType(array.dtype.bitwidth)
+            found = builder.load(builder.bitcast(builder.gep(data, [args[1]]), bits.as_pointer()))
+            word = builder.zext(found, ir.IntType(32)) if array.dtype.bitwidth < 32 else found
+            return _floats(builder, array.dtype, word)[0]
+
+        return types.float32(array, types.int64), codegen
+
+    return one

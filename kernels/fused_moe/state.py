@@ -34,6 +34,13 @@ class Sizes(NamedTuple):
     decode: bool
 
 
+(
+    TOKENS, HIDDEN, FFN, EXPERTS, TOP_K, TOKEN_ROWS, ROUTE_COLUMNS, ROWS, GATE_UP_COLUMNS, DOWN_COLUMNS, COMBINE_COLUMNS,
+    ROUTE_TILES, TOKEN_BLOCKS, SLOTS, GATE_UP_CHUNKS, DECODE,
+) = range(len(Sizes._fields))  # fmt: skip
+"""Places in `Sizes` where it is handed over as an int32 array."""
+
+
 def sizes(tiles: Tiles) -> Sizes:
     return Sizes(
         *tiles.shape, *tiles.tiling, route_tiles=tiles.token_blocks * tiles.route_chunks, token_blocks=tiles.token_blocks,
@@ -42,8 +49,8 @@ def sizes(tiles: Tiles) -> Sizes:
 
 
 class State(NamedTuple):
-    """Memory that outlives a tile. p stands for 1, or in the decode form for the kernel's blocks, each of
-    which keeps its own copy of what it chose.
+    """Memory that outlives a tile. p stands for 1, or in the CPU's decode form for the blocks, each of which
+    keeps its own copy of what it chose (on a GPU, in shared memory).
 
     logits [tokens, experts] float32. ids [p, tokens, k] int16, weights [p, tokens, k] float32,
     positions [p, tokens, k]: the row of each route. token_of [p, routes]: token of each row.
@@ -71,10 +78,9 @@ class State(NamedTuple):
     ran_on: Any
 
 
-def layout(tiles: Tiles, blocks: int, tickets: int, element: Any = np.float32) -> dict[str, tuple[tuple[int, ...], Any]]:
+def layout(tiles: Tiles, p: int, tickets: int, element: Any = np.float32) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Shape and dtype of each array of `State`."""
-    s = tiles.shape
-    p, cursors = (blocks, blocks) if tiles.decode else (1, tiles.token_blocks)
+    s, cursors = tiles.shape, max(p, tiles.token_blocks)
     return {
         "logits": ((s.tokens, s.experts), np.float32),
         "ids": ((p, s.tokens, s.top_k), np.int16),
@@ -96,4 +102,5 @@ def layout(tiles: Tiles, blocks: int, tickets: int, element: Any = np.float32) -
 
 def host_state(tiles: Tiles, blocks: int, tickets: int) -> State:
     """Arrays in host memory; a launch leaves the counters at zero for the next."""
-    return State(**{name: np.zeros(shape, dtype) for name, (shape, dtype) in layout(tiles, blocks, tickets).items()})
+    p = blocks if tiles.decode else 1
+    return State(**{name: np.zeros(shape, dtype) for name, (shape, dtype) in layout(tiles, p, tickets).items()})
