@@ -141,9 +141,13 @@ def main() -> None:
     ], numeric=columns[3:])  # fmt: skip
     print(
         f"\nthe policy found reaches {result['of_the_best_random']:.3f} of the best random one; its throughput was predicted "
-        f"{result['prediction_error']:+.1%} off; median error of all {result['median_absolute_error']:.1%}; searched in {result['search_s']:.1f} s"
+        f"{result['prediction_error']:+.1%} off; median error of all {result['median_absolute_error']:.1%}; "
+        f"searched in {result['search_s']:.1f} s"
     )
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted; finished runs are kept in {KEPT}, the same command goes on")

@@ -8,6 +8,7 @@ from typing import Any
 
 from sim.errors import UserError
 from sim.events import Request
+from sim.machines.ranks import with_ranks
 from sim.machines.schema import Machine
 from sim.models.spec import ModelSpec
 from sim.schedulers import memory, registry
@@ -64,6 +65,8 @@ def prepare(
     `choices`. Raises `UserError` for an unknown scheduler, a lane that is missing, or a plan that does
     not fit, with the bytes that are missing.
     """
+    if policy is not None and policy.tensor_parallel is not None:
+        machine = with_ranks(machine, policy.tensor_parallel)
     found = registry.load(scheduler)
     registry.check_lanes(scheduler, found.lanes, machine)
     if seed < 0:

@@ -228,7 +228,9 @@ class ModelSpec:
 
     def kv_bytes(self, context: int) -> int:
         """KV cache of one sequence of `context` tokens over all layers."""
-        return sum(self.kv_entries(i, context) for i in range(self.layers)) * self.kv_bytes_per_token_layer
+        sliding = len(self.sliding_layers)
+        entries = (self.layers - sliding) * context + sliding * min(context, self.sliding_window)
+        return entries * self.kv_bytes_per_token_layer
 
     # What the executor runs ---------------------------------------------------------------------
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sim.costs import CostModel
 from sim.errors import UserError
 from sim.job import Job, all_in_one_batch
+from sim.machines.ranks import degrees, with_ranks
 from sim.machines.schema import Machine
 from sim.models.spec import ModelSpec
 from sim.policy import infeasible
@@ -78,15 +80,40 @@ def search(
     """
     if objective == "cost" and machine.price is None:
         raise UserError(f"machine {machine.name}: states no price; add price: {{usd_per_hour: ..., source: ...}} to its YAML")
-    return _Question(model, machine, workload, objective, space or default(model, machine), seed, say).answer(refine)
+    infeasible.check(model, machine, workload, space or default(model, machine))
+    began = time.perf_counter()
+    questions = []
+    for degree in degrees(machine):
+        part = with_ranks(machine, degree)
+        questions.append(_Question(model, part, workload, objective, space or default(model, part), seed, say, degree))
+    fitting = [q for q in questions if q.best is not None]
+    if not fitting:
+        raise infeasible.why(model, machine, workload, questions[0].space)
+    found: list[_Refined] = []
+    for q in sorted(fitting, key=lambda q: -q.best_value):
+        if not found or q.best_value > max(r.value for r in found):
+            found.append(q.refined(refine))
+    best = max(found, key=lambda r: r.value)
+    split = {} if len(questions) == 1 else {"tensor_parallel": best.question.degree}
+    return best.question.answer(best, split, found, time.perf_counter() - began)
+
+
+class _Refined(NamedTuple):
+    """The best point of one tensor-parallel degree. winner: None where nothing was simulated. value: what is largest for the best."""
+
+    question: _Question
+    point: Point
+    winner: Simulated | None
+    value: float
+    done: list[Simulated]
 
 
 class _Question:
     def __init__(
         self, model: ModelSpec, machine: Machine, workload: Workload, objective: Objective, space: Space, seed: int,
-        say: Callable[[str], None],
+        say: Callable[[str], None], degree: int,
     ) -> None:  # fmt: skip
-        infeasible.check(model, machine, workload, space)
+        self.degree = degree
         self.model, self.machine, self.workload, self.seed, self.say = model, machine, workload, seed, say
         self.space = space
         self.costs = CostModel(machine, model)
@@ -95,17 +122,21 @@ class _Question:
         self.fit = Fit(self.costs, self.traffic)
         self.proof = Search(self.space, self.roofline, self.fit, objective, self.fit.exactly)
         self.objective = objective
+        self._ranked = self.proof.ranked()
+        self.best = next(self._ranked, None)
+        """The proven optimum by the bound; None where nothing fits."""
 
-    def answer(self, refine: int) -> Found:
-        began = time.perf_counter()
-        ranked = self.proof.ranked()
-        best = next(ranked, None)
-        if best is None:
-            raise infeasible.why(self.model, self.machine, self.workload, self.space)
-        self.say(f"best bound: {best.tokens_per_s:.4g} tokens/s by {best.point.order.scheduler}")
-        refinement = Refinement(self.space, self.objective, refine, self.simulate, self.bound, self.say)
-        winner = refinement.search(_chained(best, ranked)) if refine else None
-        return self._found(winner.point if winner else best.point, winner, best, refinement.done, began)
+    @property
+    def best_value(self) -> float:
+        return self.best.value if self.best else 0.0
+
+    def refined(self, budget: int) -> _Refined:
+        assert self.best is not None
+        self.say(f"best bound: {self.best.tokens_per_s:.4g} tokens/s by {self.best.point.order.scheduler}")
+        refinement = Refinement(self.space, self.objective, budget, self.simulate, self.bound, self.say)
+        winner = refinement.search(chain([self.best], self._ranked)) if budget else None
+        point, value = (winner.point, winner.value) if winner else (self.best.point, self.best.value)
+        return _Refined(self, point, winner, value, refinement.done)
 
     def job(self, point: Point) -> Job:
         return job_of(point, self.model, self.machine, self.workload, self.seed)
@@ -125,20 +156,21 @@ class _Question:
             job = replace(job, workload=even, requests=requests, lengths=lengths, policy=policy)
         return run(job, self.costs)
 
-    def _found(self, point: Point, winner: Simulated | None, best: Ranked, done: list[Simulated], began: float) -> Found:
+    def answer(self, refined: _Refined, split: dict[str, int], tried: list[_Refined], wall_s: float) -> Found:
+        point, winner = refined.point, refined.winner
         job = self.job(point)
         followers = [replace(point, order=o) for o in same_policy(point.order, self.space.orders)]
         bounds = [r.tokens_per_s for p in followers if (r := self.bound(p)) is not None]
         predicted = self._predicted(point, job, winner.tokens_per_s) if winner else self.proof.rank(point).tokens_per_s
         return Found(
-            policy=point.policy(self.workload.padded),
+            policy=point.policy(self.workload.padded).model_copy(update=split),
             objective=self.objective,
             predicted_tokens_per_s=predicted,
             hrm_bound_tokens_per_s=max(bounds),
             memory={home: dict(consumers) for home, consumers in job.peak_bytes.items()},
             binding_constraint=self._binding(point),
-            searched=self._searched(best, done),
-            wall_s=time.perf_counter() - began,
+            searched=_searched(tried),
+            wall_s=wall_s,
             usd_per_million_tokens=usd_per_million(self.machine, predicted),
         )
 
@@ -147,16 +179,6 @@ class _Question:
         few = tasks(point, self.costs, self.traffic.longest_gen - 1) * self.traffic.slots <= MOST_REACTIVE_TASKS
         tokens_per_s: float = simulate_job(job).summary["tokens_per_s"] if self.traffic.reactive and few else stood_for
         return tokens_per_s
-
-    def _searched(self, best: Ranked, done: list[Simulated]) -> dict[str, Any]:
-        return {
-            "points": len(self.space), "boxes": self.proof.boxes, "evaluated": self.proof.evaluated, "refused": self.proof.refused,
-            "proven": True, "best_bound_tokens_per_s": best.tokens_per_s,
-            "simulated": [{**self._shown(s.point), "tokens_per_s": s.tokens_per_s, "makespan_s": s.makespan_s} for s in done],
-        }  # fmt: skip
-
-    def _shown(self, point: Point) -> dict[str, Any]:
-        return point.policy(self.workload.padded).model_dump(mode="json", exclude_none=True, exclude_defaults=True)
 
     def _binding(self, point: Point) -> str:
         """The most loaded level of the phase that takes longer, and the memory that keeps the batch from growing."""
@@ -175,9 +197,21 @@ def usd_per_million(machine: Machine, tokens_per_s: float) -> float | None:
     return None if machine.price is None else machine.price.usd_per_hour / 3600 / tokens_per_s * 1e6
 
 
-def _chained(first: Ranked, others: Any) -> Any:
-    yield first
-    yield from others
+def _searched(tried: list[_Refined]) -> dict[str, Any]:
+    """Over all tensor-parallel degrees that could have held the best."""
+    proofs = [r.question.proof for r in tried]
+    bests = [r.question.best.tokens_per_s for r in tried if r.question.best]
+    return {
+        "points": sum(len(p.space) for p in proofs), "boxes": sum(p.boxes for p in proofs), "evaluated": sum(p.evaluated for p in proofs),
+        "refused": sum(p.refused for p in proofs), "proven": True, "best_bound_tokens_per_s": max(bests),
+        "simulated": [_shown(s, r.question) for r in tried for s in r.done],
+    }  # fmt: skip
+
+
+def _shown(s: Simulated, question: _Question) -> dict[str, Any]:
+    policy = s.point.policy(question.workload.padded).model_copy(update={"tensor_parallel": question.degree})
+    sizes = policy.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    return {**sizes, "tokens_per_s": s.tokens_per_s, "makespan_s": s.makespan_s}
 
 
 def _even(mean: float) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class Policy(BaseModel):
     cache_tokens: KV entries that one micro-batch may fill (`cache_size` of Algorithm 2); None:
         microbatch * (average prompt + gen), and never less than the longest sequence.
     padded: every prompt takes as many rows as the longest of those that join together.
+    tensor_parallel: GPUs that each layer is split over; None: all that the machine has.
     scheduler: the one that the other sizes were chosen for, where no other is asked for by name.
     refill: share of the batch's slots that must be free before newcomers are prefilled: a prefill
         pass streams all weights once, whatever it serves.
@@ -44,6 +45,7 @@ class Policy(BaseModel):
     gen: Count | None = None
     cache_tokens: Count | None = None
     padded: bool = False
+    tensor_parallel: Count | None = None
     scheduler: str | None = None
     refill: float = Field(0.125, gt=0, le=1)
 
