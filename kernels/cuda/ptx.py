@@ -11,7 +11,7 @@ import tempfile
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kernels.cuda.jit import Kernel, numba_cuda
 
@@ -60,15 +60,29 @@ def ptxas() -> str | None:
 
 def compile_ptx(kernel: Kernel, element: str, arch: str) -> str:
     """PTX of a kernel for an element type ("bfloat16") and an architecture ("sm_90")."""
+    (code,) = _library(kernel, element).get_asm_strs(cc=(int(arch[3:-1]), int(arch[-1]), ""))
+    return str(code)
+
+
+@functools.cache
+def _library(kernel: Kernel, element: str) -> Any:
+    """A kernel in LLVM's form, which is the same for all architectures and takes most of the time.
+
+    `numba.cuda.compile` would make it anew for each of them.
+    """
     from numba.core import sigutils
 
-    module = numba_cuda()
+    numba_cuda()
+    from numba.cuda import compiler
+
     signature, result = sigutils.normalize_signature(kernel.typed(element))
     options = {k: v for k, v in kernel.options.items() if k in ("fastmath", "launch_bounds", "lineinfo", "opt")}
-    cc = (int(arch[3:-1]), int(arch[-1]))
-    with _current_device(cc):
-        code, _ = module.compile(kernel.function, result(*signature), device=False, abi="numba", cc=cc, output="ptx", **options)
-    return str(code)
+    oldest = (int(ARCHITECTURES[0][3:-1]), int(ARCHITECTURES[0][-1]))
+    with _current_device(oldest):
+        library, _ = compiler._compile_pyfunc_with_fixup(
+            kernel.function, result(*signature), device=False, abi="numba", cc=oldest, **options
+        )
+    return library
 
 
 @contextlib.contextmanager
@@ -87,6 +101,11 @@ def _current_device(cc: tuple[int, int]) -> Iterator[None]:
 
 def assemble(ptx: str, arch: str, *options: str) -> Report:
     """Assemble PTX with ptxas; subprocess.CalledProcessError with its message where it refuses."""
+    return read_report(assembler_says(ptx, arch, *options))
+
+
+def assembler_says(ptx: str, arch: str, *options: str) -> str:
+    """What `ptxas -v` prints for a file."""
     path = ptxas()
     assert path, "ptxas is not found"
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +113,7 @@ def assemble(ptx: str, arch: str, *options: str) -> Report:
         source.write_text(ptx, encoding="utf-8")
         command = [path, "-v", f"-arch={arch}", *options, "-o", str(Path(folder, "kernel.cubin")), str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return read_report(done.stderr + done.stdout)
+    return done.stderr + done.stdout
 
 
 def read_report(text: str) -> Report:

@@ -15,7 +15,9 @@ from kernels.sample.cpu import argmax, draw
 from kernels.sample.gpu import argmax_cuda, draw_cuda
 from kernels.sample.nucleus import ROUNDS, TOP
 
-__all__ = ["argmax", "argmax_cuda", "argmax_work", "draw", "draw_cuda", "draw_reference", "draw_work", "reference", "work"]
+__all__ = [
+    "ROUNDS", "argmax", "argmax_cuda", "argmax_work", "draw", "draw_cuda", "draw_reference", "draw_work", "reference", "work",
+]  # fmt: skip
 
 
 def argmax_work(sequences: int, vocab: int, b: int) -> Cost:
@@ -56,7 +58,7 @@ def draw_reference(logits: np.ndarray, temperature: float, top_p: float, uniform
     low, high = np.zeros(len(logits), np.int32), np.full(len(logits), TOP, np.int32)
     for _ in range(ROUNDS):
         middle = (low + high) // 2
-        enough = np.add.reduce(_kept(p, middle), axis=1) >= wanted
+        enough = np.asarray(np.add.reduce(_kept(p, middle), axis=1) >= wanted)
         low, high = np.where(enough, middle, low).astype(np.int32), np.where(enough, high, middle).astype(np.int32)
     mass = np.add.accumulate(_kept(p, low), axis=1)
     return np.argmax(mass > (mass[:, -1] * uniform)[:, None], axis=1)

@@ -29,6 +29,8 @@ class Counted(np.ndarray):
         if function is np.argmax:
             Counted.flops += np.size(args[0])
             return np.argmax(np.asarray(args[0]).view(np.ndarray), *args[1:], **kwargs)
+        if function is np.where:  # a choice costs nothing; what is chosen is still counted
+            return np.where(*(np.asarray(a) for a in args)).view(Counted)
         return super().__array_function__(function, types, args, kwargs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
 
@@ -9,9 +10,26 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import attention, combine, dispatch, embed, expert_ffn, linear, rms_norm, rope, router, sample
+import kernels
+from kernels import (
+    all_reduce,
+    attention,
+    combine,
+    compaction,
+    dispatch,
+    embed,
+    expert_ffn,
+    linear,
+    page_gather,
+    rms_norm,
+    rope,
+    router,
+    sample,
+)
 from kernels.cost import Cost
 from tests.kernels.counting import count
+from tests.kernels.moving import fragmented
+from tests.kernels.routing import RULES
 
 SIZE = st.integers(1, 9)
 RNG = np.random.default_rng(0)
@@ -92,6 +110,17 @@ def test_router(tokens: int, hidden: int, top_k: int, data: st.DataObject) -> No
     assert router.work(tokens, hidden, experts, top_k, 8) == Cost(flops, moves)
 
 
+@given(st.sampled_from(sorted(RULES)), SIZE, st.integers(2, 4), st.integers(1, 4))
+def test_router_rules(name: str, tokens: int, group_size: int, top_k: int) -> None:
+    rule, experts = RULES[name], RULES[name].groups * group_size
+    top_k = min(top_k, rule.kept_groups * group_size)
+    logits, bias = floats(tokens, experts), floats(experts)
+    ids, weights = router.reference(logits, top_k, rule, bias)
+    flops = count(router.reference, logits, top_k, rule, bias)
+    moves = moved(logits, ids, weights.astype(np.float32)) + (moved(bias.astype(np.float32)) if rule.sigmoid else 0)
+    assert router.select_work(tokens, experts, top_k, 8, rule) == Cost(flops, moves)
+
+
 @given(SIZE, SIZE, st.integers(1, 8))
 def test_dispatch(tokens: int, hidden: int, top_k: int) -> None:
     x, ids = floats(tokens, hidden), routes(tokens, 9, top_k)
@@ -133,7 +162,41 @@ def test_sample(sequences: int, hidden: int, vocab: int) -> None:
     assert sample.work(sequences, hidden, vocab, 8) == Cost(flops, moves)
 
 
+@given(SIZE, SIZE)
+def test_draw(sequences: int, vocab: int) -> None:
+    logits, uniform = floats(sequences, vocab), RNG.random(sequences)
+    tokens = sample.draw_reference(logits, 0.8, 0.9, uniform)
+    flops = count(sample.draw_reference, logits, 0.8, 0.9, uniform)
+    p = logits.astype(np.float32)
+    moves = moved(logits, *[p] * (1 + sample.ROUNDS + 1), uniform.astype(np.float32), tokens)
+    assert sample.draw_work(sequences, vocab, 8) == Cost(flops, moves)
+
+
+@given(st.integers(1, 6), st.integers(1, 30))
+def test_all_reduce(ranks: int, elements: int) -> None:
+    buffers = floats(ranks, elements)
+    flops = count(all_reduce.reference, buffers)
+    _, sent = all_reduce.reference(buffers)
+    assert all_reduce.work(ranks, elements, 8) == Cost(flops, 8 * sent)
+
+
+@given(SIZE, SIZE)
+def test_page_gather(pages: int, words: int) -> None:
+    numbers = np.zeros(pages, np.int32)
+    out = page_gather.reference(np.zeros((3, words), np.int32), numbers)
+    assert page_gather.work(pages, 4 * words) == Cost(0, moved(out, out, numbers))
+
+
+@given(SIZE, SIZE, SIZE)
+def test_compaction(segments: int, longest: int, chunk: int) -> None:
+    arena, starts, lengths = fragmented(RNG, segments, longest)
+    moves, new = compaction.plan(starts, lengths, chunk)
+    carried = [arena[s : s + n] for s, n, to in zip(starts, lengths, new, strict=True) if s != to]
+    assert compaction.work(sum(map(len, carried)), len(moves)) == Cost(0, 2 * moved(*carried) + moved(moves))
+
+
 def test_work_formulas_import_no_compiler() -> None:
-    names = "rms_norm linear rope attention router dispatch expert_ffn combine embed sample".split()
+    names = [m.name for m in pkgutil.iter_modules(kernels.__path__)]
+    assert {"attention", "compaction", "cuda", "expert_ffn", "fused_moe", "router"} <= set(names)
     code = f"import sys; from kernels import {', '.join(names)}; print([m for m in ('numba', 'torch') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -1,0 +1,55 @@
+"""The persistent kernels and the linked functions as PTX for every architecture, and what ptxas says of them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+
+from kernels.cuda import mma
+from kernels.cuda.ptx import ARCHITECTURES, assemble, compile_ptx, missing
+from kernels.fused_moe.gpu_decode import THREADS, decode
+from kernels.fused_moe.gpu_grouped import grouped
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+HOT = [(k, e, a) for k, e, a in [
+    (decode, "float32", "sm_75"), (decode, "float16", "sm_75"), (decode, "bfloat16", "sm_80"), (decode, "bfloat16", "sm_89"),
+    (decode, "bfloat16", "sm_90"), (grouped, "float32", "sm_75"), (grouped, "float16", "sm_75"), (grouped, "bfloat16", "sm_80"),
+    (grouped, "bfloat16", "sm_89"), (grouped, "bfloat16", "sm_90"),
+]]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kernel", "element", "arch"), HOT, ids=lambda v: getattr(v, "name", v))
+def test_no_spills(kernel: object, element: str, arch: str) -> None:
+    """Compiled to be linked, as it is on a GPU; the decode form fits three blocks of 128 threads."""
+    report = assemble(compile_ptx(kernel, element, arch), arch, "-c")
+    assert report.spill_bytes == 0, report
+    if kernel is decode:
+        assert report.registers * THREADS * 3 <= 65536, report
+
+
+def test_decode_streams_16_bytes_at_a_time_and_orders_what_it_shares() -> None:
+    ptx = compile_ptx(decode, "bfloat16", "sm_90")
+    assert len(re.findall(r"ld\.global\.nc\.L1::no_allocate\.L2::128B\.v4\.u32", ptx)) >= 16 * 4
+    for instruction in ("ld.acquire.gpu.global.s32", "%globaltimer", "membar.gl", "nanosleep"):
+        assert instruction in ptx, instruction
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not found")
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_linked_functions(arch: str) -> None:
+    """Tensor-core instructions, copies that overlap them from sm_80 on, nothing spilled; bf16 needs sm_80."""
+    ptx = mma.compile_ptx(arch)
+    ampere = arch != "sm_75"
+    assert ("product_bf16" in ptx) == ("cp.async" in ptx) == ampere
+    assert (f"mma.sync.aligned.m16n8k{16 if ampere else 8}" in ptx) and "product_fp16" in ptx
+    spills = re.findall(r"(\d+) bytes spill", mma.assembled(arch))
+    assert spills and set(spills) == {"0"}, spills
+
+
+def test_grouped_calls_the_linked_function() -> None:
+    assert "product_bf16" in compile_ptx(grouped, "bfloat16", "sm_90")
+    assert "product_fp16" in compile_ptx(grouped, "float16", "sm_75")
+    assert "product_" not in compile_ptx(grouped, "float32", "sm_75")
