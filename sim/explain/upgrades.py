@@ -8,7 +8,7 @@ from typing import Literal
 
 from sim.machines.schema import Machine, OpRate
 
-UNITS = {"flops": "FLOP/s", "memory": "bytes/s", "link": "bytes/s", "cores": "cores"}
+UNITS = {"flops": "FLOP/s", "memory": "B/s", "link": "B/s", "cores": "cores"}
 
 
 @dataclass(frozen=True, slots=True)
