@@ -33,7 +33,8 @@ class Scheduler:
     ----------
     lanes: lanes that it needs. streams: whether experts come from the host. kv: where the cache lives.
     attention: where decode attention may run; the first is the default. layer_copy: variant of the
-    copies of whole layers. expert_kernel: variant of post_attn. ahead: whether a pass streams layer 0 for the next one.
+    copies of whole layers. expert_kernel: variant of post_attn. ahead: whether a pass streams layer 0
+    for the next one. experts_at_once: whether a layer's intermediates are those of all its experts.
     """
 
     lanes: ClassVar[tuple[str, ...]] = ("gpu",)
@@ -43,6 +44,7 @@ class Scheduler:
     layer_copy: ClassVar[str] = ""
     expert_kernel: ClassVar[str] = ""
     ahead: ClassVar[bool] = True
+    experts_at_once: ClassVar[bool] = True
 
     def __init__(self, model: ModelSpec, policy: Policy, *, seed: int = 0) -> None:
         """Raises UserError for a policy that this scheduler cannot follow."""

@@ -17,11 +17,12 @@ class DeepSpeed(Scheduler):
     """ZeRO-Inference as MoE-Lightning's and FlexGen's papers run it (FlexGen section 6.1: "row by
     row", KV and activations on the GPU only): the whole batch goes through a layer, one micro-batch
     after the other, while the next layer's weights come in one copy from pinned memory. Dense weights stay on the GPU
-    here (3 % of Mixtral 8x7B); ZeRO-3 streams them too."""
+    here (3 % of Mixtral 8x7B); ZeRO-3 streams them too. Hugging Face's layers take one expert after the other."""
 
     lanes = ("gpu", "h2d")
     kv = "gpu"
     layer_copy = "pinned"
+    experts_at_once = False
 
     def own_pools(self) -> dict[str, int]:
         return {}

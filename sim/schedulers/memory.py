@@ -124,7 +124,8 @@ def _gpu(s: Scheduler, most: Load) -> dict[str, int]:
     experts_home = m.moe_layers * (m.layer_expert_bytes - z.layer_bytes)
     kv = most.kv_bytes if s.kv == "gpu" else s.pools.get(KV_STAGE, 0) * most.microbatch_kv * z.kv_bytes
     rows = max(most.microbatch_rows, min(s.policy.microbatch, most.sequences))
-    workspace = WORKSPACE_MARGIN * m.dtype_bytes * rows * m.top_k * (m.hidden + 3 * m.ffn)
+    at_once = 1.0 if s.experts_at_once else 1 / m.experts
+    workspace = WORKSPACE_MARGIN * m.dtype_bytes * rows * m.top_k * (m.hidden + 3 * m.ffn * at_once)
     return {
         "weights": m.dense_bytes + experts_home,
         "weight_buffer": 2 * z.layer_bytes,

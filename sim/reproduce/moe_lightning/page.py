@@ -145,8 +145,8 @@ def _refined(r: Reproduction) -> str:
     faster = sum(x.gain > 0 for x in r.refined)
     return f"""**over the bound**: how much longer the published policy's run takes than any schedule of the same tasks must. The refined
 policy is what `sim policy` finds for the same prompts, box and memory budgets, both simulated; it is faster in {faster} of
-{len(r.refined)} cells. It prefills in smaller micro-batches than it decodes in, which leaves the GPU room for more sequences in one run
-of the experts, and it fills the host's memory, of which the published policies leave a part.
+{len(r.refined)} cells. It mostly prefills in smaller micro-batches than it decodes in, which leaves the GPU room for more sequences in
+one run of the experts, and it fills the host's memory, of which the published policies leave a part.
 
 {table(columns, rows, left=2)}"""
 

@@ -72,7 +72,7 @@ CONSTANTS: tuple[tuple[str, str, str], ...] = (
     ("rate of FlexGen's copies through pin_memory()", "T4 7.2, L4 8.1 GB/s", "FlexGen: S1 gen 64, 256; S2 gen 128, 256"),
     ("share of HBM bandwidth reached by experts", "T4 43.5 %", "FlexGen: S1 gen 64, 256"),
     ("share of DRAM bandwidth in FlexGen(c)'s attention", "40 %, both boxes", "FlexGen(c): S2 gen 64"),
-    ("what fills the GPU in DeepSpeed's prefill (gives its batch)", "parameters in use, logits, scores", "DeepSpeed: S1, S2 gen 64"),
+    ("what fills the GPU in DeepSpeed's prefill", "parameters in use, logits, scores, 0.8 GB of context", "DeepSpeed: S1, S2 gen 64"),
 )
 """Constant, value, cells that it was fitted to. The L4's experts, both boxes' CPU attention and pinned
 links come from other measurements: Fig. 9 and DeepSpeed's passes [P], [A]."""

@@ -76,7 +76,7 @@ def test_deepspeeds_batch_follows_from_memory() -> None:
     model = models.load(published.MODEL)
     t4, l4 = ([deepspeed_most(model, machines.load(m), 418, gen) for gen in published.GENS] for m in ("t4", "l4"))
     assert t4 == sorted(t4, reverse=True) and l4 == sorted(l4, reverse=True)
-    assert t4[0] == 64 and l4[0] == 111
+    assert t4[0] == 69 and l4[0] == 111
     assert deepspeed_most(model, machines.load("t4"), 20_000, 256) == 1
 
 
