@@ -67,7 +67,7 @@ def test_one_upgrade_for_each_thing_in_use() -> None:
         ("gpu.flops", "hardware"), ("link.h2d", "hardware"), ("ops on h2d", "software"), ("launches", "software"),
     ]  # fmt: skip
     link = found[1]
-    assert (link.unit, link.before, link.after) == ("bytes/s", T4.resources["link.h2d"].capacity, pytest.approx(1.1 * (link.before or 0)))
+    assert (link.unit, link.before, link.after) == ("B/s", T4.resources["link.h2d"].capacity, pytest.approx(1.1 * (link.before or 0)))
 
 
 def test_the_link_between_ranks_counts_as_used() -> None:
