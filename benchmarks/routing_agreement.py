@@ -1,8 +1,8 @@
-"""Do the executor and transformers route alike? `python benchmarks/routing_agreement.py [DIR] [--requests N] [--steps N]`
+"""Do the executor and transformers route alike? `python benchmarks/routing_agreement.py [DIR] [--requests N] [--steps N] [--scheduler S]`
 
-The executor's plain decoder generates from held-out text; transformers is fed the same tokens, prefill and decode, under
-`traces.record`; the choices are compared token by token and layer by layer. Where they differ, the router's own
-probabilities say whether it was a tie: the last expert taken and the first one left out within `TIE` of each other.
+The executor really runs a scheduler on held-out text and records its routing, as `exec run --record-routing` does; transformers is fed
+the same tokens, prefill and decode, under `traces.record`; the choices are compared token by token and layer by layer. Where
+they differ, the router's own probabilities say whether it was a tie: experts that take each other's place are within `TIE`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ import numpy as np
 import torch
 
 import traces
-from exec.plain import PlainDecoder
-from exec.prompts import byte_prompts
+from exec.execute import execute, spec_of, stdlib_prompts
+from exec.local import this_computer
 from exec.weights import load_weights
-from sim.models.huggingface import load as load_spec
+from sim.job import prepare
+from sim.schedulers.policy import Policy
+from sim.workloads.lengths import Fixed, Uniform
+from sim.workloads.schema import Workload
 from traces import bundled
+from traces.routing import Routing
 
 TIE = 1e-4
 """Relative difference of two probabilities below which float32 sums in another order may turn them round."""
@@ -42,37 +46,30 @@ class Agreement:
     weight_error: float
 
 
-def compare(directory: Path, lengths: list[int], steps: int, seed: int = 0) -> Agreement:
-    """Prompts of these lengths, `steps` decode steps each."""
-    spec = load_spec(directory)
-    prompts = byte_prompts(lengths, seed)
-    mine, fed = executor_choices(spec, directory, prompts, steps)
-    found = [transformers_choices(directory, tokens, len(p)) for tokens, p in zip(fed, prompts, strict=True)]
+def compare(directory: Path, requests: int, steps: int, scheduler: str = "cgopipe", seed: int = 0) -> Agreement:
+    """Requests with prompts of 32 to 400 tokens and `steps` decode steps each, in four micro-batches."""
+    recorded, prompts, fed = executor_choices(directory, requests, steps, scheduler, seed)
+    found = [transformers_choices(directory, tokens, prompt) for tokens, prompt in zip(fed, prompts, strict=True)]
     experts, weights, shares = (np.concatenate([f[i] for f in found]) for i in range(3))
-    return judge(*mine, experts, weights, shares)
+    return judge(*_by_token(recorded), experts, weights, shares)
 
 
-def executor_choices(
-    spec: Any, directory: Path, prompts: list[list[int]], steps: int
-) -> tuple[tuple[np.ndarray, np.ndarray], list[np.ndarray]]:
-    """(experts, weights) [tokens, layers, k] request after request, and the tokens that each request was fed."""
-    plain = PlainDecoder(spec, load_weights(directory, spec), [np.array(p) for p in prompts], steps + 1)
-    newest = plain.prefill()
-    cuts = np.cumsum([len(p) for p in prompts])[:-1]
-    parts = [[p] for p in zip(*(np.split(a, cuts) for a in _layers(plain)), strict=True)]
-    fed = [list(p) for p in prompts]
-    for _ in range(steps):
-        for tokens, token in zip(fed, newest.tolist(), strict=True):
-            tokens.append(token)
-        newest = plain.step()
-        for part, row in zip(parts, zip(*(np.split(a, len(prompts)) for a in _layers(plain)), strict=True), strict=True):
-            part.append(row)
-    rows = [row for part in parts for row in part]
-    return (np.concatenate([r[0] for r in rows]), np.concatenate([r[1] for r in rows])), [np.array(t) for t in fed]
+def executor_choices(directory: Path, requests: int, steps: int, scheduler: str, seed: int) -> tuple[Routing, list[int], list[np.ndarray]]:
+    """What the executor recorded; lengths of the prompts; what each request was fed: its prompt and all that was sampled but the last."""
+    spec = spec_of(str(directory))
+    workload = Workload(name="agreement", source="chosen", prompt=Uniform(min=32, max=400), generation=Fixed(tokens=steps + 1))
+    job = prepare(spec, this_computer(), workload, scheduler, Policy(batch=requests, microbatch=-(-requests // 4)), seed=seed)
+    done = execute(job, load_weights(directory, spec), record_routing=True)
+    assert done.outcome.routing is not None
+    prompts = stdlib_prompts(job)
+    fed = [np.array([*p, *done.outcome.tokens[i][:-1]]) for i, p in enumerate(prompts)]
+    return done.outcome.routing, [len(p) for p in prompts], fed
 
 
-def _layers(plain: PlainDecoder) -> tuple[np.ndarray, np.ndarray]:
-    return np.stack([ids for ids, _ in plain.routing], 1), np.stack([w for _, w in plain.routing], 1)
+def _by_token(r: Routing) -> tuple[np.ndarray, np.ndarray]:
+    """(experts, weights) [tokens, layers, k], request after request."""
+    order = np.lexsort((r.layer, r.position, r.request_id))
+    return tuple(a[order].reshape(-1, r.shape.layers, r.shape.k) for a in (r.experts, r.weights))  # type: ignore[return-value]
 
 
 def transformers_choices(directory: Path, tokens: np.ndarray, prompt: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,11 +85,9 @@ def transformers_choices(directory: Path, tokens: np.ndarray, prompt: int) -> tu
             model(ids[:, at : at + 1], past_key_values=cache, use_cache=True)
     for handle in handles:
         handle.remove()
-    r = recording.routing()
-    order = np.lexsort((r.layer, r.position))
-    k, layers = r.shape.k, r.shape.layers
+    layers = recording.routing().shape.layers
     calls = [np.stack(shares[i : i + layers], 1) for i in range(0, len(shares), layers)]
-    return r.experts[order].reshape(-1, layers, k), r.weights[order].reshape(-1, layers, k), np.concatenate(calls)
+    return *_by_token(recording.routing()), np.concatenate(calls)
 
 
 _MODELS: dict[Path, Any] = {}
@@ -108,14 +103,11 @@ def _model(directory: Path) -> Any:
 
 def judge(mine: np.ndarray, my_weights: np.ndarray, theirs: np.ndarray, weights: np.ndarray, shares: np.ndarray) -> Agreement:
     """Count the rows of two recordings of the same tokens."""
-    k = mine.shape[-1]
     same = (mine == theirs).all(-1)
-    together = ~same & (np.sort(mine, -1) == np.sort(theirs, -1)).all(-1)
-    ordered = -np.sort(-shares, -1)
-    gaps = 1 - ordered[..., 1 : k + 1] / ordered[..., :k]  # the last: between the chosen and the first left out
-    swapped = together & (gaps[..., : k - 1].min(-1, initial=np.inf) < TIE)
-    ties = ~same & ~together & (gaps.min(-1) < TIE)
-    different = int((~same & ~swapped & ~ties).sum())
+    mine_p, theirs_p = (np.take_along_axis(shares, chosen.astype(np.int64), -1) for chosen in (mine, theirs))
+    tied = ~same & (np.abs(mine_p / theirs_p - 1) < TIE).all(-1)
+    together = (np.sort(mine, -1) == np.sort(theirs, -1)).all(-1)
+    swapped, ties, different = tied & together, tied & ~together, int((~same & ~tied).sum())
     error = float(np.abs(my_weights - weights)[same].max())
     return Agreement(same.size, int(same.sum()), int(swapped.sum()), int(ties.sum()), different, error)
 
@@ -125,10 +117,10 @@ def main() -> None:
     parse.add_argument("directory", type=Path, nargs="?", default=bundled.MODEL)
     parse.add_argument("--requests", type=int, default=32)
     parse.add_argument("--steps", type=int, default=64)
+    parse.add_argument("--scheduler", default="cgopipe")
     asked = parse.parse_args()
     torch.set_num_threads(1)
-    lengths = np.random.default_rng(0).integers(32, 400, asked.requests).tolist()
-    print(compare(asked.directory, lengths, asked.steps))
+    print(compare(asked.directory, asked.requests, asked.steps, asked.scheduler))
 
 
 if __name__ == "__main__":
