@@ -80,15 +80,14 @@ def search(
     """
     if objective == "cost" and machine.price is None:
         raise UserError(f"machine {machine.name}: states no price; add price: {{usd_per_hour: ..., source: ...}} to its YAML")
-    infeasible.check(model, machine, workload, space or default(model, machine))
     began = time.perf_counter()
-    questions = []
-    for degree in degrees(machine):
-        part = with_ranks(machine, degree)
-        questions.append(_Question(model, part, workload, objective, space or default(model, part), seed, say, degree))
+    space = space or default(model, machine)
+    infeasible.check(model, machine, workload, space)
+    traffic = Traffic(workload, space.largest, seed)
+    questions = [_Question(model, with_ranks(machine, d), traffic, objective, space, seed, say, d) for d in degrees(machine)]
     fitting = [q for q in questions if q.best is not None]
     if not fitting:
-        raise infeasible.why(model, machine, workload, questions[0].space)
+        raise infeasible.why(model, machine, workload, space)
     found: list[_Refined] = []
     for q in sorted(fitting, key=lambda q: -q.best_value):
         if not found or q.best_value > max(r.value for r in found):
@@ -110,14 +109,14 @@ class _Refined(NamedTuple):
 
 class _Question:
     def __init__(
-        self, model: ModelSpec, machine: Machine, workload: Workload, objective: Objective, space: Space, seed: int,
+        self, model: ModelSpec, machine: Machine, traffic: Traffic, objective: Objective, space: Space, seed: int,
         say: Callable[[str], None], degree: int,
     ) -> None:  # fmt: skip
         self.degree = degree
-        self.model, self.machine, self.workload, self.seed, self.say = model, machine, workload, seed, say
+        self.model, self.machine, self.workload, self.seed, self.say = model, machine, traffic.workload, seed, say
         self.space = space
         self.costs = CostModel(machine, model)
-        self.traffic = Traffic(workload, self.space.largest, seed)
+        self.traffic = traffic
         self.roofline = Roofline(self.costs, self.traffic, np.array(self.space.microbatches))
         self.fit = Fit(self.costs, self.traffic)
         self.proof = Search(self.space, self.roofline, self.fit, objective, self.fit.exactly)

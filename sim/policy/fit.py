@@ -28,7 +28,6 @@ class Fit:
         self.model, self.traffic = costs.model, traffic
         self.memories = costs.machine.memories
         self._schedulers: dict[Point, Scheduler] = {}
-        self._loads: dict[tuple[int, int, int], Load] = {}
 
     def exactly(self, point: Point) -> bool:
         """By the scheduler's own account of its requests."""
@@ -41,11 +40,11 @@ class Fit:
     def peak(self, point: Point) -> Peak:
         """Peak bytes by memory and consumer. What is in a batch at a time depends on its sizes only, whoever schedules it."""
         key = (point.microbatch, point.microbatches, point.prefill_rows)
-        if key not in self._loads:
+        if key not in self.traffic.loads:
             requests = self.traffic.requests(point.batch)
             policy = all_in_one_batch(point.policy(self.traffic.workload.padded), self.traffic.workload, requests)
-            self._loads[key] = memory.load(point.order.load()(self.model, policy), requests)
-        return memory.peak_of(self._with(point, point.static_experts), self._loads[key])
+            self.traffic.loads[key] = memory.load(point.order.load()(self.model, policy), requests)
+        return memory.peak_of(self._with(point, point.static_experts), self.traffic.loads[key])
 
     def most(self, point: Point, counts: tuple[int, ...], *, gpu_at: int, cpu_at: int, prefills: tuple[int, ...]) -> int:
         """How many of `counts` (ascending) fit at most, the GPU holding `gpu_at` static experts of each layer and the host

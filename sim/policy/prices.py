@@ -21,9 +21,9 @@ from sim.tasks import PS_PER_S, Work
 
 Batch = NDArray[np.int64]
 
-ROOFLINE_POINTS, CURVE_POINTS = 9, 33
-"""Points of a hull: demands of a roofline are linear but for the number of experts that are touched; measured
-curves have corners of their own, which are points too."""
+ROOFLINE_POINTS, CURVE_POINTS = 3, 33
+"""Points of a hull: demands of a roofline are linear, or concave as the number of experts that are touched, so that the
+ends alone would do; measured curves have corners of their own, which are points too."""
 
 
 class Table(NamedTuple):

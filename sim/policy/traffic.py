@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.events import Request
+from sim.schedulers.memory import Load
 from sim.workloads.schema import Workload
 
 Array = NDArray[np.float64]
@@ -21,6 +22,7 @@ class Traffic:
     ----------
     workload: where they come from. slots: requests for each sequence of the batch. most: largest batch that it knows.
     reactive: whether the schedule depends on how the run goes (sequences that end early, several batches).
+    loads: what is in a batch at a time, kept by (micro-batch, number of them, prefill micro-batch) for one model.
     shortest, longest: prompts of all its requests. longest_gen: tokens that any request generates at most.
     """
 
@@ -37,6 +39,7 @@ class Traffic:
         self.reactive = workload.ends_early or self.slots > 1 or bool((self._gens != self._gens[0]).any())
         self._sums: dict[Any, Array] = {}
         self._drawn: tuple[Request, ...] = ()
+        self.loads: dict[tuple[int, int, int], Load] = {}
 
     def requests(self, batch: int) -> tuple[Request, ...]:
         """All requests of a run with batches of that size."""

@@ -8,6 +8,7 @@ from sim import machines, models, workloads
 from sim.errors import UserError
 from sim.job import prepare
 from sim.machines.ranks import degrees, with_ranks
+from sim.machines.schema import Machine
 from sim.policy import Space, search
 from sim.policy.space import orders
 from sim.schedulers.policy import Policy
@@ -39,8 +40,11 @@ def test_a_policy_chooses_the_degree() -> None:
 def test_the_search_uses_all_ranks_where_sums_are_cheap_and_one_where_they_are_not() -> None:
     """tiny-mixtral fits one T4: with sums over the ranks that take seconds, splitting its layers does not pay."""
     box, spec, load = machines.load("2xt4"), models.load("tiny-mixtral"), workloads.load("mtbench").with_generation(2)
-    dear = box.model_copy(update={"ops": tuple(op.model_copy(update={"latency_s": 5.0}) if op.op == "all_reduce" else op for op in box.ops)})
-    free = box.model_copy(update={"ops": tuple(op.model_copy(update={"latency_s": 0.0}) if op.op == "all_reduce" else op for op in box.ops)})
+
+    def summing(seconds: float) -> Machine:
+        ops = (op.model_copy(update={"latency_s": seconds}) if op.op == "all_reduce" else op for op in box.ops)
+        return box.model_copy(update={"ops": tuple(ops)})
+
     space = Space(orders(box), (8, 16), (1, 2), (0, 8))
-    assert search(spec, dear, load, refine=0, space=space).policy.tensor_parallel == 1
-    assert search(spec, free, load, refine=0, space=space).policy.tensor_parallel == 2
+    assert search(spec, summing(5.0), load, refine=0, space=space).policy.tensor_parallel == 1
+    assert search(spec, summing(0.0), load, refine=0, space=space).policy.tensor_parallel == 2
