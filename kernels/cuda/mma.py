@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kernels.cuda.jit import numba_cuda
-from kernels.cuda.ptx import Report, assemble
+from kernels.cuda.ptx import assembler_says
 
 SOURCE = Path(__file__).with_name("mma.cu")
 
@@ -55,9 +55,9 @@ def compile_ptx(arch: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def report(arch: str) -> Report:
+def assembled(arch: str) -> str:
     """What ptxas says of the functions of `mma.cu`, compiled to be linked."""
-    return assemble(compile_ptx(arch), arch, "-c")
+    return assembler_says(compile_ptx(arch), arch, "-c")
 
 
 def on_host(folder: Path) -> Any:

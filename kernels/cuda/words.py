@@ -1,7 +1,7 @@
 """Weights in flight: many 16-byte loads issued together, used later.
 
-A *batch* is `ROWS` rows of a weight matrix times `UNITS` units of 32 lanes x 16 bytes along each row:
-16 loads a lane, 64 registers, 8 KiB a warp. `fetch` issues them, and they are volatile: the compiler
+A *batch* is some rows of a weight matrix times some units of 32 lanes x 16 bytes along each row; 4 x 3 is
+12 loads a lane, 48 registers, 6 KiB a warp. `fetch` issues them, and they are volatile: the compiler
 leaves them where they stand, so what is fetched before a barrier flies while the block waits there.
 `dots` multiplies a batch with a row of activations. What lies past the end of a row loads as zero.
 """

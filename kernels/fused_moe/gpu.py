@@ -12,7 +12,7 @@ from kernels.fused_moe.host import Layer
 from kernels.fused_moe.state import State, layout, sizes
 from kernels.fused_moe.tiles import Tiles
 
-BLOCKS_PER_SM = {True: 3, False: 4}
+BLOCKS_PER_SM = {True: 4, False: 4}
 """Blocks of the decode form and of the grouped form that a multiprocessor holds."""
 
 

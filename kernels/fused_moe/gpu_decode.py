@@ -1,7 +1,7 @@
 """The persistent kernel for few tokens: weights stream through warps, each byte read once.
 
-What bounds it is memory, so loads are always in flight: a warp holds 8 KiB of weights in registers
-and issues the next as soon as it has used them, four blocks a multiprocessor cover each other's
+What bounds it is memory, so loads are always in flight: a warp holds 4 to 6 KiB of weights in
+registers and issues the next as soon as it has used them, four blocks a multiprocessor cover each other's
 waits, and the first weights of a down tile fly while its activations are awaited: the experts, not
 the activations, decide the addresses. Every block chooses the experts for itself in shared memory.
 """
@@ -30,7 +30,7 @@ THREADS = 128
 ROUTES = 256
 """Most tokens x k: what a block chooses lives in shared memory."""
 
-_route_batch, _gate_up_batch, _down_batch = batch(1, 8), batch(2, 8), batch(4, 4)
+_route_batch, _gate_up_batch, _down_batch = batch(1, 8), batch(2, 4), batch(4, 3)
 fetch_route, dots_route, route_elements = _route_batch.fetch, _route_batch.dots, _route_batch.elements
 fetch_gate_up, dots_gate_up, gate_up_elements = _gate_up_batch.fetch, _gate_up_batch.dots, _gate_up_batch.elements
 fetch_down, dots_down, down_elements = _down_batch.fetch, _down_batch.dots, _down_batch.elements
@@ -38,7 +38,7 @@ DOWN_ROWS = _down_batch.rows
 ZERO = np.float32(0)
 
 
-@device
+@device(forceinline=True)
 def _route(s, x, gate, logits, chunk):
     """A warp for each router column of the tile: its logits of all tokens."""
     lane, warp, warps = cuda.threadIdx.x % SIZE, cuda.threadIdx.x // SIZE, cuda.blockDim.x // SIZE
@@ -55,7 +55,7 @@ def _route(s, x, gate, logits, chunk):
                 logits[t, e] = total
 
 
-@device
+@device(forceinline=True)
 def _top_k(s, logits, ids, weights):
     """A warp for each token: in round j the best of what comes behind the choice of round j - 1."""
     lane, warp, warps = cuda.threadIdx.x % SIZE, cuda.threadIdx.x // SIZE, cuda.blockDim.x // SIZE
@@ -82,7 +82,7 @@ def _top_k(s, logits, ids, weights):
             weights[t * top_k + lane] = mine / total
 
 
-@device
+@device(forceinline=True)
 def _place(s, ids, rows, token_of, counts):
     """Row of each route: how many stand before it in the order of (expert, route). counts: rows of the
     expert whose first route it is, else 0."""
@@ -99,7 +99,7 @@ def _place(s, ids, rows, token_of, counts):
     cuda.syncthreads()
 
 
-@device
+@device(forceinline=True)
 def _fill_table(s, ids, rows, counts, table):
     """One slot for each expert that was chosen: (expert, first row, row behind the last); returns their number."""
     routes, r = s[TOKENS] * s[TOP_K], cuda.threadIdx.x
@@ -117,7 +117,7 @@ def _fill_table(s, ids, rows, counts, table):
     return found
 
 
-@device
+@device(forceinline=True)
 def _gate_up(s, x, experts, token_of, act, e, first, stop, chunk):
     """A warp for each column of the tile: its gate and up rows at once, two tokens at a time."""
     lane, warp, warps = cuda.threadIdx.x % SIZE, cuda.threadIdx.x // SIZE, cuda.blockDim.x // SIZE
@@ -156,7 +156,7 @@ def _activate(act, row, column, lane, gate, up):
         act[row, column] = narrow(act, silu(gate) * up)
 
 
-@device
+@device(forceinline=True)
 def _down(s, experts, act, y, e, first, stop, chunk, counters, slot, ticket, stamps):
     """A warp for each four columns of the tile. The first weights fly while the block waits for act."""
     lane, warp, warps = cuda.threadIdx.x % SIZE, cuda.threadIdx.x // SIZE, cuda.blockDim.x // SIZE
@@ -209,7 +209,7 @@ def _put(y, row, h, right, lane, sums):
             y[row, h + 3] = narrow(y, d)
 
 
-@device
+@device(forceinline=True)
 def _combine(s, y, ids, weights, rows, residual, out, chosen, shares, chunk):
     top_k, right = s[TOP_K], min(s[HIDDEN], (chunk + 1) * s[COMBINE_COLUMNS])
     h = chunk * s[COMBINE_COLUMNS] + cuda.threadIdx.x
@@ -230,7 +230,7 @@ def _combine(s, y, ids, weights, rows, residual, out, chosen, shares, chunk):
 @kernel(
     "int32[::1], int32[:,::1], element[:,::1], element[:,::1], element[::1], element[:,::1], element[:,::1], int16[:,::1], float32[:,::1],"
     " float32[:,::1], element[:,::1], element[:,::1], int32[::1], int64[::1], int64[:,::1], int32[::1]",
-    hot=True, launch_bounds=(THREADS, 3),
+    hot=True, launch_bounds=(THREADS, 4),
 )  # fmt: skip
 def decode(
     s, program, x, gate, experts, residual, out, chosen, shares,

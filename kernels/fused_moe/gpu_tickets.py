@@ -39,7 +39,7 @@ def wait_for(counters, counter, target):
     cuda.syncthreads()
 
 
-@device
+@device(forceinline=True)
 def wait_for_inputs(s, counters, op, block, chunk, slots):
     """What a tile of a slot that exists waits for. slots: how many there are."""
     if op == DISPATCH:
@@ -58,7 +58,7 @@ def begun(ticket, stamps):
         stamps[ticket, 0] = clock_ns()
 
 
-@device
+@device(forceinline=True)
 def done(s, program, ticket, counters, known, stamps, ran_on):
     """The block has written its tile: stamp the end, then count it where its dependents look."""
     cuda.syncthreads()
@@ -79,7 +79,7 @@ def done(s, program, ticket, counters, known, stamps, ran_on):
         cuda.atomic.add(counters, GATED + s[SLOTS] + chunk * s[DOWN_COLUMNS] // s[COMBINE_COLUMNS], 1)
 
 
-@device
+@device(forceinline=True)
 def skip(ticket, jump, drawn, counters, known, stamps, ran_on):
     """Stamp a surplus ticket with the time at which that was known, and those behind it that nobody has
     drawn. drawn: shared int32 [1]."""
@@ -95,7 +95,7 @@ def skip(ticket, jump, drawn, counters, known, stamps, ran_on):
         i += cuda.blockDim.x
 
 
-@device
+@device(forceinline=True)
 def leave(counters, known):
     """The last block to leave makes the counters ready for the next launch."""
     if cuda.threadIdx.x == 0:
