@@ -129,7 +129,7 @@ def test_cgopipe_tasks_in_full() -> None:
     assert post.reads == ("attn.2", "hidden.2", "w.0.0", "w.0.1", "w.0.2", "w.0.3") and post.writes == ("hidden.2",)
     assert (pre.reads, pre.writes) == (("hidden.2",), ("qkv.2",))
     assert (attend.reads, attend.writes) == (("qkv_host.2", "kv_host.1.2"), ("attn_host.2", "kv_host.1.2"))
-    assert post.work == Work("post_attn", 2, 2, 0, model.experts)
+    assert post.work == Work("post_attn", 2, 2, 0, model.experts, variant="tiled")
     assert offload.work == Work("offload_qkv", 2, 2, bytes=2 * model.qkv_dim * 2)
     assert load.work == Work("load_hidden", 2, 2, bytes=2 * model.attention_out_dim * 2)
     assert len(post.requests) == 2 and post.requests == pre.requests == attend.requests
