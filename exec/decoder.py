@@ -196,7 +196,7 @@ def route(logits: np.ndarray, top_k: int, forced: np.ndarray | None = None) -> t
     weights = np.empty((len(logits), top_k), np.float32)
     if forced is None:
         ids = np.empty((len(logits), top_k), np.int16)
-        router.select(logits, ids, weights)
+        router.select(logits, ids, weights, _threads())
         return ids, weights
     assert forced.shape == weights.shape, (forced.shape, weights.shape)
     ids = np.ascontiguousarray(forced, np.int16)

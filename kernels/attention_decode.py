@@ -52,13 +52,9 @@ def _values(scores, v, first, stop, heads, group, d, out, s):
 
 
 @inline(reorder=True)
-def _one(q, s, k, v, entries, heads, group, d, scores, out):
-    """Sequence s over its first `entries` cache rows: online softmax over blocks. A row of `scores`
-    ends with the running maximum and sum."""
-    for h in range(heads):
-        scores[h, PEAK], scores[h, TOTAL] = -np.inf, ZERO
-    for i in range(np.uintp(heads * d)):
-        out[s, i] = ZERO
+def _absorb(q, s, k, v, entries, heads, group, d, scores, out):
+    """The first `entries` rows of a cache page join sequence s's online softmax. A row of `scores` ends
+    with the running maximum and sum."""
     for first in range(0, entries, BLOCK):
         stop = min(entries, first + BLOCK)
         _scores(q, s, k, first, stop, heads, group, d, scores)
@@ -70,51 +66,68 @@ def _one(q, s, k, v, entries, heads, group, d, scores, out):
             if shrink != 1:
                 scale(out, s, h * d, d, shrink)
         _values(scores, v, first, stop, heads, group, d, out, s)
-    for h in range(heads):
-        scale(out, s, h * d, d, 1 / scores[h, TOTAL])
 
 
 @jit
-def _some(qkv, k_cache, v_cache, slots, lengths, heads, kv_heads, scratch, out, start, step):
+def _some(qkv, k_cache, v_cache, table, lengths, heads, kv_heads, scratch, out, start, step):
     """Sequences start, start + step, ...: append K and V, then attend. Common head sizes are
     constants of their loops."""
-    width, group = k_cache.shape[2], heads // kv_heads
+    page, width, group = k_cache.shape[1], k_cache.shape[2], heads // kv_heads
     d = width // kv_heads
     scores = scratch.reshape(heads, COLUMNS)
     for s in range(start, qkv.shape[0], step):
-        k, v, length = k_cache[slots[s]], v_cache[slots[s]], lengths[s]
+        cell, at = table[s, lengths[s] // page], lengths[s] % page
         for i in range(np.uintp(width)):
-            k[length, i] = qkv[s, np.uintp(heads * d) + i]
-            v[length, i] = qkv[s, np.uintp(heads * d + width) + i]
-        if d == 64:
-            _one(qkv, s, k, v, length + 1, heads, group, 64, scores, out)
-        elif d == 128:
-            _one(qkv, s, k, v, length + 1, heads, group, 128, scores, out)
-        else:
-            _one(qkv, s, k, v, length + 1, heads, group, d, scores, out)
+            k_cache[cell, at, i] = qkv[s, np.uintp(heads * d) + i]
+            v_cache[cell, at, i] = qkv[s, np.uintp(heads * d + width) + i]
+        for h in range(heads):
+            scores[h, PEAK], scores[h, TOTAL] = -np.inf, ZERO
+        for i in range(np.uintp(heads * d)):
+            out[s, i] = ZERO
+        for first in range(0, lengths[s] + 1, page):
+            cell, entries = table[s, first // page], min(page, lengths[s] + 1 - first)
+            k, v = k_cache[cell], v_cache[cell]
+            if d == 64:
+                _absorb(qkv, s, k, v, entries, heads, group, 64, scores, out)
+            elif d == 128:
+                _absorb(qkv, s, k, v, entries, heads, group, 128, scores, out)
+            else:
+                _absorb(qkv, s, k, v, entries, heads, group, d, scores, out)
+        for h in range(heads):
+            scale(out, s, h * d, d, 1 / scores[h, TOTAL])
 
 
 @jit(parallel=True)
-def _parallel(qkv, k_cache, v_cache, slots, lengths, heads, kv_heads, scratch, out):
+def _parallel(qkv, k_cache, v_cache, table, lengths, heads, kv_heads, scratch, out):
     threads = scratch.shape[0]
     for c in prange(threads):
-        _some(qkv, k_cache, v_cache, slots, lengths, heads, kv_heads, scratch[c], out, c, threads)
+        _some(qkv, k_cache, v_cache, table, lengths, heads, kv_heads, scratch[c], out, c, threads)
+
+
+def paged(
+    qkv: np.ndarray, k_cache: np.ndarray, v_cache: np.ndarray, table: np.ndarray, lengths: np.ndarray, heads: int, kv_heads: int,
+    scratch: np.ndarray, out: np.ndarray,
+) -> None:  # fmt: skip
+    """Append each sequence's new K and V to its cache, then attend over it.
+
+    qkv [sequences, (heads + 2 kv_heads) D] after RoPE; k_cache, v_cache [pages, page, kv_heads D],
+    C-contiguous; table [sequences, pages of a sequence] int64: entry t of sequence s is in page
+    table[s, t // page]; lengths [sequences] int64, before the append; scratch of `scratch_shape`, one
+    row a thread; out [sequences, heads D].
+    """
+    if scratch.shape[0] == 1:
+        _some(qkv, k_cache, v_cache, table, lengths, heads, kv_heads, scratch[0], out, 0, 1)
+    else:
+        _parallel(qkv, k_cache, v_cache, table, lengths, heads, kv_heads, scratch, out)
 
 
 def forward(
     qkv: np.ndarray, k_cache: np.ndarray, v_cache: np.ndarray, slots: np.ndarray, lengths: np.ndarray, heads: int, kv_heads: int,
     scratch: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
-    """Append each sequence's new K and V to its cache, then attend over it.
-
-    qkv [sequences, (heads + 2 kv_heads) D] after RoPE; k_cache, v_cache [slots, max_len, kv_heads D],
-    C-contiguous; slots, lengths [sequences] int64, lengths before the append; scratch of
-    `scratch_shape`, one row a thread; out [sequences, heads D].
-    """
-    if scratch.shape[0] == 1:
-        _some(qkv, k_cache, v_cache, slots, lengths, heads, kv_heads, scratch[0], out, 0, 1)
-    else:
-        _parallel(qkv, k_cache, v_cache, slots, lengths, heads, kv_heads, scratch, out)
+    """`paged` where a page holds a whole sequence: k_cache, v_cache [slots, max_len, kv_heads D], slots
+    [sequences] int64."""
+    paged(qkv, k_cache, v_cache, slots[:, None], lengths, heads, kv_heads, scratch, out)
 
 
 @jit

@@ -8,7 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels import attention_decode, attention_prefill, combine, dispatch, embed, expert_ffn, linear, rms_norm, rope, router, sample
+from kernels import (
+    all_reduce,
+    attention_decode,
+    attention_prefill,
+    combine,
+    compaction,
+    dispatch,
+    embed,
+    expert_ffn,
+    linear,
+    page_gather,
+    rms_norm,
+    rope,
+    router,
+    sample,
+)
 
 H, F, E, K, HEADS, KV, D = 32, 48, 4, 2, 4, 2, 16
 
@@ -24,6 +39,7 @@ def calls(tokens: int) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     ids[:, 1] = 1
     where, slots = np.arange(tokens), zeros(tokens, dtype=np.int64)
     offsets, cache = np.array([0, tokens]), zeros(tokens, 300, KV * D)
+    pages, table = zeros(tokens * 20, 16, KV * D), np.arange(tokens * 20).reshape(tokens, 20)
     spread = np.linspace(0, tokens * K, E + 1).astype(np.int32)
     return {
         "rms_norm": (rms_norm.forward, (x, zeros(H), 1e-5, x.copy())),
@@ -35,7 +51,15 @@ def calls(tokens: int) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         ),
         "append": (attention_decode.append, (qkv, cache, cache.copy(), slots[:1], offsets, slots[:1])),
         "prefill": (attention_prefill.forward, (qkv, offsets, HEADS, KV, zeros(*attention_prefill.scratch_shape(tokens, 1)), attn)),
+        "paged decode": (
+            attention_decode.paged,
+            (qkv, pages, pages.copy(), table, slots + 290, HEADS, KV, zeros(*attention_decode.scratch_shape(HEADS, 1)), attn),
+        ),
         "router": (router.select, (zeros(tokens, E), ids.copy(), weights)),
+        "router by rule": (
+            router.choose,
+            (zeros(tokens, E), zeros(E), router.Rule(True, True, 2, 1, 2.5), zeros(3, E), ids.copy(), weights),
+        ),
         "dispatch": (dispatch.forward, (x, ids, zeros(E + 1, dtype=np.int32), positions, rows)),
         "experts": (
             expert_ffn.grouped,
@@ -44,6 +68,10 @@ def calls(tokens: int) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         "combine": (combine.forward, (rows, positions, weights, x)),
         "embed": (embed.forward, (zeros(tokens, H), where, x)),
         "argmax": (sample.argmax, (x, slots)),
+        "draw": (sample.draw, (x, 1.0, 0.9, zeros(tokens), zeros(H), slots)),
+        "all-reduce": (all_reduce.forward, (x,)),
+        "page gather": (page_gather.forward, (rows.view(np.int32), np.arange(tokens, dtype=np.int32), x.view(np.int32))),
+        "compaction": (compaction.forward, (x.view(np.int32).ravel(), np.array([[8, 0, 4, 0, 0]]))),
     }
 
 

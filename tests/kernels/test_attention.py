@@ -34,6 +34,26 @@ def test_decode(heads: int, kv_heads: int, d: int, lengths: list[int], threads: 
         assert_close(out[s : s + 1], wanted, 5e-6)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("page", [1, 16, 130])
+def test_paged_decode_is_decode(page: int, threads: int) -> None:
+    """Pages in any order hold the same as one run of entries."""
+    heads, kv_heads, d, lengths = 4, 2, 16, np.array([0, 15, 140])
+    width, longest = kv_heads * d, 160
+    qkv, k, v = floats(RNG, 3, (heads + 2 * kv_heads) * d), floats(RNG, 3, longest, width), floats(RNG, 3, longest, width)
+    count = -(-longest // page)
+    table = RNG.permutation(3 * count).reshape(3, count)
+    k_pages, v_pages = poisoned(3 * count, page, width), poisoned(3 * count, page, width)
+    for s, n in enumerate(lengths):
+        for t in range(n):
+            k_pages[table[s, t // page], t % page], v_pages[table[s, t // page], t % page] = k[s, t], v[s, t]
+    out, wanted = poisoned(3, heads * d), poisoned(3, heads * d)
+    shape = attention_decode.scratch_shape(heads, threads)
+    attention_decode.paged(qkv, k_pages, v_pages, table, lengths, heads, kv_heads, poisoned(*shape), out)
+    attention_decode.forward(qkv, k, v, np.arange(3), lengths, heads, kv_heads, poisoned(*shape), wanted)
+    assert_close(out, wanted, 5e-6)
+
+
 def test_decode_with_scores_far_apart() -> None:
     """Online softmax: a block whose scores dwarf the earlier ones, and one that is dwarfed."""
     k, v = floats(RNG, 1, 400, 8), floats(RNG, 1, 400, 8)

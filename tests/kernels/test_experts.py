@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import combine, dispatch, expert_ffn, router
+from kernels.router import Rule
 from tests.kernels.arrays import assert_close, floats, poisoned
+from tests.kernels.routing import RULES
 
 RNG = np.random.default_rng(2)
 EXPERTS = 8
@@ -39,6 +41,36 @@ def test_router_prefers_the_lower_expert_of_a_tie_and_survives_extremes() -> Non
     router.select(logits, ids, weights)
     assert ids.tolist() == [[1, 2], [2, 0], [0, 3]]
     np.testing.assert_allclose(weights, [[0.5, 0.5], [1, 0], [1, 0]], atol=1e-7)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_router_on_threads(threads: int) -> None:
+    tokens = router.cpu.PARALLEL // 64 + 5
+    logits = floats(RNG, tokens, 64)
+    ids, weights = poisoned(tokens, 3, dtype=np.int16), poisoned(tokens, 3)
+    router.select(logits, ids, weights, threads)
+    wanted_ids, wanted = router.reference(logits.astype(float), 3)
+    assert (ids == wanted_ids).all()
+    assert_close(weights, wanted)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(("experts", "top_k"), [(8, 2), (64, 6), (256, 8)])
+def test_router_rules(experts: int, top_k: int, name: str) -> None:
+    rule, logits, bias = RULES[name], floats(RNG, 20, experts), floats(RNG, experts) / 4
+    ids, weights = poisoned(20, top_k, dtype=np.int16), poisoned(20, top_k)
+    router.choose(logits, bias, rule, poisoned(*router.choose_scratch_shape(experts)), ids, weights)
+    wanted_ids, wanted = router.reference(logits.astype(float), top_k, rule, bias.astype(float))
+    assert (ids == wanted_ids).all()
+    assert_close(weights, wanted, 4e-6)
+
+
+def test_groups_limit_the_choice() -> None:
+    """Group 0 has the best expert and the worst sum of two; softmax keeps it, sigmoid does not."""
+    logits = np.array([[5, -9, -9, 2, 3, 2]], float)
+    softmax, _ = router.reference(logits, 2, Rule(renormalise=False, groups=3, kept_groups=1))
+    sigmoid, _ = router.reference(logits, 2, Rule(sigmoid=True, groups=3, kept_groups=1), np.zeros(6))
+    assert softmax.tolist() == [[0, 1]] and sigmoid.tolist() == [[4, 5]]
 
 
 def test_router_renormalises_softmax_over_all_experts() -> None:
