@@ -185,9 +185,9 @@ def post_attn(
     positions = space.take(tokens, spec.top_k).view(np.int32)
     offsets = space.take(spec.experts + 1).view(np.int32)
     rows = space.take(tokens * spec.top_k, spec.hidden)
-    dispatch.forward(normed, ids, offsets, positions, rows)
+    dispatch.forward(normed, ids, offsets, positions, rows, _threads())
     run_experts(spec, experts, rows, offsets, space)
-    combine.forward(rows, positions, weights, hidden)
+    combine.forward(rows, positions, weights, hidden, _threads())
     return ids, weights
 
 

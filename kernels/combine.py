@@ -9,7 +9,7 @@ import numpy as np
 from kernels.cost import ROUTING_WEIGHT_BYTES, ROW_BYTES, Cost
 from kernels.cuda.element import narrow, widen
 from kernels.cuda.jit import cuda, kernel
-from kernels.jit import jit
+from kernels.jit import jit, prange
 
 
 def work(tokens: int, top_k: int, hidden: int, b: int) -> Cost:
@@ -28,16 +28,34 @@ def reference(rows: np.ndarray, positions: np.ndarray, weights: np.ndarray, hidd
     return hidden
 
 
+PARALLEL = 1 << 19
+"""Elements of expert rows from which a second thread is worth waking."""
+
+
 @jit
-def forward(rows, positions, weights, hidden):
-    """The same, in place: rows [tokens * k, hidden], hidden [tokens, hidden], float32."""
-    tokens, top_k = positions.shape
-    for t in range(tokens):
+def _some(rows, positions, weights, hidden, start, stop):
+    top_k = positions.shape[1]
+    for t in range(start, stop):
         to = hidden[t]
         for j in range(top_k):
             row, weight = rows[positions[t, j]], weights[t, j]
             for h in range(to.shape[0]):
                 to[h] += weight * row[h]
+
+
+@jit(parallel=True)
+def _parallel(rows, positions, weights, hidden, threads):
+    tokens = positions.shape[0]
+    for c in prange(threads):
+        _some(rows, positions, weights, hidden, tokens * c // threads, tokens * (c + 1) // threads)
+
+
+def forward(rows: np.ndarray, positions: np.ndarray, weights: np.ndarray, hidden: np.ndarray, threads: int = 1) -> None:
+    """The same, in place: rows [tokens * k, hidden], hidden [tokens, hidden], float32."""
+    if threads == 1 or rows.size < PARALLEL:
+        _some(rows, positions, weights, hidden, 0, len(hidden))
+    else:
+        _parallel(rows, positions, weights, hidden, threads)
 
 
 @kernel("element[:,::1], int32[:,::1], float32[:,::1], element[:,::1]")

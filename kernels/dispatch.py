@@ -8,7 +8,7 @@ import numpy as np
 
 from kernels.cost import EXPERT_ID_BYTES, ROW_BYTES, Cost
 from kernels.cuda.jit import cuda, kernel
-from kernels.jit import jit
+from kernels.jit import jit, prange
 
 
 def work(tokens: int, top_k: int, hidden: int, b: int) -> Cost:
@@ -31,12 +31,14 @@ def reference(x: np.ndarray, ids: np.ndarray, experts: int) -> tuple[np.ndarray,
     return offsets, positions.reshape(ids.shape), x[order // ids.shape[1]]
 
 
+PARALLEL = 1 << 19
+"""Elements of permuted rows from which a second thread is worth waking."""
+
+
 @jit
-def forward(x, ids, offsets, positions, out):
-    """Count, scan, permute: x [tokens, hidden], ids [tokens, k] int16 -> offsets [experts + 1] int32,
-    positions [tokens, k] int32, out [tokens * k, hidden]."""
+def place(ids, offsets, positions):
+    """Count and scan: ids [tokens, k] int16 -> offsets [experts + 1] int32, positions [tokens, k] int32."""
     tokens, top_k = ids.shape
-    hidden = x.shape[1]
     offsets[:] = 0
     for t in range(tokens):
         for j in range(top_k):
@@ -44,18 +46,41 @@ def forward(x, ids, offsets, positions, out):
     for e in range(1, offsets.shape[0]):
         offsets[e] += offsets[e - 1]
     for t in range(tokens):
-        row = x[t]
         for j in range(top_k):
             e = ids[t, j]
-            position = offsets[e]
-            offsets[e] = position + 1
-            positions[t, j] = position
-            to = out[position]
-            for h in range(hidden):
-                to[h] = row[h]
+            positions[t, j] = offsets[e]
+            offsets[e] += 1
     for e in range(offsets.shape[0] - 1, 0, -1):  # each entry has become the next one's start
         offsets[e] = offsets[e - 1]
     offsets[0] = 0
+
+
+@jit
+def _copy(x, positions, out, start, stop):
+    for t in range(start, stop):
+        row = x[t]
+        for j in range(positions.shape[1]):
+            to = out[positions[t, j]]
+            for h in range(x.shape[1]):
+                to[h] = row[h]
+
+
+@jit(parallel=True)
+def _parallel(x, positions, out, threads):
+    tokens = x.shape[0]
+    for c in prange(threads):
+        _copy(x, positions, out, tokens * c // threads, tokens * (c + 1) // threads)
+
+
+def forward(
+    x: np.ndarray, ids: np.ndarray, offsets: np.ndarray, positions: np.ndarray, out: np.ndarray, threads: int = 1
+) -> None:
+    """`place`, then permute: x [tokens, hidden] -> out [tokens * k, hidden]."""
+    place(ids, offsets, positions)
+    if threads == 1 or out.size < PARALLEL:
+        _copy(x, positions, out, 0, len(x))
+    else:
+        _parallel(x, positions, out, threads)
 
 
 CHUNK = 256

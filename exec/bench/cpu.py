@@ -98,8 +98,8 @@ def _dispatch_combine(threads: int) -> Iterator[Case]:
         tx, tids, tweights = torch.from_numpy(x), torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(weights)
 
         def ours(x=x, ids=ids, offsets=offsets, positions=positions, rows=rows, weights=weights, out=out) -> None:
-            dispatch.forward(x, ids, offsets, positions, rows)
-            combine.forward(rows, positions, weights, out)
+            dispatch.forward(x, ids, offsets, positions, rows, threads)
+            combine.forward(rows, positions, weights, out, threads)
 
         def by_torch(tx=tx, tids=tids, tweights=tweights, k=k, experts=experts) -> torch.Tensor:
             order = tids.flatten().argsort(stable=True)

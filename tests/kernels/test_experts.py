@@ -101,6 +101,18 @@ def test_dispatch(tokens: int, top_k: int, spread: str) -> None:
     assert (offsets == wanted_offsets).all() and (positions == wanted_positions).all() and (rows == wanted).all()
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_dispatch_and_combine_on_threads(threads: int) -> None:
+    tokens, top_k, hidden = 65, 8, max(dispatch.PARALLEL, combine.PARALLEL) // (64 * 8)
+    x, ids, weights = floats(RNG, tokens, hidden), chosen(tokens, EXPERTS, top_k, "random"), floats(RNG, tokens, top_k)
+    offsets, positions = poisoned(EXPERTS + 1, dtype=np.int32), poisoned(tokens, top_k, dtype=np.int32)
+    rows, out = poisoned(tokens * top_k, hidden), x.copy()
+    dispatch.forward(x, ids, offsets, positions, rows, threads)
+    assert (rows == dispatch.reference(x, ids, EXPERTS)[2]).all()
+    combine.forward(rows, positions, weights, out, threads)
+    assert_close(out, combine.reference(rows.astype(float), positions, weights.astype(float), x.astype(float)))
+
+
 @pytest.mark.parametrize("top_k", range(1, 9))
 @pytest.mark.parametrize("tokens", [1, 6])
 def test_combine(tokens: int, top_k: int) -> None:
