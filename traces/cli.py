@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return DONE
     except ClickException as e:
-        return _say(f"python -m traces: {e.format_message()}", BAD_INPUT)
+        return _say(f"python -m traces: {e.format_message()} Try --help.", BAD_INPUT)
     except TraceError as e:
         return _say(str(e), BAD_INPUT)
     except BrokenPipeError:  # the reader of our stdout went away; Python must not complain at exit

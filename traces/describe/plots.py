@@ -158,6 +158,7 @@ def _recall(ax: Axes, d: Description) -> None:
     ax.plot(layers, found["markov_by_layer"], color=RED, lw=2, marker="o", ms=3.5, label="from the layer before (Markov)")
     ax.plot(layers, found["popularity_by_layer"], color=GREY, lw=1.5, ls="--", label="from popularity alone")
     ax.set(xlabel="layer predicted (number)", ylabel="recall of its k experts", ylim=(0, 1))
+    ax.locator_params(axis="x", integer=True)
     ax.set_title(f"Predicting the next layer: {found['markov']:.2f} against {found['popularity']:.2f}", loc="left")
     ax.legend(frameon=False, fontsize=9)
 

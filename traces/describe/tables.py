@@ -19,6 +19,13 @@ _TITLES = {
     "makespan_s": "makespan [s]",
 }  # fmt: skip
 
+_SECTIONS = {
+    "overlap": "experts shared with the token before", "independent": "... were the tokens independent",
+    "working_set": "distinct experts in consecutive tokens", "next_layer_recall": "recall of the next layer's experts",
+    "markov": "first-order Markov", "popularity": "popularity alone", "coactivation": "co-activation",
+    "drift": "correlation of the load", "prefill_decode_correlation": "correlation of the load: prefill to decode",
+}  # fmt: skip
+
 
 def show(d: Description, console: Console) -> None:
     """Print it: what it is first, then a table of figures, then one for each list of rows."""
@@ -62,7 +69,7 @@ def _lists(figures: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, Any
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return _SECTIONS.get(name, name.replace("_", " "))
 
 
 def _text(value: Any) -> str:
