@@ -65,9 +65,16 @@ def _copy(x, positions, out, start, stop):
                 to[h] = row[h]
 
 
+@jit
+def _serial(x, ids, offsets, positions, out):
+    place(ids, offsets, positions)
+    _copy(x, positions, out, 0, x.shape[0])
+
+
 @jit(parallel=True)
-def _parallel(x, positions, out, threads):
+def _parallel(x, ids, offsets, positions, out, threads):
     tokens = x.shape[0]
+    place(ids, offsets, positions)
     for c in prange(threads):
         _copy(x, positions, out, tokens * c // threads, tokens * (c + 1) // threads)
 
@@ -76,11 +83,10 @@ def forward(
     x: np.ndarray, ids: np.ndarray, offsets: np.ndarray, positions: np.ndarray, out: np.ndarray, threads: int = 1
 ) -> None:
     """`place`, then permute: x [tokens, hidden] -> out [tokens * k, hidden]."""
-    place(ids, offsets, positions)
     if threads == 1 or out.size < PARALLEL:
-        _copy(x, positions, out, 0, len(x))
+        _serial(x, ids, offsets, positions, out)
     else:
-        _parallel(x, positions, out, threads)
+        _parallel(x, ids, offsets, positions, out, threads)
 
 
 CHUNK = 256

@@ -91,12 +91,14 @@ class Workbench:
 
     def dispatch(self, rows: int) -> Piece:
         x, ids, _, offsets, positions, out = self._dispatched(rows)
-        return Piece(lambda: dispatch.forward(x, ids, offsets, positions, out, decoder._threads()), self.spec.top_k * self.spec.hidden, (x, out))
+        units = self.spec.top_k * self.spec.hidden
+        return Piece(lambda: dispatch.forward(x, ids, offsets, positions, out, decoder._threads()), units, (x, out))
 
     def combine(self, rows: int) -> Piece:
         x, ids, weights, offsets, positions, out = self._dispatched(rows)
         dispatch.forward(x, ids, offsets, positions, out)
-        return Piece(lambda: combine.forward(out, positions, weights, x, decoder._threads()), self.spec.top_k * self.spec.hidden, (x, out))
+        units = self.spec.top_k * self.spec.hidden
+        return Piece(lambda: combine.forward(out, positions, weights, x, decoder._threads()), units, (x, out))
 
     def expert_ffn(self, rows: int) -> Piece:
         """All experts of a layer, `rows` rows each: their weights alone are more than a cache holds."""
