@@ -9,7 +9,7 @@ import numpy as np
 from kernels.cost import ROUTING_WEIGHT_BYTES, ROW_BYTES, Cost
 from kernels.cuda.element import narrow, widen
 from kernels.cuda.jit import cuda, kernel
-from kernels.jit import jit, prange
+from kernels.jit import inline, jit, prange
 
 
 def work(tokens: int, top_k: int, hidden: int, b: int) -> Cost:
@@ -32,15 +32,34 @@ PARALLEL = 1 << 19
 """Elements of expert rows from which a second thread is worth waking."""
 
 
+@inline(reorder=True)
+def _add(rows, positions, weights, t, j, count, hidden):
+    """hidden[t] += weights times expert rows j to j + count; a constant count, so that they are read
+    side by side: four streams keep more of memory's latency hidden than one."""
+    a, p = np.uintp(positions[t, j]), weights[t, j]
+    b, q = np.uintp(positions[t, j + (count > 1)]), weights[t, j + (count > 1)]
+    c, r = np.uintp(positions[t, j + 2 * (count > 2)]), weights[t, j + 2 * (count > 2)]
+    d, s = np.uintp(positions[t, j + 3 * (count > 2)]), weights[t, j + 3 * (count > 2)]
+    for h in range(np.uintp(hidden.shape[1])):
+        if count == 4:
+            hidden[t, h] += p * rows[a, h] + q * rows[b, h] + r * rows[c, h] + s * rows[d, h]
+        elif count == 2:
+            hidden[t, h] += p * rows[a, h] + q * rows[b, h]
+        else:
+            hidden[t, h] += p * rows[a, h]
+
+
 @jit
 def _some(rows, positions, weights, hidden, start, stop):
     top_k = positions.shape[1]
-    for t in range(start, stop):
-        to = hidden[t]
-        for j in range(top_k):
-            row, weight = rows[positions[t, j]], weights[t, j]
-            for h in range(to.shape[0]):
-                to[h] += weight * row[h]
+    for t in range(np.uintp(start), np.uintp(stop)):
+        fours = top_k // 4 * 4
+        for j in range(0, fours, 4):
+            _add(rows, positions, weights, t, j, 4, hidden)
+        if top_k - fours >= 2:
+            _add(rows, positions, weights, t, fours, 2, hidden)
+        if top_k % 2:
+            _add(rows, positions, weights, t, top_k - 1, 1, hidden)
 
 
 @jit(parallel=True)
