@@ -32,8 +32,8 @@ class Stamps(Protocol):
     ran_on: NDArray[np.int32]
 
 
-Launch = Callable[[Tiles, NDArray[np.int32]], Stamps]
-"""Runs a program of these tiles, once."""
+Launch = Callable[[Plan, NDArray[np.int32]], Stamps]
+"""Runs a body and its in-kernel list, once."""
 
 
 def program_of(plan: Plan) -> NDArray[np.int32]:
@@ -47,10 +47,12 @@ def program_of(plan: Plan) -> NDArray[np.int32]:
 class LaunchEngine:
     """Runs one Plan of tiles as one launch; an Engine for `sim.drive.drive`.
 
-    launch(plan, program) runs it and returns the stamps. Times are since the first tile's start.
+    Times are since the first tile's start. stamps: as the kernel left them, once it has run.
     """
 
-    def __init__(self, launch: Callable[[Plan, NDArray[np.int32]], Stamps], requests: Sequence[Request], profile: Profile) -> None:
+    stamps: Stamps
+
+    def __init__(self, launch: Launch, requests: Sequence[Request], profile: Profile) -> None:
         self._launch = launch
         self._events: deque[Event] = deque([Started(profile)])
         self._events.extend(Arrived(r, last=i == len(requests) - 1) for i, r in enumerate(requests))
@@ -65,7 +67,8 @@ class LaunchEngine:
         if self._events:
             return 0, self._events.popleft()
         assert self._plan is not None, "the scheduler handed out nothing on the arrivals"
-        self._run = run_of(self._plan, self._launch(self._plan, program_of(self._plan)))
+        self.stamps = self._launch(self._plan, program_of(self._plan))
+        self._run = run_of(self._plan, self.stamps)
         return None
 
     @property
@@ -89,11 +92,12 @@ def run_of(plan: Plan, stamps: Stamps) -> Run:
     )  # fmt: skip
 
 
-def on_host(tiles: Tiles, layer: Layer, blocks: int) -> Callable[[Plan, NDArray[np.int32]], Stamps]:
-    """A launch of the CPU form over `layer`."""
+def on_host(tiles: Tiles, layer: Layer, blocks: int) -> Launch:
+    """Launches of the CPU form over `layer`, each after one that is not counted: it touches the memory."""
 
     def launch(plan: Plan, steps: NDArray[np.int32]) -> Stamps:
         kernel = HostLaunch(tiles, steps, blocks)
+        kernel(layer)
         kernel(layer)
         return kernel.state
 

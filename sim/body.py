@@ -1,8 +1,10 @@
 """The body of one task: tiles inside a persistent kernel, simulated like any Plan.
 
-The kernel's blocks are the servers of a lane `blocks`; a block has its share of the GPU's FLOP/s and
-bytes/s as its rate cap, and whatever it does not use is not lent to others. Tickets are drawn in
-order, which is the lane order "submitted".
+The kernel's blocks are the servers of a lane `blocks`; a block has its multiprocessor's share of the
+GPU's FLOP/s and bytes/s as its rate cap. A free block takes the first tile in the order of tickets
+that has all it needs (lane order "ready"; a tile's priority is its ticket). The kernel's blocks draw
+the next ticket whatever it needs and wait with it in hand: in an order made so that few wait, the
+difference is small (tests/sim/test_body.py measures it against an exact model).
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def with_blocks(machine: Machine, blocks: int, flops_efficiency: float = 0.5, by
     gpu = machine.lane.get("gpu")
     if gpu is None or gpu.compute is None or gpu.memory is None:
         raise UserError(f"machine {machine.name}: needs a lane 'gpu' with compute and memory to hold the blocks of a kernel")
-    lane = Lane(name=LANE, servers=blocks, kind="compute", compute=gpu.compute, memory=gpu.memory, home=gpu.home)
+    lane = Lane(name=LANE, order="ready", servers=blocks, kind="compute", compute=gpu.compute, memory=gpu.memory, home=gpu.home)
     rate = OpRate(
         op="*", lane=LANE, latency_s=TICKET_S, flops_efficiency=flops_efficiency, bytes_efficiency=bytes_efficiency,
         source="guessed: latency of a ticket, what tiles of a persistent kernel reach of the peaks",
@@ -57,18 +59,22 @@ class TileCosts:
     """Prices the tiles of one layer; implements `sim.costs.Costs` and `sim.events.Profile`.
 
     expert_rows [experts]: what the router chose; None: `even_rows`. element_bytes: of weights and activations.
-    A tile costs its roofline at a block's share of the peaks, or, where the machine has a curve for
+    blocks_per_sm: blocks that share a multiprocessor; one alone there has all of its share.
+    A tile costs its roofline at that share of the peaks, or, where the machine has a curve for
     its op, the measured seconds per unit at its rows (units: elements of its part of a weight
     matrix; of a combine tile the columns). A surplus tile costs nothing.
     """
 
-    def __init__(self, machine: Machine, tiles: moe.Tiles, element_bytes: int, expert_rows: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, machine: Machine, tiles: moe.Tiles, element_bytes: int, expert_rows: Sequence[int] | None = None, *, blocks_per_sm: int = 1
+    ) -> None:
         if LANE not in machine.lane:
             raise UserError(f"machine {machine.name}: has no lane {LANE!r}; sim.body.with_blocks adds one")
-        self.machine, self.tiles, self.element_bytes = machine, tiles, element_bytes
+        self.machine, self.tiles, self.element_bytes, self.blocks_per_sm = machine, tiles, element_bytes, blocks_per_sm
         rows = tuple(even_rows(tiles.shape) if expert_rows is None else expert_rows)
         if sum(rows) != tiles.shape.routes:
-            raise UserError(f"expert_rows: sum to {sum(rows)}; {tiles.shape.tokens} tokens and top-{tiles.shape.top_k} make {tiles.shape.routes}")
+            s = tiles.shape
+            raise UserError(f"expert_rows: sum to {sum(rows)}; {s.tokens} tokens and top-{s.top_k} make {s.routes}")
         used = tiles.used_slots(rows)
         self.slot_rows = np.zeros(tiles.slots, np.int64)
         self.slot_rows[: len(used)] = used
@@ -83,33 +89,35 @@ class TileCosts:
 
     @cached_property
     def digest(self) -> str:
-        return hashlib.sha256(f"{self.machine.digest} {self.tiles!r} {self.element_bytes}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.machine.digest} {self.tiles!r} {self.element_bytes} {self.blocks_per_sm}".encode()).hexdigest()
 
     def estimate(self, task: Task) -> Time:
         """Solo time of a tile in ps at the expected rows."""
-        latency, demands = self._row(*self._sizes(plan_of([replace(task, number=0, deps=(), releases=())]))[0].tolist())
+        latency, demands = self._row(*self.sizes(plan_of([replace(task, number=0, deps=(), releases=())]))[0].tolist())
         return latency + int(np.ceil(max((amount / cap for _, amount, cap, _ in demands), default=0.0) * PS_PER_S))
 
     def bind(self, plan: Plan) -> PricedPlan:
-        keys, cls = np.unique(self._sizes(plan), axis=0, return_inverse=True)
-        return PricedPlan(plan, cls.reshape(-1).astype(np.int32), pack([self._row(*key) for key in keys.tolist()]), self.resources, self.capacity)
+        keys, cls = np.unique(self.sizes(plan), axis=0, return_inverse=True)
+        prices = pack([self._row(*key) for key in keys.tolist()])
+        return PricedPlan(plan, cls.reshape(-1).astype(np.int32), prices, self.resources, self.capacity)
 
     def task(self, task: Task) -> Prices:
         return self.bind(plan_of([replace(task, number=0, deps=(), releases=())])).prices
 
     def surplus(self, plan: Plan) -> NDArray[np.bool_]:
         """[n], tiles of slots that this routing does not fill."""
-        op, rows, _ = self._sizes(plan).T
+        op, rows, _ = self.sizes(plan).T
         return np.asarray((op >= 0) & (rows == 0))
 
-    def _sizes(self, plan: Plan) -> NDArray[np.int64]:
+    def sizes(self, plan: Plan) -> NDArray[np.int64]:
         """[n, 3]: kind, rows and columns of each tile; kind -1 for a join."""
         t, s = self.tiles.tiling, self.tiles.shape
         op = np.array([_CODE.get(work.op, -1) for work in plan.works])[plan.work]
         block, chunk = plan.microbatch.astype(np.int64), plan.page.astype(np.int64)
         slotted = (op == moe.GATE_UP) | (op == moe.DOWN)
         rows = np.where(slotted, self.slot_rows[np.where(slotted, block, 0)], np.minimum(t.tokens, s.tokens - block * t.tokens))
-        width, whole = np.array([(t.experts, s.experts), (1, 1), (t.gate_up, s.ffn), (t.down, s.hidden), (t.combine, s.hidden), (0, 0)])[op].T
+        widths = (t.experts, s.experts), (1, 1), (t.gate_up, s.ffn), (t.down, s.hidden), (t.combine, s.hidden), (0, 0)
+        width, whole = np.array(widths)[op].T
         columns = np.minimum(width, whole - chunk * width)
         return np.where(op[:, None] < 0, -1, np.stack([op, rows, columns], axis=1))
 
@@ -132,7 +140,7 @@ class TileCosts:
         return latency, [self._demand(name, amount, self._share(name) * part) for name, amount, part in wanted if name and amount]
 
     def _share(self, resource: str) -> float:
-        return self.machine.resources[resource].capacity / self.machine.lane[LANE].servers
+        return self.machine.resources[resource].capacity * self.blocks_per_sm / self.machine.lane[LANE].servers
 
     def _demand(self, resource: str, amount: float, cap: float) -> tuple[int, float, float, float]:
         return self.resources.index(resource), amount, cap, 1.0

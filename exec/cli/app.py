@@ -1,4 +1,4 @@
-"""python -m exec: calibrate, run, validate, bench, doctor, generate, demo."""
+"""python -m exec: calibrate, run, validate, bench, fused, doctor, generate, demo."""
 
 from __future__ import annotations
 
@@ -99,6 +99,20 @@ def bench(
     benching.bench(
         device, op or [], model, machine, scheduler, prompt, gen, batch, threads, repetitions, "json" if json else str(form), graphs
     )
+
+
+@app.command()
+def fused(
+    model: Annotated[str, typer.Option(help="Built-in model, or a directory with config.json: its layer's sizes.")] = "tiny-mixtral",
+    tokens: Annotated[int, typer.Option(min=1, help="Rows of the layer's input.")] = 64,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that play the kernel's blocks.")] = 2,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> None:
+    """Run one MoE layer as a single launch, tile by tile as the ticket scheduler says, and simulate the same tiles."""
+    from exec.cli import fusing
+
+    fusing.fused(model, tokens, threads, seed, json)
 
 
 @app.command()

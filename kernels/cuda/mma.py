@@ -63,8 +63,8 @@ def assembled(arch: str) -> str:
 def on_host(folder: Path) -> Any:
     """`mma.cu` as a library for the host, in `folder`; calls are `product(name, ...)`."""
     library = folder / "mma.so"
-    command = [shutil.which("g++") or "g++", "-x", "c++", "-std=c++17", "-O2", "-fno-strict-aliasing", "-shared", "-fPIC", "-o", str(library), str(SOURCE)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    options = ["-x", "c++", "-std=c++17", "-O2", "-fno-strict-aliasing", "-shared", "-fPIC"]
+    subprocess.run(["g++", *options, "-o", str(library), str(SOURCE)], check=True, capture_output=True, text=True)
     return ctypes.CDLL(str(library))
 
 

@@ -22,7 +22,18 @@ from kernels.fused_moe.gpu_tickets import begun, done, draw, leave, share, skip,
 from kernels.fused_moe.host import Layer
 from kernels.fused_moe.program import BLOCK, CHUNK, JUMP, OP
 from kernels.fused_moe.state import (
-    COMBINE_COLUMNS, DOWN_COLUMNS, EXPERTS, FFN, GATE_UP_COLUMNS, HIDDEN, ROUTE_COLUMNS, ROUTE_TILES, ROUTED, TOKENS, TOP_K, State,
+    COMBINE_COLUMNS,
+    DOWN_COLUMNS,
+    EXPERTS,
+    FFN,
+    GATE_UP_COLUMNS,
+    HIDDEN,
+    ROUTE_COLUMNS,
+    ROUTE_TILES,
+    ROUTED,
+    TOKENS,
+    TOP_K,
+    State,
 )  # fmt: skip
 from kernels.fused_moe.tiles import DOWN, GATE_UP, ROUTE, Tiles
 

@@ -14,13 +14,25 @@ import numpy as np
 
 from kernels.cuda.element import narrow, widen
 from kernels.cuda.jit import cuda, device, kernel
+from kernels.cuda.tiles import OPERAND
 from kernels.expert_ffn.gpu import silu
-from kernels.fused_moe.gpu_product import NOWHERE, OPERAND, RESULT, SIDE, STRIDE, THREADS, product
+from kernels.fused_moe.gpu_product import NOWHERE, RESULT, SIDE, STRIDE, THREADS, product
 from kernels.fused_moe.gpu_tickets import begun, done, draw, leave, share, skip, wait_for, wait_for_inputs
 from kernels.fused_moe.host import Layer
 from kernels.fused_moe.program import BLOCK, CHUNK, JUMP, OP
 from kernels.fused_moe.state import (
-    COMBINE_COLUMNS, DISPATCHED, DOWN_COLUMNS, EXPERTS, FFN, GATE_UP_COLUMNS, HIDDEN, ROWS, TOKEN_BLOCKS, TOKEN_ROWS, TOKENS, TOP_K,
+    COMBINE_COLUMNS,
+    DISPATCHED,
+    DOWN_COLUMNS,
+    EXPERTS,
+    FFN,
+    GATE_UP_COLUMNS,
+    HIDDEN,
+    ROWS,
+    TOKEN_BLOCKS,
+    TOKEN_ROWS,
+    TOKENS,
+    TOP_K,
     State,
 )  # fmt: skip
 from kernels.fused_moe.tiles import DISPATCH, DOWN, GATE_UP, ROUTE, Tiles

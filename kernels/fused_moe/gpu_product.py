@@ -12,7 +12,7 @@ import numpy as np
 
 from kernels.cuda import mma
 from kernels.cuda.jit import cuda, device, numba_cuda, primitive, real
-from kernels.cuda.tiles import BLOCK, OPERAND, PAD, STEP, SUMS, accumulate
+from kernels.cuda.tiles import BLOCK, PAD, STEP, SUMS, accumulate
 from kernels.cuda.tiles import SIDE as EACH
 from kernels.cuda.wide import element
 

@@ -6,7 +6,17 @@ from kernels.cuda.jit import cuda, device
 from kernels.cuda.sync import acquire, clock_ns, pause
 from kernels.fused_moe.program import BLOCK, CHUNK, OP
 from kernels.fused_moe.state import (
-    COMBINE_COLUMNS, DISPATCHED, DOWN_COLUMNS, EXITED, GATE_UP_CHUNKS, GATED, HIDDEN, ROUTE_TILES, ROUTED, SLOTS, TICKET,
+    COMBINE_COLUMNS,
+    DISPATCHED,
+    DOWN_COLUMNS,
+    EXITED,
+    GATE_UP_CHUNKS,
+    GATED,
+    HIDDEN,
+    ROUTE_TILES,
+    ROUTED,
+    SLOTS,
+    TICKET,
 )  # fmt: skip
 from kernels.fused_moe.tiles import COMBINE, DISPATCH, DOWN, GATE_UP, ROUTE
 

@@ -11,6 +11,7 @@ FlashDMoE (arXiv 2506.04667) hands its tiles out from a block of its own; a list
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -29,6 +30,10 @@ DECODE_TOKENS = 16
 
 DECODE_TILES = 1600
 """Tiles of a stage that keep all blocks of a large GPU (132 SMs, 4 blocks each) busy to the end."""
+
+BETWEEN = 1024
+"""Tickets between the last down tile of some columns and the tiles that combine them: more than blocks of any
+GPU, so that nobody draws a combine tile long before it can begin."""
 
 _JOIN = Work("join")
 
@@ -56,7 +61,7 @@ def _width(columns: int) -> int:
 class Ticket:
     """Hands out the tiles of one layer over all rows of the requests that arrive, as one Plan.
 
-    A tile's `microbatch` is its token block or slot, its `page` the chunk of columns. `layer`: label
+    A tile's `microbatch` is its token block or slot, its `page` the chunk of columns, its `priority` its ticket. `layer`: label
     of all tasks. Raises UserError for sizes that do not fit together.
     """
 
@@ -92,27 +97,28 @@ class _Body:
     def __init__(self, tiles: moe.Tiles, layer: int, first: int) -> None:
         self.tiles, self.layer = tiles, layer
         self.builder = PlanBuilder(first)
+        self.tickets = 0
 
     def plan(self) -> Plan:
         routed = self._routing()
         gated = [self._gate_up(slot, routed) for slot in range(self.tiles.slots)]
         per_combine = self.tiles.tiling.combine // self.tiles.tiling.down
-        waiting: tuple[int, int] | None = None
+        waiting: deque[tuple[int, int, int]] = deque()
         for chunk in range(self.tiles.combine_chunks):
             first = chunk * per_combine
             downed = self._down(range(first, min(self.tiles.down_chunks, first + per_combine)), gated)
-            # One chunk behind, so that nobody who draws a combine tile has long to wait for it.
-            if waiting is not None:
-                self._combine(*waiting)
-            waiting = chunk, downed
-        assert waiting is not None
-        self._combine(*waiting)
+            waiting.append((self.tickets + BETWEEN, chunk, downed))
+            while waiting[0][0] <= self.tickets:
+                self._combine(*waiting.popleft()[1:])
+        for _, chunk, downed in waiting:
+            self._combine(chunk, downed)
         return self.builder.build()
 
     def _tile(self, op: int, block: int, chunk: int, deps: Sequence[int]) -> int:
         rows = self.tiles.tiling.rows if op in (moe.GATE_UP, moe.DOWN) else self.tiles.tiling.tokens
         work = Work(moe.OPS[op], tokens=min(rows, self.tiles.shape.tokens))
-        return self.builder.add(work, LANE, deps, layer=self.layer, microbatch=block, page=chunk)
+        self.tickets += 1
+        return self.builder.add(work, LANE, deps, layer=self.layer, microbatch=block, page=chunk, priority=self.tickets)
 
     def _join(self, deps: Sequence[int]) -> int:
         return self.builder.add(_JOIN, None, deps, layer=self.layer)

@@ -12,13 +12,13 @@ from kernels.fused_moe.host import Layer
 from kernels.fused_moe.reference import reference
 from kernels.fused_moe.tiles import Tiles, Tiling
 from sim import models
+from sim.body import TileCosts, with_blocks
 from sim.engines.run import DONE, SKIPPED, Run
 from sim.machines import load
 from sim.models.spec import ModelSpec
 from sim.plan import Plan
 from sim.schedulers.policy import Policy
 from sim.schedulers.ticket import Ticket
-from sim.body import TileCosts, with_blocks
 from tests.kernels.arrays import floats, poisoned
 
 

@@ -109,7 +109,7 @@ def test_sizes_that_do_not_fit_together(shape: tuple[int, ...], tiling: tuple[in
 def test_two_threads_share_the_work() -> None:
     """Each of two blocks runs some tiles of a layer that takes a while. Where one has drained the list before
     the other began, the layer is run again."""
-    made = case(64, 64, 96, 4, 2, Tiling(16, 4, 8, 16, 16, 32))
+    made = case(128, 256, 512, 4, 2, Tiling(16, 4, 16, 32, 32, 64))
     kernel = HostLaunch(made.tiles, made.program, 2)
     for _ in range(50):
         kernel(made.layer)
