@@ -69,14 +69,15 @@ def _absorb(q, s, k, v, entries, heads, group, d, scores, out):
 
 
 @jit
-def _some(qkv, k_cache, v_cache, table, lengths, heads, kv_heads, scratch, out, start, step):
-    """Sequences start, start + step, ...: append K and V, then attend. Common head sizes are
-    constants of their loops."""
+def _some(qkv, k_cache, v_cache, table, begins, lengths, heads, kv_heads, scratch, out, start, step):
+    """Sequences start, start + step, ...: append K and V, then attend. Entry t of a sequence is row
+    begins[s] + t of its pages. Common head sizes are constants of their loops."""
     page, width, group = k_cache.shape[1], k_cache.shape[2], heads // kv_heads
     d = width // kv_heads
     scores = scratch.reshape(heads, COLUMNS)
     for s in range(start, qkv.shape[0], step):
-        cell, at = table[s, lengths[s] // page], lengths[s] % page
+        end = begins[s] + lengths[s] + 1
+        cell, at = table[s, (end - 1) // page], (end - 1) % page
         for i in range(np.uintp(width)):
             k_cache[cell, at, i] = qkv[s, np.uintp(heads * d) + i]
             v_cache[cell, at, i] = qkv[s, np.uintp(heads * d + width) + i]
@@ -84,9 +85,10 @@ def _some(qkv, k_cache, v_cache, table, lengths, heads, kv_heads, scratch, out, 
             scores[h, PEAK], scores[h, TOTAL] = -np.inf, ZERO
         for i in range(np.uintp(heads * d)):
             out[s, i] = ZERO
-        for first in range(0, lengths[s] + 1, page):
-            cell, entries = table[s, first // page], min(page, lengths[s] + 1 - first)
-            k, v = k_cache[cell], v_cache[cell]
+        for p in range(begins[s] // page, (end - 1) // page + 1):
+            cell, skipped = table[s, p], max(begins[s] - p * page, 0)
+            entries = min(page, end - p * page) - skipped
+            k, v = k_cache[cell, skipped : skipped + entries], v_cache[cell, skipped : skipped + entries]
             if d == 64:
                 _absorb(qkv, s, k, v, entries, heads, group, 64, scores, out)
             elif d == 128:
@@ -98,10 +100,17 @@ def _some(qkv, k_cache, v_cache, table, lengths, heads, kv_heads, scratch, out, 
 
 
 @jit(parallel=True)
-def _parallel(qkv, k_cache, v_cache, table, lengths, heads, kv_heads, scratch, out):
+def _parallel(qkv, k_cache, v_cache, table, begins, lengths, heads, kv_heads, scratch, out):
     threads = scratch.shape[0]
     for c in prange(threads):
-        _some(qkv, k_cache, v_cache, table, lengths, heads, kv_heads, scratch[c], out, c, threads)
+        _some(qkv, k_cache, v_cache, table, begins, lengths, heads, kv_heads, scratch[c], out, c, threads)
+
+
+def _attend(qkv, k_cache, v_cache, table, begins, lengths, heads, kv_heads, scratch, out):
+    if scratch.shape[0] == 1:
+        _some(qkv, k_cache, v_cache, table, begins, lengths, heads, kv_heads, scratch[0], out, 0, 1)
+    else:
+        _parallel(qkv, k_cache, v_cache, table, begins, lengths, heads, kv_heads, scratch, out)
 
 
 def paged(
@@ -115,19 +124,21 @@ def paged(
     table[s, t // page]; lengths [sequences] int64, before the append; scratch of `scratch_shape`, one
     row a thread; out [sequences, heads D].
     """
-    if scratch.shape[0] == 1:
-        _some(qkv, k_cache, v_cache, table, lengths, heads, kv_heads, scratch[0], out, 0, 1)
-    else:
-        _parallel(qkv, k_cache, v_cache, table, lengths, heads, kv_heads, scratch, out)
+    _attend(qkv, k_cache, v_cache, table, np.zeros(len(qkv), np.int64), lengths, heads, kv_heads, scratch, out)
 
 
 def forward(
     qkv: np.ndarray, k_cache: np.ndarray, v_cache: np.ndarray, slots: np.ndarray, lengths: np.ndarray, heads: int, kv_heads: int,
     scratch: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
-    """`paged` where a page holds a whole sequence: k_cache, v_cache [slots, max_len, kv_heads D], slots
-    [sequences] int64."""
-    paged(qkv, k_cache, v_cache, slots[:, None], lengths, heads, kv_heads, scratch, out)
+    """`paged` where a sequence lies in one piece, from row slots[s] * max_len of the cache on.
+
+    k_cache, v_cache [slots, max_len, kv_heads D], slots [sequences] int64. Rows are addressed through:
+    with max_len 1 a sequence may begin at any row and have any length that the cache has room for.
+    """
+    rows = (1, -1, k_cache.shape[2])
+    table, begins = np.zeros((len(qkv), 1), np.int64), slots * k_cache.shape[1]
+    _attend(qkv, k_cache.reshape(rows), v_cache.reshape(rows), table, begins, lengths, heads, kv_heads, scratch, out)
 
 
 @jit

@@ -40,20 +40,17 @@ def calls(tokens: int) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     where, slots = np.arange(tokens), zeros(tokens, dtype=np.int64)
     offsets, cache = np.array([0, tokens]), zeros(tokens, 300, KV * D)
     pages, table = zeros(tokens * 20, 16, KV * D), np.arange(tokens * 20).reshape(tokens, 20)
+    scores = zeros(*attention_decode.scratch_shape(HEADS, 1))[0]
     spread = np.linspace(0, tokens * K, E + 1).astype(np.int32)
     return {
         "rms_norm": (rms_norm.forward, (x, zeros(H), 1e-5, x.copy())),
         "linear": (linear.forward, (x, zeros(F, H), zeros(tokens, F))),
         "rope": (rope.forward, (qkv, where, zeros(tokens, D), HEADS)),
-        "decode": (
-            attention_decode.forward,
-            (qkv, cache, cache.copy(), where, slots + 290, HEADS, KV, zeros(*attention_decode.scratch_shape(HEADS, 1)), attn),
-        ),
         "append": (attention_decode.append, (qkv, cache, cache.copy(), slots[:1], offsets, slots[:1])),
         "prefill": (attention_prefill.forward, (qkv, offsets, HEADS, KV, zeros(*attention_prefill.scratch_shape(tokens, 1)), attn)),
-        "paged decode": (
-            attention_decode.paged,
-            (qkv, pages, pages.copy(), table, slots + 290, HEADS, KV, zeros(*attention_decode.scratch_shape(HEADS, 1)), attn),
+        "decode": (
+            attention_decode._some,  # what `forward` and `paged` compile to
+            (qkv, pages, pages.copy(), table, slots, slots + 290, HEADS, KV, scores, attn, 0, 1),
         ),
         "router": (router.select, (zeros(tokens, E), ids.copy(), weights)),
         "router by rule": (

@@ -54,6 +54,23 @@ def test_paged_decode_is_decode(page: int, threads: int) -> None:
     assert_close(out, wanted, 5e-6)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_decode_where_every_row_is_a_slot(threads: int) -> None:
+    """The executor's cache: sequences of any length one behind the other, each from a row of its own on."""
+    heads, kv_heads, d, lengths, starts = 4, 2, 16, np.array([0, 15, 140]), np.array([150, 3, 160])
+    width = kv_heads * d
+    qkv, k, v = floats(RNG, 3, (heads + 2 * kv_heads) * d), poisoned(320, 1, width), poisoned(320, 1, width)
+    apart_k, apart_v = poisoned(3, 141, width), poisoned(3, 141, width)
+    for s, (n, start) in enumerate(zip(lengths, starts, strict=True)):
+        k[start : start + n, 0] = apart_k[s, :n] = floats(RNG, n, width)
+        v[start : start + n, 0] = apart_v[s, :n] = floats(RNG, n, width)
+    out, wanted = poisoned(3, heads * d), poisoned(3, heads * d)
+    shape = attention_decode.scratch_shape(heads, threads)
+    attention_decode.forward(qkv, k, v, starts, lengths, heads, kv_heads, poisoned(*shape), out)
+    attention_decode.forward(qkv, apart_k, apart_v, np.arange(3), lengths, heads, kv_heads, poisoned(*shape), wanted)
+    assert (out == wanted).all() and (k[starts + lengths, 0] == apart_k[range(3), lengths]).all()
+
+
 def test_decode_with_scores_far_apart() -> None:
     """Online softmax: a block whose scores dwarf the earlier ones, and one that is dwarfed."""
     k, v = floats(RNG, 1, 400, 8), floats(RNG, 1, 400, 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -84,6 +85,9 @@ def test_padded_prompts_count_at_the_longest() -> None:
     padded = stated("cgopipe", Policy(batch=8, microbatch=2, padded=True), mixed)
     assert padded == stated("cgopipe", Policy(batch=8, microbatch=2), longest)
     assert padded["cpu"]["kv"] > stated("cgopipe", Policy(batch=8, microbatch=2), mixed)["cpu"]["kv"]
+    # Where newcomers take the places of what ended, Algorithm 2's cache size bounds them: padded too.
+    mixed, longest = [replace(r, output_tokens=None) for r in mixed], [replace(r, output_tokens=None) for r in longest]
+    assert stated("cgopipe", Policy(batch=4, microbatch=2, padded=True), mixed) == stated("cgopipe", Policy(batch=4, microbatch=2), longest)
 
 
 def test_decode_rows_count_where_prompts_are_short() -> None:
