@@ -16,6 +16,7 @@ Python; a `primitive` brings a Python form for what the simulator lacks.
 from __future__ import annotations
 
 import functools
+import re
 import types
 from collections.abc import Callable
 from typing import Any
@@ -152,7 +153,36 @@ class Kernel:
         `shared`: bytes of dynamic shared memory. Does not wait for the kernel.
         """
         element = "float32" if len(self.elements) == 1 else next(e for a in args if (e := element_of(a)))
-        self.dispatcher(element)[grid, block, stream, shared](*(storage(a) for a in args))
+        stored = [storage(a) for a in args]
+        self._check(stored, ELEMENTS[element])
+        self.dispatcher(element)[grid, block, stream, shared](*stored)
+
+    @functools.cached_property
+    def _parameters(self) -> list[tuple[str, int]]:
+        """(type, dimensions) of each parameter, 0 dimensions for a number."""
+        found = re.findall(r"(\w+)(\[[^\]]*\])?", self.signature)
+        return [(name, shape.count(":,") + 1 if shape else 0) for name, shape in found]
+
+    def _check(self, args: list[Any], element: str) -> None:
+        """Numba takes a kernel of one signature at its word, and the simulator has no types: arguments of
+        other types would be read as what they are not."""
+        assert len(args) == len(self._parameters), f"{self.name}: {len(args)} arguments for ({self.signature})"
+        for place, (arg, (name, dimensions)) in enumerate(zip(args, self._parameters, strict=True)):
+            wanted = element if name == "element" else name
+            given = str(getattr(arg, "dtype", "")).rpartition(".")[2], getattr(arg, "ndim", 0)
+            if dimensions:
+                assert given == (wanted, dimensions), f"{self.name}: argument {place} is {given}, not {(wanted, dimensions)}"
+                assert _contiguous(arg), f"{self.name}: argument {place} is not C-contiguous"
+            else:
+                assert given[1] == 0, f"{self.name}: argument {place} is an array, not one {wanted}"
+
+
+def _contiguous(array: Any) -> bool:
+    """Whether a NumPy, torch or Numba device array lies in C order without gaps."""
+    for ask in ("is_contiguous", "is_c_contiguous"):
+        if hasattr(array, ask):
+            return bool(getattr(array, ask)())
+    return bool(array.flags.c_contiguous)
 
 
 def element_of(array: Any) -> str:
