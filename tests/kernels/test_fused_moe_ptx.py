@@ -14,19 +14,18 @@ from kernels.fused_moe.gpu import BLOCKS_PER_SM
 from kernels.fused_moe.gpu_decode import decode
 from kernels.fused_moe.gpu_grouped import grouped
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing() or "all there"), pytest.mark.xdist_group("ptx")]
 
-HOT = [(k, e, a) for k, e, a in [
-    (decode, "float32", "sm_75"), (decode, "float16", "sm_75"), (decode, "bfloat16", "sm_80"), (decode, "bfloat16", "sm_89"),
-    (decode, "bfloat16", "sm_90"), (grouped, "float32", "sm_75"), (grouped, "float16", "sm_75"), (grouped, "bfloat16", "sm_80"),
-    (grouped, "bfloat16", "sm_89"), (grouped, "bfloat16", "sm_90"),
-]]  # fmt: skip
+BUILDS = [("float32", arch) for arch in ARCHITECTURES] + [("float16", "sm_75")] + [("bfloat16", arch) for arch in ARCHITECTURES[1:]]
 
 
-@pytest.mark.parametrize(("kernel", "element", "arch"), HOT, ids=lambda v: getattr(v, "name", v))
-def test_no_spills(kernel: Kernel, element: str, arch: str) -> None:
-    """The grouped form compiled to be linked; four blocks of both forms fit into the registers of a multiprocessor."""
-    report = assemble(compile_ptx(kernel, element, arch), arch, *(["-c"] if kernel is grouped else []))
+@pytest.mark.parametrize("kernel", [decode, grouped], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize(("element", "arch"), BUILDS)
+def test_build(kernel: Kernel, element: str, arch: str) -> None:
+    """No float64, no spills (the grouped form compiled to be linked), four blocks in a multiprocessor's registers."""
+    code = compile_ptx(kernel, element, arch)
+    assert f".target {arch}" in code and not re.search(r"\.f64", code)
+    report = assemble(code, arch, *(["-c"] if kernel is grouped else []))
     assert report.spill_bytes == 0, report
     assert report.registers * kernel.options["launch_bounds"][0] * BLOCKS_PER_SM[kernel is decode] <= 65536, report
 
