@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from kernels.cuda import mma
 from kernels.cuda.jit import Kernel
-from kernels.cuda.ptx import ARCHITECTURES, assemble, compile_ptx, missing
+from kernels.cuda.ptx import ARCHITECTURES, assemble, compile_ptx, missing, ptxas
 from kernels.fused_moe.gpu import BLOCKS_PER_SM
 from kernels.fused_moe.gpu_decode import decode
 from kernels.fused_moe.gpu_grouped import grouped
@@ -53,3 +55,18 @@ def test_grouped_calls_the_linked_function() -> None:
     assert "product_bf16" in compile_ptx(grouped, "bfloat16", "sm_90")
     assert "product_fp16" in compile_ptx(grouped, "float16", "sm_75")
     assert "product_" not in compile_ptx(grouped, "float32", "sm_75")
+
+
+@pytest.mark.skipif(shutil.which("nvlink") is None or shutil.which("nvcc") is None, reason="nvcc and nvlink are not found")
+@pytest.mark.parametrize(("element", "arch"), [("float16", "sm_75"), ("bfloat16", "sm_90")])
+def test_grouped_links(tmp_path: Path, element: str, arch: str) -> None:
+    """Kernel and C++ become one binary: names and arguments agree, and four blocks fit into a multiprocessor."""
+    objects = []
+    for name, code in (("kernel", compile_ptx(grouped, element, arch)), ("mma", mma.compile_ptx(arch))):
+        (tmp_path / f"{name}.ptx").write_text(code)
+        objects.append(str(tmp_path / f"{name}.cubin"))
+        subprocess.run([str(ptxas()), "-c", f"-arch={arch}", "-o", objects[-1], str(tmp_path / f"{name}.ptx")], check=True)
+    command = ["nvlink", "-v", f"-arch={arch}", "-o", str(tmp_path / "whole.cubin"), *objects]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    registers, shared = (int(re.findall(pattern, said)[-1]) for pattern in (r"used (\d+) registers", r"(\d+) bytes smem"))
+    assert registers * grouped.options["launch_bounds"][0] * BLOCKS_PER_SM[False] <= 65536 and shared <= 48 << 10, said
