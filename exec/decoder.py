@@ -76,6 +76,11 @@ class Scratch:
         self._floats = floats
         self._used = 0
 
+    @property
+    def left(self) -> int:
+        """Floats that nobody has taken."""
+        return self._floats.size - self._used
+
     def take(self, *shape: int) -> np.ndarray:
         start = self._used
         self._used += int(np.prod(shape))
@@ -83,14 +88,16 @@ class Scratch:
         return self._floats[start : self._used].reshape(shape)
 
 
-def scratch_floats(spec: Any, tokens: int, *, sequences: int | None = None, longest: int = 0, threads: int = 1) -> int:
+def scratch_floats(spec: Any, tokens: int, *, sequences: int | None = None, longest: int = 0, threads: int = 1, in_turn: bool = False) -> int:
     """float32 elements that any step needs for a micro-batch of `tokens` rows on `threads` threads.
 
     `sequences`: rows that `sample_tokens` sees (default: tokens); `longest`: longest prompt that
-    `attn_prefill` sees.
+    `attn_prefill` sees. `in_turn`: with room for the intermediates of one expert's even share of the
+    rows only; `post_attn` then takes them in pieces of that size.
     """
     routed = tokens * spec.top_k
-    ffn = min(routed, EXPERT_ROWS) * 3 * spec.ffn
+    at_once = -(-routed // spec.experts) if in_turn else routed
+    ffn = min(at_once, EXPERT_ROWS) * 3 * spec.ffn
     post = tokens * (spec.hidden + spec.experts + spec.top_k) + routed * spec.hidden + (spec.experts + 1) + ffn
     decode = int(np.prod(attention_decode.scratch_shape(spec.heads, threads)))
     prefill = int(np.prod(attention_prefill.scratch_shape(longest, threads)))
@@ -205,10 +212,11 @@ def route(logits: np.ndarray, top_k: int, forced: np.ndarray | None = None) -> t
 
 
 def run_experts(spec: Any, experts: Sequence[np.ndarray], rows: np.ndarray, offsets: np.ndarray, space: Scratch) -> None:
-    """Each expert's FFN over its own `rows` [T k, H], in place."""
-    chunk = min(len(rows), EXPERT_ROWS)
+    """Each expert's FFN over its own `rows` [T k, H], in place; as many rows at a time as `space` has room for."""
+    chunk = min(len(rows), EXPERT_ROWS, space.left // (3 * spec.ffn))
+    assert chunk > 0, f"room for {space.left} floats, {3 * spec.ffn} needed for one row"
     gate_up, act = space.take(chunk, 2 * spec.ffn), space.take(chunk, spec.ffn)
-    few = len(rows) <= EXPERT_ROWS and int(np.diff(offsets).max()) <= streamed_rows()
+    few = len(rows) <= chunk and int(np.diff(offsets).max()) <= streamed_rows()
     first, size = 0, 3 * spec.hidden * spec.ffn
     for piece in experts:
         assert piece.size % size == 0, (piece.size, size)

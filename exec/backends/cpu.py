@@ -203,14 +203,14 @@ class CpuBackend:
         return Result(ended=ended)
 
     def _space(self, task: Record, batch: MicroBatch, least: int = 0) -> Floats:
-        """Temporaries of an op, at least `least` floats: the workspace of its lane."""
+        """Temporaries of an op, at least `least` floats: the workspace of its lane, as large as the schedule plans it."""
         assert task.lane in self._scratch, f"task {task.number} ({task.work.op}) runs on lane gpu or cpu, not {task.lane}"
         threads = self._threads[task.lane]
         if task.work.op == "attn_decode":
             floats = int(np.prod(attention_decode.scratch_shape(self.model.heads, threads)))
         else:
             longest = int(np.diff(batch.offsets).max()) if task.work.op == "attn_prefill" else 0
-            floats = least or decoder.scratch_floats(self.model, batch.rows, longest=longest, threads=threads)
+            floats = least or decoder.scratch_floats(self.model, batch.rows, longest=longest, threads=threads, in_turn=True)
         return self._scratch[task.lane].of(floats)
 
 
