@@ -88,7 +88,9 @@ class Scratch:
         return self._floats[start : self._used].reshape(shape)
 
 
-def scratch_floats(spec: Any, tokens: int, *, sequences: int | None = None, longest: int = 0, threads: int = 1, in_turn: bool = False) -> int:
+def scratch_floats(
+    spec: Any, tokens: int, *, sequences: int | None = None, longest: int = 0, threads: int = 1, in_turn: bool = False
+) -> int:
     """float32 elements that any step needs for a micro-batch of `tokens` rows on `threads` threads.
 
     `sequences`: rows that `sample_tokens` sees (default: tokens); `longest`: longest prompt that

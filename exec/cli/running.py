@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def run(
-    model: str, machine: str, workload: str, scheduler: str | None, *, gen: int | None, batch: int | None, microbatch: int | None, padded: bool,
+    model: str, machine: str, workload: str, scheduler: str | None, *,
+    gen: int | None, batch: int | None, microbatch: int | None, padded: bool,
     policy: Path | None, trace: Path | None, seed: int, timeline: Path | None, record_routing: Path | None, log: Path | None,
     device: DeviceName, graphs: bool, as_json: bool,
 ) -> None:  # fmt: skip

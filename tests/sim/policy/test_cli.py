@@ -61,7 +61,8 @@ def test_paper_mode_takes_its_inputs_from_its_flags(capsys) -> None:
     ("more", "named"),
     [
         (["--cpu-memory", "100"], "--cpu-memory"), (["--memory-form", "t4"], "--memory-form"), (["--objective", "cost"], "price"),
-        (["--objective", "speed"], "--objective"), (["--refine", "-1"], "--refine"), (["-o", "p.json"], "-o"), (["--gen", "9999"], "positions"),
+        (["--objective", "speed"], "--objective"), (["--refine", "-1"], "--refine"), (["-o", "p.json"], "-o"),
+        (["--gen", "9999"], "positions"),
         (["--paper-mode", "--cpu-bandwidth", "0"], "--cpu-bandwidth"), (["--paper-mode", "--objective", "latency"], "--objective"),
     ],
 )  # fmt: skip
