@@ -49,7 +49,7 @@ def cases(threads: int) -> dict[str, Callable[[], Iterator[Case]]]:
 def _compiled_routing() -> Any:
     from numba import njit
 
-    from kernels.router.cpu import _select_some as select
+    from kernels.router.cpu import select_some as select
 
     @njit(nogil=True)
     def many(logits, ids, weights, count):

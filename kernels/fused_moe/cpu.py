@@ -15,7 +15,7 @@ from kernels.fused_moe.state import DISPATCHED, EXITED, GATED, ROUTED, TICKET
 from kernels.fused_moe.tiles import COMBINE, DISPATCH, DOWN, GATE_UP, ROUTE
 from kernels.gemm import columns
 from kernels.jit import inline, jit
-from kernels.router import select
+from kernels.router.cpu import select_some
 from kernels.vecmath import exp
 
 _ONE = np.float32(1)
@@ -28,7 +28,7 @@ def _route(s, x, gate, logits, ids, weights, counts, block, chunk):
     stop, right = min(s.tokens, first + s.token_rows), min(s.experts, left + s.route_columns)
     columns(x, first, stop - first, gate, logits, first, left, right, left)
     if not s.decode:
-        select(logits[first:stop], ids[first:stop], weights[first:stop])
+        select_some(logits, ids, weights, first, stop)
         counts[block, :] = 0
         for t in range(first, stop):
             for j in range(s.top_k):
@@ -81,7 +81,7 @@ def _dispatch(s, ids, counts, cursors, positions, token_of, slots, found, block)
 @jit
 def _choose(s, logits, ids, weights, cursor, positions, token_of, slots):
     """Decode: top-k, rows and table of all tokens, in one block's own copies. Returns the number of slots."""
-    select(logits, ids, weights)
+    select_some(logits, ids, weights, 0, len(logits))
     cursor[:] = 0
     for t in range(s.tokens):
         for j in range(s.top_k):

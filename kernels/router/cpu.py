@@ -52,7 +52,8 @@ def _softmax_of_chosen(weights, t, top_k):
 
 
 @jit
-def _select_some(logits, ids, weights, start, stop):
+def select_some(logits, ids, weights, start, stop):
+    """`select` of rows [start, stop), for compiled callers."""
     experts, top_k = logits.shape[1], ids.shape[1]
     for t in range(np.uintp(start), np.uintp(stop)):
         key = _ZERO
@@ -67,14 +68,14 @@ def _select_some(logits, ids, weights, start, stop):
 def _select_parallel(logits, ids, weights, threads):
     tokens = logits.shape[0]
     for c in prange(threads):
-        _select_some(logits, ids, weights, tokens * c // threads, tokens * (c + 1) // threads)
+        select_some(logits, ids, weights, tokens * c // threads, tokens * (c + 1) // threads)
 
 
 def select(logits: np.ndarray, ids: np.ndarray, weights: np.ndarray, threads: int = 1) -> None:
     """ids [tokens, k] int16 and weights [tokens, k] from logits [tokens, experts], float32: softmax
     over the chosen."""
     if threads == 1 or logits.size < PARALLEL:
-        _select_some(logits, ids, weights, 0, len(logits))
+        select_some(logits, ids, weights, 0, len(logits))
     else:
         _select_parallel(logits, ids, weights, threads)
 
