@@ -1,0 +1,72 @@
+"""What a placement policy is, and the policies by name.
+
+A policy is a frozen dataclass: its fields are its options, `place` is a pure function of the problem (its seed
+included). It never looks at a clock, and the same problem gives the same placement.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, ClassVar, Protocol
+
+from sim.errors import UserError, unknown
+from sim.placement.placement import Placement
+from sim.placement.problem import Problem
+
+Tell = Callable[[str], None]
+"""Hears what a long search is at."""
+
+
+def silent(text: str) -> None:
+    """Nobody listens."""
+
+
+class Policy(Protocol):
+    """`whole_layers`: gives a GPU all experts of some layers, hence is held to its memory and not to slots a layer."""
+
+    whole_layers: ClassVar[bool]
+
+    def place(self, problem: Problem, tell: Tell = silent) -> Placement: ...
+
+
+NAMES: dict[str, tuple[str, str]] = {
+    "round-robin": ("round_robin", "RoundRobin"),
+}
+"""Module in this package and class of each, imported when asked for."""
+
+
+def names() -> tuple[str, ...]:
+    return tuple(NAMES)
+
+
+def load(text: str) -> Policy:
+    """A policy from `NAME` or `NAME:OPTION=VALUE:...`, as in `consistent-hash:replicas=2`.
+
+    Raises `UserError` for an unknown name or option (with the nearest one) and for a value of the wrong kind.
+    """
+    name, *said = text.split(":")
+    if name not in NAMES:
+        raise unknown("--policies", name, NAMES)
+    module, attribute = NAMES[name]
+    found: type[Any] = getattr(importlib.import_module(f"sim.placement.{module}"), attribute)
+    options = dict(_option(name, found, option) for option in said)
+    try:
+        policy: Policy = found(**options)
+    except UserError as e:
+        raise UserError(f"--policies: {name}: {e}") from None
+    return policy
+
+
+def _option(name: str, found: type[Any], text: str) -> tuple[str, Any]:
+    key, _, value = text.partition("=")
+    known = {f.name.replace("_", "-"): f for f in fields(found)}
+    if key not in known:
+        raise unknown(f"--policies: option of {name}", key, known) if known else UserError(f"--policies: {name} has no options")
+    kind: type[Any] = type(known[key].default)
+    try:
+        return known[key].name, kind(value)
+    except ValueError:
+        right = "a whole number" if kind is int else "a number"
+        raise UserError(f"--policies: {name}: option {key}: has {value!r}; must be {right}") from None
