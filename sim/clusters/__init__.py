@@ -1,0 +1,39 @@
+"""Clusters: nodes in regions and the links between them, built in, from YAML, or imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sim import configuration
+from sim.clusters.network import Network
+from sim.clusters.schema import Cluster
+from sim.errors import UserError, unknown
+
+__all__ = ["Cluster", "Network", "load", "names"]
+
+_BUILTIN = Path(__file__).parent
+
+
+def names() -> tuple[str, ...]:
+    """The built-in clusters."""
+    return tuple(sorted(p.stem for p in _BUILTIN.glob("*.yaml")))
+
+
+def load(name_or_file: str | Path) -> Cluster:
+    """A built-in cluster by name, one from a YAML file, or one from a Helix .ini file.
+
+    Raises `UserError` for an unknown name (with the nearest one) or a bad file (with all its errors).
+    """
+    name = str(name_or_file)
+    if name in names():
+        return configuration.load(_BUILTIN / f"{name}.yaml", Cluster)
+    if name.endswith(".ini"):
+        from sim.clusters.importers import helix
+
+        return helix.read_cluster(Path(name))
+    if not (name.endswith((".yaml", ".yml")) or "/" in name):
+        raise unknown("--machine", name, names())
+    values = configuration.read(Path(name))
+    if values.get("kind") != "cluster":
+        raise UserError(f"{name}: kind: is {values.get('kind')!r}; a cluster (kind: cluster) is needed")
+    return configuration.parse(name, values, Cluster)
