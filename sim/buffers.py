@@ -27,9 +27,15 @@ KINDS: dict[str, Kind] = {
     "w": Kind("gpu", "hp", "page p of the streamed experts of one layer, in half h of the weight buffer"),
     "kv_gpu": Kind("gpu", "ij", "KV cache that stays on the GPU"),
     "kv_stage": Kind("gpu", "s", "KV cache of one (layer, micro-batch), on a visit from the host"),
+    "routed": Kind("gpu", "j", "normed rows and their routes [tokens, hidden], [tokens, k], for the experts"),
+    "moe": Kind("gpu", "j", "what each expert made of its rows [tokens * k, hidden], before they are combined"),
+    "expert": Kind("gpu", "s", "one routed expert, in slot s of the expert cache"),
     "pin": Kind("pinned", "p", "page p on its way from pageable memory to the GPU"),
     "qkv_host": Kind("pinned", "j", "Q, K and V rows for CPU attention"),
     "attn_host": Kind("pinned", "j", "output of CPU attention"),
+    "routed_host": Kind("pinned", "j", "rows for experts that the CPU computes"),
+    "moe_host": Kind("pinned", "j", "what the CPU made of them"),
+    "expert_host": Kind("cpu", "s", "one routed expert, in slot s of the host's memory"),
     "kv_host": Kind("cpu", "ij", "KV cache of one (layer, micro-batch)"),
     "hidden_host": Kind("cpu", "j", "activations of a prefill micro-batch between two layers"),
 }
@@ -53,6 +59,36 @@ def attn(j: int) -> str:
 @cache
 def token(j: int) -> str:
     return f"token.{j}"
+
+
+@cache
+def routed(j: int) -> str:
+    return f"routed.{j}"
+
+
+@cache
+def moe(j: int) -> str:
+    return f"moe.{j}"
+
+
+@cache
+def expert(s: int) -> str:
+    return f"expert.{s}"
+
+
+@cache
+def routed_host(j: int) -> str:
+    return f"routed_host.{j}"
+
+
+@cache
+def moe_host(j: int) -> str:
+    return f"moe_host.{j}"
+
+
+@cache
+def expert_host(s: int) -> str:
+    return f"expert_host.{s}"
 
 
 @cache

@@ -19,8 +19,11 @@ from sim.tasks import Work
 COPIES = frozenset({
     "offload_qkv", "load_hidden", "page_to_pin", "page_to_gpu", "layer_to_gpu",
     "kv_to_cpu", "kv_to_gpu", "hidden_to_cpu", "hidden_to_gpu",
+    "read_expert", "load_expert", "offload_normed", "load_partial",
 })  # fmt: skip
-COMPUTE = frozenset({"embed", "pre_attn", "attn_prefill", "attn_decode", "post_attn", "sample"})
+COMPUTE = frozenset({
+    "embed", "pre_attn", "attn_prefill", "attn_decode", "post_attn", "sample", "gate", "experts", "cpu_experts", "combine",
+})  # fmt: skip
 FREE = frozenset({"timer", "join"})
 OPS = COPIES | COMPUTE | FREE
 EXACT_TOKENS = 64
@@ -137,28 +140,52 @@ def _mla_decode_cost(model: ModelSpec, work: Work) -> Cost:
 
 
 def _post_attn(model: ModelSpec, work: Work) -> tuple[Component, ...]:
-    b = model.dtype_bytes
-    parts = [
-        _linear("o_proj", work.tokens, model.attention_out_dim, model.hidden, model),
-        _norm(work.tokens, model),
-    ]
     if work.experts == 0:  # a leading dense layer
-        return (*parts, _ffn("dense_ffn", work.tokens, model.hidden, model.dense_ffn, b))
-    k, hidden = model.top_k, model.hidden
-    parts.append(Component("router", work.tokens, hidden * work.experts, router.work(work.tokens, hidden, work.experts, k, b)))
-    parts.append(Component("dispatch", work.tokens, k * hidden, dispatch.work(work.tokens, k, hidden, b)))
-    if model.shared_experts:
-        parts.append(_ffn("shared_ffn", work.tokens, hidden, model.shared_experts * model.shared_ffn, b))
-    name = "expert_ffn"
-    for rows, count in expert_rows(work, k):
+        return (*_attn_out(model, work), _ffn("dense_ffn", work.tokens, model.hidden, model.dense_ffn, model.dtype_bytes))
+    return (*_gate(model, work), *_shared(model, work), *_routed(model, work), *_combine(model, work))
+
+
+def _attn_out(model: ModelSpec, work: Work) -> tuple[Component, ...]:
+    return _linear("o_proj", work.tokens, model.attention_out_dim, model.hidden, model), _norm(work.tokens, model)
+
+
+def _gate(model: ModelSpec, work: Work) -> tuple[Component, ...]:
+    """All of a layer up to where it is known which experts its tokens need."""
+    b, k, hidden = model.dtype_bytes, model.top_k, model.hidden
+    return (
+        *_attn_out(model, work),
+        Component("router", work.tokens, hidden * work.experts, router.work(work.tokens, hidden, work.experts, k, b)),
+        Component("dispatch", work.tokens, k * hidden, dispatch.work(work.tokens, k, hidden, b)),
+    )
+
+
+def _shared(model: ModelSpec, work: Work) -> tuple[Component, ...]:
+    if not model.shared_experts or not work.tokens:
+        return ()
+    return (_ffn("shared_ffn", work.tokens, model.hidden, model.shared_experts * model.shared_ffn, model.dtype_bytes),)
+
+
+def _routed(model: ModelSpec, work: Work) -> tuple[Component, ...]:
+    name, b, hidden = "expert_ffn", model.dtype_bytes, model.hidden
+    parts = []
+    for rows, count in expert_rows(work, model.top_k):
         if work.variant == "tiled":
             name, rows = "expert_ffn.tiled", -(-rows // TILE_ROWS) * TILE_ROWS
         one = _ffn(name, rows, hidden, model.ffn, b)
         stored_elsewise = model.expert_bytes - 3 * hidden * model.ffn * b if model.expert_dtype else 0
         cost = Cost(one.cost.flops * count, (one.cost.bytes + stored_elsewise) * count)
         parts.append(one._replace(units=one.units * count, cost=cost))
-    parts.append(Component("combine", work.tokens, k * hidden, combine.work(work.tokens, k, hidden, b)))
     return tuple(parts)
+
+
+def _experts(model: ModelSpec, work: Work) -> tuple[Component, ...]:
+    """Experts with the rows in `expert_tokens`; the shared ones too, where `tokens` go through them."""
+    return (*_shared(model, work), *(_routed(model, work) if work.expert_tokens else ()))
+
+
+def _combine(model: ModelSpec, work: Work) -> tuple[Component, ...]:
+    k, hidden = model.top_k, model.hidden
+    return (Component("combine", work.tokens, k * hidden, combine.work(work.tokens, k, hidden, model.dtype_bytes)),)
 
 
 def _ffn(name: str, rows: int, hidden: int, ffn: int, b: int) -> Component:
@@ -176,6 +203,10 @@ _BUILDERS = {
     "attn_prefill": _attn_prefill,
     "attn_decode": _attn_decode,
     "post_attn": _post_attn,
+    "gate": _gate,
+    "experts": _experts,
+    "cpu_experts": _experts,
+    "combine": _combine,
     "sample": _sample,
 }
 
