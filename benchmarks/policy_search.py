@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--refine", type=int, default=8)
     parser.add_argument("--workload", default="mtbench")
     parser.add_argument("--models", default=",".join(models.names()))
-    parser.add_argument("--machines", default=",".join(machines.names()))
+    parser.add_argument("--machines", default=",".join(name for name in machines.names() if machines.load(name).lanes))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     search(models.load("tiny-mixtral"), machines.load("t4"), workloads.load("mtbench"), refine=1)  # compiles the engine

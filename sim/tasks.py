@@ -41,9 +41,13 @@ class Work(NamedTuple):
     """Time that passes before any demand, on top of the op table's own latency (timers)."""
     expert_tokens: tuple[int, ...] = ()
     """Rows of each expert [experts] where a routing trace tells them; empty: expected values."""
+    columns: int = 0
+    """Columns of its result that a tile makes (see `kernels.fused_moe.tiles`)."""
     variant: str = ""
     """How a system does this op, where others do it otherwise ("pinned", "expanded"): the machine's op
     table may price it apart, in a row `op.variant`. What is computed or moved is the same."""
+    messages: int = 0
+    """Messages that a put is cut into: a NIC sends only so many a second. 0 is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,8 @@ class Task:
     priority: smaller is more urgent; lanes of order "ready" and "priority" look at it.
     notify: whether its end raises `Finished`; failures are always raised.
     requests: the sequences it works on, in row order.
+    body: what happens inside, where one can look: its work proper comes first, then the body runs, and the
+        task ends when the last of it has. See `sim.plan.Plan.bodies`.
     """
 
     number: int
@@ -82,6 +88,7 @@ class Task:
     rank: int = 0
     page: int = -1
     requests: tuple[int, ...] = ()
+    body: Plan | None = None
 
     @property
     def op(self) -> str:

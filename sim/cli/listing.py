@@ -31,14 +31,15 @@ def machines() -> list[dict[str, Any]]:
         rows.append({
             "name": name, "kind": "machine", "description": m.description, "lanes": list(m.lane),
             "memory_bytes": {k: v.bytes for k, v in m.memories.items()},
-            "capacities": {k: r.capacity for k, r in m.resources.items()},
+            "capacities": {k: r.capacity for k, r in m.resources.items()}, "ranks": m.topology.ranks if m.topology else None,
+            "rank_memory_bytes": m.topology.gpu.memory_bytes if m.topology else None,
         })  # fmt: skip
     for name in machines.rig_names():
         r = machines.load_rig(name)
         rows.append({
             "name": name, "kind": "rig", "description": r.description, "lanes": [],
             "memory_bytes": {k: v.bytes for k, v in r.memories.items()},
-            "capacities": {f"link.{k}": link.bytes_per_s for k, link in r.links.items()},
+            "capacities": {f"link.{k}": link.bytes_per_s for k, link in r.links.items()}, "ranks": None, "rank_memory_bytes": None,
         })  # fmt: skip
     return rows
 
@@ -82,7 +83,7 @@ def show(kind: str, as_json: bool) -> None:
     output.print_table(kind, columns, cells, numeric=_NUMERIC)
 
 
-_NUMERIC = ("layers", "experts", "params", "active", "weights", "longest prompt", "gen", "GPU memory", "H2D")
+_NUMERIC = ("ranks", "layers", "experts", "params", "active", "weights", "longest prompt", "gen", "GPU memory", "H2D")
 _Table = tuple[tuple[str, ...], list[tuple[object, ...]]]
 
 
@@ -96,9 +97,20 @@ def _models_table(rows: list[dict[str, Any]]) -> _Table:
 
 
 def _machines_table(rows: list[dict[str, Any]]) -> _Table:
-    columns = ("name", "kind", "GPU memory", "H2D", "description")
-    gpu, h2d = [output.size(r["memory_bytes"]["gpu"]) for r in rows], [output.size(r["capacities"]["link.h2d"] or 0) for r in rows]
-    return columns, [(r["name"], r["kind"], m, f"{b}/s", r["description"]) for r, m, b in zip(rows, gpu, h2d, strict=True)]
+    columns = ("name", "kind", "ranks", "GPU memory", "H2D", "description")
+    return columns, [
+        (r["name"], r["kind"], r["ranks"] or "", _gpu_memory(r), _host_link(r), r["description"])
+        for r in rows
+    ]  # fmt: skip
+
+
+def _gpu_memory(row: dict[str, Any]) -> str:
+    """Of all GPUs, as one or as ranks."""
+    return output.size(row["memory_bytes"]["gpu"] if row["memory_bytes"] else row["ranks"] * row["rank_memory_bytes"])
+
+
+def _host_link(row: dict[str, Any]) -> str:
+    return f"{output.size(row['capacities']['link.h2d'] or 0)}/s" if row["capacities"] else ""
 
 
 def _workloads_table(rows: list[dict[str, Any]]) -> _Table:

@@ -78,6 +78,8 @@ def _import(path: Path) -> ModuleType:
 def check_lanes(name: str, lanes: Sequence[str], machine: Machine) -> None:
     """Raises UserError where `machine` lacks a lane that scheduler `name` needs, or runs it in
     another way than launch orders count on: one task at a time, as submitted."""
+    if not machine.lanes:
+        raise UserError(f"machine {machine.name} is a set of ranks; scheduler {name} drives one GPU (8xh100 is both)")
     for lane in lanes:
         found = machine.lane.get(lane)
         if found is None:

@@ -1,0 +1,60 @@
+"""What a put costs: its bytes on every link crossed, its messages, the SMs that move it."""
+
+from __future__ import annotations
+
+from sim.costs import Demand
+from sim.errors import UserError
+from sim.machines.parts import Lane, OpRate
+from sim.machines.schema import Machine
+from sim.tasks import Work
+
+SM_WEIGHT = 1024.0
+"""A communication kernel holds its SMs from its start; a product that runs beside it gets the others."""
+
+
+class OpTable:
+    """Rows of a machine's op table by lane and op; the closest wins.
+
+    Sought in this order: the lane's own name before its families, there `op.variant` before `op` before "*",
+    the element type before any.
+    """
+
+    def __init__(self, machine: Machine, dtype: str = "bf16") -> None:
+        self.machine = machine
+        self._rows: dict[tuple[str, str], OpRate] = {}
+        for wanted in ("*", dtype):
+            self._rows |= {(row.lane, row.op): row for row in machine.ops if row.dtype == wanted}
+
+    def row(self, lane: Lane, work: Work) -> OpRate:
+        """Raises UserError where the table has none."""
+        ops = (f"{work.op}.{work.variant}", work.op, "*") if work.variant else (work.op, "*")
+        for name in (lane.name, *lane.families):
+            for op in ops:
+                if (name, op) in self._rows:
+                    return self._rows[name, op]
+        raise UserError(f"machine {self.machine.name}: ops has no row for {work.op!r} on lane {lane.name!r}; add one, or one for '*'")
+
+
+def put_price(machine: Machine, lane: Lane, work: Work, rate: OpRate) -> tuple[float, list[Demand]]:
+    """Latency in s and demands of a put.
+
+    A byte occupies each link for 1 / bytes_efficiency of its time at the link's rate: what a protocol does
+    not reach, others cannot use either, so several puts of one library share what it reaches. The HBM at both
+    ends sees bytes_scale bytes a byte. `rate.sms` SMs are busy while a put runs at its solo rate, and as much
+    less as it runs slower: all puts of a full link together keep them busy.
+    """
+    links, demands = [], []
+    for name in lane.path:
+        resource = machine.resources[name]
+        if resource.kind == "messages":
+            demands.append((name, float(max(1, work.messages)), resource.capacity, 1.0))
+        elif resource.kind == "link":
+            cap = min(resource.capacity, (rate.bytes_per_s or resource.capacity) / rate.bytes_efficiency)
+            links.append((name, work.bytes / rate.bytes_efficiency, cap, 1.0))
+        else:
+            demands.append((name, work.bytes * rate.bytes_scale, resource.capacity, 1.0))
+    demands = [*links, *demands]
+    if rate.sms and lane.cores is not None:
+        solo_s = max(amount / cap for _, amount, cap, _ in demands)
+        demands.append((lane.cores, rate.sms * solo_s, rate.sms, SM_WEIGHT))
+    return rate.latency_s + lane.latency_s, demands
