@@ -158,8 +158,9 @@ class Layer:
         self, work: Work, lane: str | None, deps: Iterable[int], rank: int, chunk: int = 0, peer: int = -1, *,
         reads: Iterable[str] = (), writes: Iterable[str] = (),
     ) -> int:  # fmt: skip
-        labels = {"layer": self.number, "rank": rank, "microbatch": chunk, "page": peer}
-        return self.builder.add(work, lane, deps, reads=reads, writes=writes, **labels)
+        return self.builder.add(
+            work, lane, deps, reads=reads, writes=writes, layer=self.number, rank=rank, microbatch=chunk, page=peer
+        )
 
     def launch(self, stage: str, count: int, rank: int, chunk: int = 0, after: Iterable[int] = ()) -> list[int]:
         """`count` launches; the last of them, which the stage waits for. `after`: what the host waits for first."""
