@@ -1,21 +1,19 @@
 """What the kernel-level schedulers share: launches, the stages of a layer, and collectives made of puts.
 
-An object hears Started and Arrived, and answers the last arrival with one Plan for all ranks. It does
-not know the routing: `tokens` and `bytes` of what depends on it are upper bounds.
+They do not know the routing: `tokens` and `bytes` of what depends on it are upper bounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
 from sim.ep import names
-from sim.errors import UserError
-from sim.events import Arrived, Event, Request
 from sim.models.spec import ModelSpec
 from sim.plan import Plan, PlanBuilder
+from sim.schedulers.ep.base import ExpertParallel, Shape
 from sim.schedulers.policy import Policy
-from sim.tasks import Command, Time, Work
+from sim.tasks import Work
 
 
 class Launches(NamedTuple):
@@ -39,49 +37,17 @@ class Launches(NamedTuple):
         return sum(self)
 
 
-class Shape(NamedTuple):
-    """What a Plan is made for: `tokens` [ranks] of each rank."""
-
-    tokens: tuple[int, ...]
-    hidden: int
-    experts: int
-    top_k: int
-    row_bytes: int
-
-    @property
-    def ranks(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def experts_per_rank(self) -> int:
-        return self.experts // self.ranks
-
-    def most_rows(self, tokens: int) -> int:
-        """Rows that so many tokens can send to one rank: each token picks an expert at most once."""
-        return tokens * min(self.top_k, self.experts_per_rank)
-
-
-def shape_of(model: ModelSpec, tokens: Sequence[int]) -> Shape:
-    """Raises UserError where the experts cannot be split evenly over the ranks."""
-    if model.experts % len(tokens):
-        raise UserError(f"{model.name}: has {model.experts} experts; a multiple of the {len(tokens)} ranks is needed")
-    return Shape(tuple(tokens), model.hidden, model.experts, model.top_k, model.hidden * model.dtype_bytes)
-
-
 def chunk_rows(tokens: int, chunk: int, chunks: int) -> range:
     """Tokens of one rank that belong to a chunk."""
     return range(tokens * chunk // chunks, tokens * (chunk + 1) // chunks)
 
 
-class Kernels:
+class Kernels(ExpertParallel):
     """Base of the schedulers whose tasks are whole kernels.
 
-    ranks: GPUs that share the experts. layers: MoE layers, one after another. chunks: parts that a rank's
-    tokens are cut into. launches: what the host enqueues for a layer. Raises UserError for sizes that
-    do not fit together. Requests arrive as `sim.ep` says; the Plan is handed out on the last.
+    chunks: parts that a rank's tokens are cut into. launches: what the host enqueues for a layer.
     """
 
-    pools: ClassVar[Mapping[str, int]] = {}
     default_launches: ClassVar[Launches] = Launches()
     default_chunks: ClassVar[int] = 1
 
@@ -89,19 +55,10 @@ class Kernels:
         self, model: ModelSpec, policy: Policy, *, seed: int = 0, ranks: int = 8, layers: int = 1, chunks: int | None = None,
         launches: Launches | None = None,
     ) -> None:  # fmt: skip
-        self.model, self.policy, self.seed = model, policy, seed
-        self.layers = layers
+        super().__init__(model, policy, seed=seed, ranks=ranks, layers=layers)
         self.chunks = self.default_chunks if chunks is None else chunks
         self.launches = self.default_launches if launches is None else launches
-        for name, value in (("ranks", ranks), ("layers", layers), ("chunks", self.chunks)):
-            if value < 1:
-                raise UserError(f"{name}: is {value}; 1 or more is needed")
-        self._tokens = [0] * ranks
-        self._shape([1] * ranks)
-
-    @property
-    def ranks(self) -> int:
-        return len(self._tokens)
+        self.at_least_one(chunks=self.chunks)
 
     @property
     def lanes(self) -> tuple[str, ...]:
@@ -109,15 +66,9 @@ class Kernels:
         own = (lane(r) for r in ranks for lane in (names.gpu, names.comm, names.host))
         return (*own, *(names.put(a, b) for a in ranks for b in ranks if a != b))
 
-    def on(self, now: Time, event: Event) -> Sequence[Command]:
-        if not isinstance(event, Arrived):
-            return ()
-        self._tokens[event.request.request_id % self.ranks] += event.request.prompt_tokens
-        return [self.plan(self._tokens)] if event.last else ()
-
     def plan(self, tokens: Sequence[int], first: int = 0) -> Plan:
         """All layers over `tokens` [ranks]; tasks numbered from `first`."""
-        layer = Layer(self._shape(tokens), self.launches, self.chunks, PlanBuilder(first))
+        layer = Layer(self.shape(tokens), self.launches, self.chunks, PlanBuilder(first))
         for _ in range(self.layers):
             self.add_layer(layer)
             layer.number += 1
@@ -125,23 +76,6 @@ class Kernels:
 
     def add_layer(self, layer: Layer) -> None:
         raise NotImplementedError
-
-    def memory(self, requests: Sequence[Request]) -> dict[str, dict[str, int]]:
-        """Bytes on the GPU that holds most: weights of its experts, and each buffer at its upper bound."""
-        tokens = [0] * self.ranks
-        for request in requests:
-            tokens[request.request_id % self.ranks] += request.prompt_tokens
-        shape = self._shape(tokens)
-        arrive = sum(shape.most_rows(t) for t in tokens)
-        most = max(tokens)
-        return {"gpu": {
-            "weights": self.layers * shape.experts_per_rank * self.model.expert_bytes, "hidden": 2 * most * shape.row_bytes,
-            "send": most * shape.top_k * shape.row_bytes, "recv": arrive * shape.row_bytes, "result": arrive * shape.row_bytes,
-            "back": most * shape.top_k * shape.row_bytes,
-        }}  # fmt: skip
-
-    def _shape(self, tokens: Sequence[int]) -> Shape:
-        return shape_of(self.model, tokens)
 
 
 class Layer:
