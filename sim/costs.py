@@ -10,8 +10,8 @@ the kernel keeps busy.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -45,13 +45,19 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class PricedPlan:
-    """A Plan with the price class of each task, cls [n]."""
+    """A Plan with the price class of each task, cls [n].
+
+    bodies: by row, those that run task by task; every other task is one piece, whether it has a body
+    or not. surplus [n]: tasks that turn out to be needless, which cost nothing; None: no task is.
+    """
 
     plan: Plan
     cls: NDArray[np.int32]
     prices: Prices
     resources: tuple[str, ...]
     capacity: NDArray[np.float64]
+    bodies: Mapping[int, PricedPlan] = field(default_factory=dict)
+    surplus: NDArray[np.bool_] | None = None
 
 
 class Costs(Protocol):

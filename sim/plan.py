@@ -19,9 +19,13 @@ from sim.tasks import Task, Work
 PHASES = ("", "prefill", "decode")
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Plan:
     """Structure of arrays over n tasks.
+
+    A row may have a body, a Plan in its turn: one kernel launch whose tiles are the body's tasks. Nobody outside
+    refers to them, and a body holds no pool, tells nobody and has no bodies. What is known inside only (tokens
+    of an expert) is an upper bound there; tasks that turn out to be surplus end as skipped.
 
     Attributes
     ----------
@@ -33,6 +37,7 @@ class Plan:
     release_ptr [n + 1], release: absolute numbers of the tasks whose holds end with this one.
     buffer_ptr [n + 1], buffer, buffer_write: buffers touched; write where `buffer_write`.
     group [n] int32: row of `groups`, the sequences worked on; -1 for none.
+    body [n] int32: row of `bodies`, what happens inside the task; -1 for most.
     phase [n] int8 (see PHASES), step, layer, microbatch, page, rank, priority, attempt, notify [n]: labels as in Task.
     """
 
@@ -42,6 +47,7 @@ class Plan:
     buffers: tuple[str, ...]
     works: tuple[Work, ...]
     groups: tuple[tuple[int, ...], ...]
+    bodies: tuple[Plan, ...]
     lane: NDArray[np.int16]
     work: NDArray[np.int32]
     dep_ptr: NDArray[np.int32]
@@ -55,6 +61,7 @@ class Plan:
     buffer: NDArray[np.int32]
     buffer_write: NDArray[np.bool_]
     group: NDArray[np.int32]
+    body: NDArray[np.int32]
     phase: NDArray[np.int8]
     step: NDArray[np.int32]
     layer: NDArray[np.int16]
@@ -68,10 +75,14 @@ class Plan:
     def __len__(self) -> int:
         return len(self.lane)
 
+    def __repr__(self) -> str:
+        return f"Plan({len(self)} tasks from {self.first} on, {self.digest()})"
+
     @property
     def nbytes(self) -> int:
-        """Bytes of all columns."""
-        return sum(v.nbytes for f in fields(self) if isinstance(v := getattr(self, f.name), np.ndarray))
+        """Bytes of all columns, those of bodies included."""
+        own = sum(v.nbytes for f in fields(self) if isinstance(v := getattr(self, f.name), np.ndarray))
+        return own + sum(body.nbytes for body in self.bodies)
 
     def digest(self) -> str:
         """Content hash: equal Plans, and only those, share it."""
@@ -85,7 +96,7 @@ class Plan:
     def task(self, i: int) -> Task:
         """The i-th task as an object."""
         lane = int(self.lane[i])
-        group = int(self.group[i])
+        group, body = int(self.group[i]), int(self.body[i])
         takes = range(self.take_ptr[i], self.take_ptr[i + 1])
         touched = range(self.buffer_ptr[i], self.buffer_ptr[i + 1])
         return Task(
@@ -107,16 +118,17 @@ class Plan:
             page=int(self.page[i]),
             rank=int(self.rank[i]),
             requests=self.groups[group] if group >= 0 else (),
+            body=self.bodies[body] if body >= 0 else None,
         )
 
     def tasks(self) -> Iterator[Task]:
         return (self.task(i) for i in range(len(self)))
 
 
-_SCALARS = ("lane", "work", "group", "phase", "step", "layer", "microbatch", "page", "rank", "priority", "attempt", "notify")
+_SCALARS = ("lane", "work", "group", "body", "phase", "step", "layer", "microbatch", "page", "rank", "priority", "attempt", "notify")
 _RAGGED = {"dep": ("dep",), "take": ("take_pool", "take_units"), "release": ("release",), "buffer": ("buffer", "buffer_write")}
 _DTYPES: dict[str, Any] = {
-    "lane": np.int16, "work": np.int32, "group": np.int32, "phase": np.int8, "step": np.int32, "layer": np.int16,
+    "lane": np.int16, "work": np.int32, "group": np.int32, "body": np.int32, "phase": np.int8, "step": np.int32, "layer": np.int16,
     "microbatch": np.int16, "page": np.int16, "rank": np.int16, "priority": np.int32, "attempt": np.int16,
     "notify": np.bool_, "dep": np.int32, "take_pool": np.int16, "take_units": np.int64, "release": np.int32,
     "buffer": np.int32, "buffer_write": np.bool_,
@@ -140,7 +152,7 @@ class PlanBuilder:
 
     def __init__(self, first: int = 0) -> None:
         self.first = first
-        self._lanes, self._pools, self._buffers, self._works, self._groups = (_Table() for _ in range(5))
+        self._lanes, self._pools, self._buffers, self._works, self._groups, self._bodies = (_Table() for _ in range(6))
         self._rows: list[tuple[Any, ...]] = []
         self._chunks: list[dict[str, NDArray[Any]]] = []
         self._count = 0
@@ -173,13 +185,16 @@ class PlanBuilder:
         priority: int = 0,
         attempt: int = 0,
         notify: bool = False,
+        body: Plan | None = None,
     ) -> int:
-        """Append a task; returns its number. A release may name the task itself (`builder.next`)."""
+        """Append a task; returns its number. A release may name the task itself (`builder.next`). Tasks that
+        share a body share its object."""
         buffers = [(self._buffers[b], False) for b in reads] + [(self._buffers[b], True) for b in writes]
         self._rows.append((
             -1 if lane is None else self._lanes[lane],
             self._works[work],
             self._groups[requests] if requests else -1,
+            -1 if body is None else self._bodies[body],
             PHASES.index(phase), step, layer, microbatch, page, rank, priority, attempt, notify,
             tuple(deps), [(self._pools[p], n) for p, n in takes], tuple(releases), buffers,
         ))  # fmt: skip
@@ -257,7 +272,7 @@ class PlanBuilder:
                 columns[column] = _concat([c[column] for c in self._chunks], _DTYPES[column])
         return Plan(
             first=self.first, lanes=tuple(self._lanes), pools=tuple(self._pools), buffers=tuple(self._buffers),
-            works=tuple(self._works), groups=tuple(self._groups), **columns,
+            works=tuple(self._works), groups=tuple(self._groups), bodies=tuple(self._bodies), **columns,
         )  # fmt: skip
 
 
@@ -272,7 +287,7 @@ def plan_of(tasks: Sequence[Task]) -> Plan:
         number = builder.add(
             t.work, t.lane, t.deps, reads=t.reads, writes=t.writes, takes=t.takes, releases=t.releases,
             requests=t.requests, phase=t.phase, step=t.step, layer=t.layer, microbatch=t.microbatch, page=t.page,
-            rank=t.rank, priority=t.priority, attempt=t.attempt, notify=t.notify,
+            rank=t.rank, priority=t.priority, attempt=t.attempt, notify=t.notify, body=t.body,
         )  # fmt: skip
         assert number == t.number, f"tasks must be numbered consecutively: {t.number} stands where {number} would"
     return builder.build()

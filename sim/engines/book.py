@@ -1,32 +1,38 @@
 """The SimPy engine's book: every task that was handed out, as columns of Python lists.
 
 A Plan's columns are converted once; no Task objects are made. Rows are in order of submission and
-numbers ascend, so a row index orders as its number does.
+numbers ascend, so a row index orders as its number does. Bodies have their rows behind those of the
+Plan that has them, without numbers.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.engines.intake import check_references, lane_table, pool_table
+from sim.engines.intake import check_bodies, check_references, lane_table, pool_table
+from sim.engines.run import Inside, LaneLike
 from sim.engines.slots import Rates
 from sim.errors import UserError, unknown
 from sim.plan import Plan
 from sim.tasks import Task
 
 if TYPE_CHECKING:
-    from sim.costs import Costs, Prices
+    from sim.costs import Costs, PricedPlan, Prices
+
+NOBODY = -1
+"""Number of a row inside a body: nobody outside refers to it."""
 
 OPEN, STARTABLE, RUNNING, ENDED = range(4)
 
 
 class Book:
-    """Columns over all tasks; `index` finds the row of a number.
+    """Columns over all tasks; `index` finds the row of a number, `NOBODY` standing for rows inside bodies.
 
     Attributes
     ----------
@@ -34,15 +40,18 @@ class Book:
         rows that wait for this one, or None. takes, releases: only rows that have some. status: see
         `sim.engines.run`. state: OPEN, STARTABLE (its dependencies are done), RUNNING or ENDED.
     latency, fluid: of each price class, in ps; whether it has demands.
+    bodies: rows of the bodies that run, by row of their task; outer: the other way; surplus: rows that end as skipped.
     """
 
-    def __init__(self, lanes: Sequence[str], pools: Mapping[str, int], costs: Costs, rates: Rates) -> None:
-        self.lanes, self.pools, self.costs, self.rates = lanes, pools, costs, rates
-        self._lane_index = {name: i for i, name in enumerate(lanes)}
+    def __init__(self, lanes: Sequence[LaneLike], pools: Mapping[str, int], costs: Costs, rates: Rates) -> None:
+        self.lanes, self.pools, self.costs, self.rates = tuple(lane.name for lane in lanes), pools, costs, rates
+        self._machine_lanes = lanes
+        self._lane_index = {name: i for i, name in enumerate(self.lanes)}
         self._pool_index = {name: i for i, name in enumerate(pools)}
         self._price_rows: dict[tuple[bytes, ...], int] = {}
         self.sources: list[Plan | Task] = []
         self._source_first: list[int] = []
+        self._source_number: list[int] = []
         self.number: list[int] = []
         self.lane: list[int] = []
         self.cls: list[int] = []
@@ -50,6 +59,11 @@ class Book:
         self.notify: list[bool] = []
         self.missing: list[int] = []
         self.dependents: list[list[int] | None] = []
+        self.bodies: dict[int, range] = {}
+        self.outer: dict[int, int] = {}
+        self.surplus: set[int] = set()
+        self._body_plans: dict[int, Plan] = {}
+        self._last = NOBODY
         self.takes: dict[int, list[tuple[int, int]]] = {}
         self.releases: dict[int, list[int]] = {}
         self.state: list[int] = []
@@ -63,14 +77,15 @@ class Book:
         return len(self.number)
 
     def index(self, number: int) -> int:
-        """Row of a task; -1 if no such task was handed out. O(1) where numbers have no gaps, else O(log n)."""
+        """Row of a task; -1 if no such task was handed out. O(1) where numbers have no gaps, else O(log n) in what was handed out."""
         numbers = self.number
-        if not numbers:
+        if not numbers or number < numbers[0]:
             return -1
         i = number - numbers[0]
-        if 0 <= i < len(numbers) and numbers[i] == number:
+        if i < len(numbers) and numbers[i] == number:
             return i
-        i = bisect_left(numbers, number)
+        k = bisect_right(self._source_number, number) - 1
+        i = self._source_first[k] + number - self._source_number[k]
         return i if i < len(numbers) and numbers[i] == number else -1
 
     def task(self, i: int) -> Task:
@@ -81,6 +96,7 @@ class Book:
 
     def add_task(self, task: Task) -> int:
         """Take in one task; returns its row. Raises UserError for unknown lanes, pools and numbers."""
+        assert task.body is None, f"task {task.number} has a body: as a Plan of one task it is taken in"
         i = self._next_row(task.number, task)
         if task.lane is not None and task.lane not in self._lane_index:
             raise unknown(f"task {task.number}: lane", task.lane, self.lanes)
@@ -107,25 +123,48 @@ class Book:
         check_references(plan, self._all_known)
         lane = lane_table(plan, self.lanes)[plan.lane]
         pools = pool_table(plan, self.pools)
-        base = self._next_row(plan.first, plan)
-        rows = range(base, base + len(plan))
         priced = self.costs.bind(plan)
-        self.cls.extend((priced.cls + self._new_classes(priced.prices)).tolist())
-        self.number.extend(range(plan.first, plan.first + len(plan)))
-        self.lane.extend(lane.tolist())
-        self.priority.extend(plan.priority.tolist())
+        check_bodies(priced, self._machine_lanes)
+        base = self._next_row(plan.first, plan)
+        self._last = plan.first + len(plan) - 1
         self.notify.extend(plan.notify.tolist())
         self._add_takes(plan, pools, base)
         self._add_releases(plan, base)
+        self._add_rows(priced, self._new_classes(priced.prices), range(plan.first, plan.first + len(plan)), lane)
+        self._add_bodies(priced, base)
+        return range(base, base + len(plan))
+
+    def _add_rows(self, priced: PricedPlan, classes: int, numbers: Iterable[int], lane: NDArray[np.int16]) -> None:
+        base, plan = len(self), priced.plan
+        self.cls.extend((priced.cls + classes).tolist())
+        self.number.extend(numbers)
+        self.lane.extend(lane.tolist())
+        self.priority.extend(plan.priority.tolist())
         self._open_rows(len(plan))
         self._add_deps(plan, base)
-        return rows
+
+    def _add_bodies(self, priced: PricedPlan, base: int) -> None:
+        classes: dict[int, int] = {}
+        for i, body in sorted(priced.bodies.items()):
+            if not len(body.plan):
+                continue
+            if id(body) not in classes:
+                classes[id(body)] = self._new_classes(body.prices)
+            rows = range(len(self), len(self) + len(body.plan))
+            self.bodies[base + i], self._body_plans[base + i] = rows, body.plan
+            self.outer.update(dict.fromkeys(rows, base + i))
+            if body.surplus is not None:
+                self.surplus.update((rows.start + np.flatnonzero(body.surplus)).tolist())
+            self.notify.extend(repeat(False, len(rows)))
+            self._add_rows(body, classes[id(body)], repeat(NOBODY, len(rows)), lane_table(body.plan, self.lanes)[body.plan.lane])
 
     def _next_row(self, number: int, source: Plan | Task) -> int:
-        if self.number and number <= self.number[-1]:
-            raise UserError(f"task {number}: numbers ascend in order of submission; one above {self.number[-1]} would be right")
+        if number <= self._last:
+            raise UserError(f"task {number}: numbers ascend in order of submission; one above {self._last} would be right")
         self.sources.append(source)
         self._source_first.append(len(self.number))
+        self._source_number.append(number)
+        self._last = number
         return len(self.number)
 
     def _open_rows(self, n: int) -> None:
@@ -226,12 +265,21 @@ class Book:
         self.fluid.extend((self.rates.classes["solo"][since:] > 0).tolist())
         return since
 
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """The arrays of a Run."""
-        return {
+    def columns(self) -> dict[str, Any]:
+        """The arrays of a Run, and what ran inside tasks."""
+        whole: dict[str, NDArray[Any]] = {
             "number": np.array(self.number, np.int64),
             "lane": np.array(self.lane, np.int16),
             "start_ps": np.array(self.start, np.int64),
             "end_ps": np.array(self.end, np.int64),
             "status": np.array(self.status, np.int8),
         }
+        if not self.bodies:
+            return whole
+        own = whole["number"] != NOBODY
+        inside = tuple(self._inside(i, whole, rows) for i, rows in self.bodies.items())
+        return {**{name: column[own] for name, column in whole.items()}, "inside": inside}
+
+    def _inside(self, i: int, columns: Mapping[str, NDArray[Any]], rows: range) -> Inside:
+        here = slice(rows.start, rows.stop)
+        return Inside(self.number[i], self._body_plans[i], *(columns[c][here] for c in ("start_ps", "end_ps", "status")))

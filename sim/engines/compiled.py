@@ -12,9 +12,10 @@ import numpy as np
 
 from sim.drive import Deadlock
 from sim.engines import loop
-from sim.engines.intake import Change, change_columns, check_lanes, check_references, lane_table, pool_table
+from sim.engines.graph import class_tables, graph, pieces
+from sim.engines.intake import Change, change_columns, check_bodies, check_lanes, check_references, lane_table
 from sim.engines.lanes import ENDED, LANE, LINKS, ORDERS, POOL, RUNNING, SUBMITTED, Graph, State
-from sim.engines.run import LaneLike, Run
+from sim.engines.run import Inside, LaneLike, Run, status_of
 from sim.engines.slots import Rates
 from sim.engines.story import Wait, deadlock
 
@@ -35,31 +36,33 @@ def run_compiled(
     check_lanes(names, pools)
     check_references(plan, lambda numbers: np.zeros(len(numbers), np.bool_))
     columns = change_columns(changes, priced.resources)
+    check_bodies(priced, lanes)
     g = graph(priced, names, pools)
     st = state(g, lanes, pools)
     rates = Rates(priced.capacity, len(st.free_slots))
-    rates.extend(priced.prices)
-    if loop.run(g, st, rates.arrays, *columns, begin_ps) < len(plan):
+    for prices, _ in class_tables(priced).values():
+        rates.extend(prices)
+    if loop.run(g, st, rates.arrays, *columns, begin_ps) < len(g.lane):
         raise stuck(priced, g, st, names, tuple(pools))
+    return _run_of(priced, st, names)
+
+
+def _run_of(priced: PricedPlan, st: State, lanes: tuple[str, ...]) -> Run:
+    plan, own = priced.plan, slice(len(priced.plan))
+    inside = []
+    for body, first, task in pieces(priced)[1:]:
+        here = slice(first, first + len(body.plan))
+        inside.append(Inside(plan.first + task, body.plan, st.start_ps[here], st.end_ps[here], status_of(body)))
     return Run(
-        sources=(plan,), lanes=names, number=plan.first + np.arange(len(plan)), lane=(g.lane_of[plan.lane] - 1).astype(np.int16),
-        start_ps=st.start_ps, end_ps=st.end_ps, status=np.zeros(len(plan), np.int8),
-    )  # fmt: skip
-
-
-def graph(priced: PricedPlan, lanes: Sequence[str], pools: Mapping[str, int]) -> Graph:
-    plan = priced.plan
-    return Graph(
-        lane=plan.lane, cls=priced.cls, dep_ptr=plan.dep_ptr, dep=plan.dep, take_ptr=plan.take_ptr, take_pool=plan.take_pool,
-        take_units=plan.take_units, release_ptr=plan.release_ptr, release=plan.release, priority=plan.priority,
-        lane_of=lane_table(plan, lanes).astype(np.int32) + 1, pool_of=pool_table(plan, pools), first=plan.first,
+        sources=(plan,), lanes=lanes, number=plan.first + np.arange(len(plan)), lane=lane_table(plan, lanes)[plan.lane],
+        start_ps=st.start_ps[own], end_ps=st.end_ps[own], status=status_of(priced), inside=tuple(inside),
     )  # fmt: skip
 
 
 def state(g: Graph, lanes: Sequence[LaneLike], pools: Mapping[str, int]) -> State:
     """Nothing queued yet. Slots: one a server, and one for each task without a lane."""
     n = len(g.lane)
-    members = np.bincount(g.lane_of[g.lane], minlength=len(lanes) + 1)
+    members = np.bincount(g.lane, minlength=len(lanes) + 1)
     lane_rows = np.zeros(len(lanes) + 1, LANE)
     lane_rows["order"] = [ORDERS.index("ready"), *(ORDERS.index(lane.order) for lane in lanes)]
     lane_rows["free"] = [n, *(lane.servers for lane in lanes)]
@@ -73,9 +76,10 @@ def state(g: Graph, lanes: Sequence[LaneLike], pools: Mapping[str, int]) -> Stat
     links["watch"] = -1
     slots = int(np.minimum(members, lane_rows["free"]).sum())
     return State(
-        state=np.zeros(n, np.int8), held=np.zeros(n, np.bool_), links=links, start_ps=np.zeros(n, np.int64), end_ps=np.zeros(n, np.int64),
+        state=np.zeros(n, np.int8), held=np.zeros(n, np.bool_), inside=g.bodies["last"] - g.bodies["first"], links=links,
+        start_ps=np.zeros(n, np.int64), end_ps=np.zeros(n, np.int64),
         lanes=lane_rows, pools=pool_rows, ready=np.zeros(int(queued.sum()), np.int32), dirty=np.zeros(len(lanes) + 1, np.int32),
-        joins=np.zeros(int(members[0]), np.int32), owner=np.zeros(slots, np.int32),
+        joins=np.zeros(int(members[0]) + len(g.bodies), np.int32), owner=np.zeros(slots, np.int32),
         free_slots=np.arange(slots, dtype=np.int32)[::-1].copy(), counts=np.array([0, 0, slots, 0], np.int64),
     )  # fmt: skip
 
@@ -89,7 +93,7 @@ def stuck(priced: PricedPlan, g: Graph, st: State, lanes: Sequence[str], pools: 
             holders[plan.pools[plan.take_pool[j]]].append(plan.first + i)
     waits = []
     seen: set[int] = set()
-    for i in np.flatnonzero(st.state != ENDED).tolist():
+    for i in np.flatnonzero(st.state[: len(plan)] != ENDED).tolist():
         lane = int(plan.lane[i])
         running = st.state[i] == RUNNING
         if lane in seen and not running:
@@ -103,4 +107,4 @@ def stuck(priced: PricedPlan, g: Graph, st: State, lanes: Sequence[str], pools: 
             takes=tuple((plan.pools[plan.take_pool[j]], int(plan.take_units[j])) for j in takes),
         ))  # fmt: skip
     rooms = {name: int(room) for name, room in zip(pools, st.pools["room"], strict=False)}
-    return deadlock(int((st.state != ENDED).sum()), waits, rooms, holders)
+    return deadlock(int((st.state[: len(plan)] != ENDED).sum()), waits, rooms, holders)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.engines.run import LaneLike
 from sim.errors import UserError, unknown
 from sim.plan import Plan
+
+if TYPE_CHECKING:
+    from sim.costs import PricedPlan
 
 Change = tuple[int, str, float]
 """(time in ps, resource, capacity from then on)."""
@@ -81,6 +86,25 @@ def check_references(plan: Plan, known: Callable[[NDArray[np.int32]], NDArray[np
         j = int(unknown_release.argmax())
         task = plan.first + int(np.searchsorted(plan.release_ptr, j, side="right")) - 1
         raise UserError(f"task {task}: releases {plan.release[j]}, which was not submitted; releases name tasks that take from a pool")
+
+
+def check_bodies(priced: PricedPlan, lanes: Sequence[LaneLike]) -> None:
+    """The bodies that are to run: whole in themselves, on lanes that take tasks as they become ready."""
+    orders = {lane.name: lane.order for lane in lanes}
+    seen: set[int] = set()
+    for i, body in priced.bodies.items():
+        task, plan = f"task {priced.plan.first + i}", body.plan
+        if priced.plan.lane[i] < 0:
+            raise UserError(f"{task}: has a body and no lane; the lane that waits for the body is needed")
+        if id(plan) in seen:
+            continue
+        seen.add(id(plan))
+        check_references(plan, lambda numbers: np.zeros(len(numbers), np.bool_))
+        if plan.bodies or plan.notify.any() or len(plan.take_units) or len(plan.release):
+            raise UserError(f"{task}: its body has bodies, takes, releases or notifications; the task itself may have them")
+        for name in plan.lanes:
+            if orders.get(name, "") not in ("ready", "priority"):
+                raise UserError(f"{task}: its body needs lane {name!r} with order 'ready' or 'priority'; it is {orders.get(name)!r}")
 
 
 def change_columns(

@@ -30,13 +30,20 @@ POOL = np.dtype([("room", "i8"), ("lanes", "i4"), ("parked", "i4")])
 LINKS = np.dtype([("watch", "i4"), ("after", "i4"), ("queue", "i4")])
 """`watch`: first task that hangs on this one's end, `after`: the next that hangs where this one does;
 `queue`: next task of its lane, or next parked on its pool."""
+BODY = np.dtype([("task", "i4"), ("first", "i4"), ("last", "i4")])
+"""The task that has it, and the rows of its tasks."""
 
 # Entries of `counts`.
 DIRTY, JOINS, FREE_SLOTS, ENDS = range(4)
 
 
 class Graph(NamedTuple):
-    """The Plan's columns, unchanged; `lane` is looked up in `lane_of`, pools in `pool_of`."""
+    """The Plan's columns, and behind its n tasks those of the bodies that run.
+
+    lane: row of `State.lanes`, 0 for tasks without a lane, else one more than the machine's index. Pools are
+    looked up in `pool_of`. bodies: see `BODY`. body: of a task that has one its row there, of a task inside
+    of one -2 less that row, else -1.
+    """
 
     lane: NDArray[np.int16]
     cls: NDArray[np.int32]
@@ -48,16 +55,19 @@ class Graph(NamedTuple):
     release_ptr: NDArray[np.int32]
     release: NDArray[np.int32]
     priority: NDArray[np.int32]
-    lane_of: NDArray[np.int32]
+    body: NDArray[np.int32]
+    bodies: NDArray[Any]
     pool_of: NDArray[np.int16]
     first: int
 
 
 class State(NamedTuple):
-    """What the loop writes. start_ps holds the instant a task became ready until it starts."""
+    """What the loop writes. start_ps holds the instant a task became ready until it starts. inside: tasks
+    of each body that have not ended."""
 
     state: NDArray[np.int8]
     held: NDArray[np.bool_]
+    inside: NDArray[np.int32]
     links: NDArray[Any]
     start_ps: NDArray[np.int64]
     end_ps: NDArray[np.int64]
@@ -69,12 +79,6 @@ class State(NamedTuple):
     owner: NDArray[np.int32]
     free_slots: NDArray[np.int32]
     counts: NDArray[np.int64]
-
-
-@jit
-def lane_of(g: Graph, i: int) -> Any:
-    """Row of `State.lanes`: 0 for tasks without a lane, else one more than the machine's index."""
-    return g.lane_of[g.lane[i]]
 
 
 @jit
@@ -205,7 +209,7 @@ def give_back(g: Graph, st: State, i: int) -> None:
         while p.parked >= 0:
             task = p.parked
             p.parked = st.links[task].queue
-            lane = lane_of(g, task)
+            lane = g.lane[task]
             push(g, st, lane, task)
             mark(st, lane)
 

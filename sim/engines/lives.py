@@ -16,7 +16,7 @@ from sim.drive import Deadlock
 from sim.engines.book import ENDED, OPEN, RUNNING, STARTABLE, Book
 from sim.engines.fluid import Fluid
 from sim.engines.queues import Pools, Queue, queues
-from sim.engines.run import CANCELLED, DONE, FAILED, STATUSES, LaneLike
+from sim.engines.run import CANCELLED, DONE, FAILED, SKIPPED, STATUSES, LaneLike
 from sim.engines.slots import Rates
 from sim.engines.story import Wait, deadlock
 from sim.errors import UserError
@@ -33,7 +33,7 @@ class Lives:
     Attributes
     ----------
     events: (row, event) that tasks raised and nobody has delivered yet. due: rows whose time is over.
-    joins: heap of rows that end as soon as they are looked at. open: tasks that have not ended.
+    joins: heap of rows that end as soon as they are looked at. open: tasks that have not ended, those inside bodies apart.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Lives:
         self.joins: list[int] = []
         self.open = 0
         self.fluid = Fluid(rates, env, self.due.extend)
-        self.book = Book(tuple(lane.name for lane in lanes), pools, costs, rates)
+        self.book = Book(lanes, pools, costs, rates)
         self._pools = Pools(pools, self.book)
         self._queues = queues(lanes, self.book, self._pools)
         self._failures = failures
@@ -60,13 +60,15 @@ class Lives:
         self._dirty: set[int] = set()
         self._blocked: set[int] = set()
         self._entering: list[int] = []
+        self._inside: dict[int, int] = {}
+        """Tasks that have not ended of each body that has begun."""
 
     @property
     def now(self) -> Time:
         return int(self._env.now)
 
     def queue(self, rows: range) -> None:
-        """New rows stand in their lanes; those whose dependencies are done may start."""
+        """New rows stand in their lanes; those whose dependencies are done may start. Rows of bodies wait for their task."""
         book = self.book
         self.open += len(rows)
         members: dict[int, list[int]] = {}
@@ -135,18 +137,37 @@ class Lives:
             self._conclude(i, now)
         while self.joins:
             i = heappop(self.joins)
-            if self.book.state[i] != ENDED:
+            if self.book.state[i] == RUNNING:
+                self._end(i, now, DONE)  # the last of its body has ended
+            elif self.book.state[i] != ENDED:
                 self.book.start[i] = now
                 self._conclude(i, now)
 
     def _conclude(self, i: int, now: Time) -> None:
-        """All that was to do is done: the task ends, or fails if it was to."""
+        """All that was to do is done: the task ends, or its body begins, or it fails if it was to."""
         fraction = self._failures.get(self.book.number[i])
-        if fraction is None:
-            self._end(i, now, DONE)
-        else:
+        if fraction is not None:
             self._end(i, now, FAILED)
             self._fail(i, "failed", fraction)
+        elif self.book.bodies.get(i):
+            self._begin_body(i)
+        else:
+            self._end(i, now, SKIPPED if i in self.book.surplus else DONE)
+
+    def _begin_body(self, i: int) -> None:
+        """The own work of a task is over; its server and its holds stay taken."""
+        self.fluid.leave(i)
+        rows = self.book.bodies[i]
+        self._inside[i] = len(rows)
+        for j in rows:
+            if self.book.missing[j] == 0:
+                self._make_startable(j)
+
+    def _end_inside(self, i: int) -> None:
+        """A row of the body of task `i` has ended; behind the last of them the task ends too."""
+        self._inside[i] -= 1
+        if self._inside[i] == 0:
+            heappush(self.joins, i)
 
     def _end(self, i: int, now: Time, status: int) -> None:
         """The task is over: its server and slot are free, what it releases goes back, dependents may start."""
@@ -161,12 +182,17 @@ class Lives:
         book.state[i] = ENDED
         book.status[i] = status
         book.end[i] = now
-        self.open -= 1
+        self.open -= i not in book.outer
         for holder in book.releases.get(i, ()):
             self._give_back(holder)
-        if status != DONE:
+        if status not in (DONE, SKIPPED):
             self._give_back(i)
+            for j in book.bodies.get(i, ()):
+                if book.state[j] != ENDED:
+                    self._end(j, now, CANCELLED)
             return
+        if i in book.outer:
+            self._end_inside(book.outer[i])
         if book.notify[i]:
             result = self._outcomes(book.task(i)) if self._outcomes else Result()
             self.events.append((i, Finished(book.number[i], result)))
@@ -214,12 +240,14 @@ class Lives:
         self._fail(i, command.reason, fraction)
 
     def _fraction_done(self, i: int) -> float:
-        """Part of the fluid phase that is done; of the latency where there is no other phase."""
+        """Part of the fluid phase that is done; of the latency where there is no other phase; once a body has begun, of its tasks."""
         book = self.book
         if book.state[i] != RUNNING:
             return 0.0
         cls = book.cls[i]
         left = self.fluid.left(i)
+        if i in self._inside:
+            return 1.0 - self._inside[i] / len(book.bodies[i])
         if left is not None:
             return self._failures.get(book.number[i], 1.0) - left
         if book.fluid[cls] or not book.latency[cls]:
@@ -241,7 +269,7 @@ class Lives:
         book, waits = self.book, []
         seen: set[int] = set()
         for i in range(len(book)):
-            if book.state[i] == ENDED or (book.state[i] != RUNNING and book.lane[i] in seen):
+            if i in book.outer or book.state[i] == ENDED or (book.state[i] != RUNNING and book.lane[i] in seen):
                 continue
             task = book.task(i)
             running = book.state[i] == RUNNING

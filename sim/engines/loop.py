@@ -1,7 +1,8 @@
 """The compiled engine's loop over a frozen Plan.
 
 An instant is a series of rounds: end what is due, release holds, close joins, then start what can
-start, lanes in declared order, then settle the rates. The loop is linear in tasks; an end costs
+start, lanes in declared order, then settle the rates. A task with a body begins it when its own work
+is over, and ends with the last of its tasks. The loop is linear in tasks; an end costs
 O(log n) in the tasks that run and a solve only where an oversubscribed resource changed.
 """
 
@@ -25,7 +26,6 @@ from sim.engines.lanes import (
     SUBMITTED,
     Graph,
     State,
-    lane_of,
     mark,
 )  # fmt: skip
 from sim.engines.layout import HEAP, Shared, entry, jit
@@ -35,14 +35,14 @@ from sim.rates import settle
 
 @jit
 def queue(g: Graph, st: State, x: Shared, begin: int) -> None:
-    """Put every task where it waits."""
+    """Put every task where it waits; those of bodies wait for the task that they are inside of."""
     for i in range(len(g.lane) - 1, -1, -1):
-        lane = lane_of(g, i)
+        lane = g.lane[i]
         if st.lanes[lane].order == SUBMITTED:
             st.links[i].queue = st.lanes[lane].head
             st.lanes[lane].head = i
     for i in range(len(g.lane)):
-        if not lanes.watch(g, st, i):
+        if g.body[i] > -2 and not lanes.watch(g, st, i):
             make_startable(g, st, x, i, begin)
     close_joins(g, st, x, begin)
 
@@ -52,7 +52,7 @@ def make_startable(g: Graph, st: State, x: Shared, i: int, now: int) -> None:
     """All dependencies of task `i` are done."""
     st.state[i] = STARTABLE
     st.start_ps[i] = now
-    lane = lane_of(g, i)
+    lane = g.lane[i]
     if lane == 0:
         c = x.classes[g.cls[i]]
         if c.latency == 0 and c.solo == 0.0 and g.take_ptr[i] == g.take_ptr[i + 1]:
@@ -83,14 +83,38 @@ def end(g: Graph, st: State, x: Shared, i: int, now: int) -> None:
         if not lanes.watch(g, st, waiter):
             make_startable(g, st, x, waiter, now)
         waiter = after
+    b = -2 - g.body[i]
+    if b >= 0:
+        st.inside[b] -= 1
+        if st.inside[b] == 0:
+            st.joins[st.counts[JOINS]] = g.bodies[b].task
+            st.counts[JOINS] += 1
 
 
 @jit
 def close_joins(g: Graph, st: State, x: Shared, now: int) -> None:
-    """Joins end when their dependencies do, one after another within the instant."""
+    """Joins end when their dependencies do, tasks when their bodies have, one after another within the instant."""
     while st.counts[JOINS] > 0:
         st.counts[JOINS] -= 1
-        end(g, st, x, st.joins[st.counts[JOINS]], now)
+        i = st.joins[st.counts[JOINS]]
+        if g.lane[i] > 0:
+            free_server(g, st, i)
+        end(g, st, x, i, now)
+
+
+@jit
+def free_server(g: Graph, st: State, i: int) -> None:
+    st.lanes[g.lane[i]].free += 1
+    mark(st, g.lane[i])
+
+
+@jit
+def begin_body(g: Graph, st: State, x: Shared, i: int, now: int) -> None:
+    """The own work of task `i` is over; its server stays taken."""
+    body = g.bodies[g.body[i]]
+    for j in range(body.first, body.last):
+        if not lanes.watch(g, st, j):
+            make_startable(g, st, x, j, now)
 
 
 @jit
@@ -158,9 +182,10 @@ def end_due(g: Graph, st: State, x: Shared, now: int) -> None:
             leave(x, s)
         st.free_slots[st.counts[FREE_SLOTS]] = s
         st.counts[FREE_SLOTS] += 1
-        lane = lane_of(g, i)
-        st.lanes[lane].free += 1
-        mark(st, lane)
+        if g.body[i] >= 0:
+            begin_body(g, st, x, i, now)
+            continue
+        free_server(g, st, i)
         end(g, st, x, i, now)
 
 

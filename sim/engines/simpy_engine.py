@@ -17,7 +17,7 @@ from sim.engines.intake import Change, change_columns, check_failures, check_lan
 from sim.engines.lives import Lives
 from sim.engines.run import LaneLike, Run
 from sim.events import Arrived, Changed, Event, Profile, Request, Result, Started
-from sim.plan import Plan
+from sim.plan import Plan, plan_of
 from sim.tasks import Command, Task, Time
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ class SimPyEngine:
         for command in commands:
             if isinstance(command, Plan):
                 lives.queue(lives.book.add_plan(command))
+            elif isinstance(command, Task) and command.body is not None:
+                lives.queue(lives.book.add_plan(plan_of([command])))
             elif isinstance(command, Task):
                 i = lives.book.add_task(command)
                 lives.queue(range(i, i + 1))

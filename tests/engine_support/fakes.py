@@ -45,7 +45,11 @@ class FakeCosts:
 
     def bind(self, plan: Plan) -> Any:
         prices = pack([self.row(w) for w in plan.works])
-        return SimpleNamespace(plan=plan, cls=plan.work, prices=prices, resources=self.resources, capacity=self.capacity)
+        bodies = {i: self.bind(plan.bodies[plan.body[i]]) for i in np.flatnonzero(plan.body >= 0).tolist()}
+        return SimpleNamespace(
+            plan=plan, cls=plan.work, prices=prices, resources=self.resources, capacity=self.capacity, bodies=bodies,
+            surplus=np.array([w.variant == "surplus" for w in plan.works], np.bool_)[plan.work],
+        )  # fmt: skip
 
     def task(self, task: Task) -> Any:
         return pack([self.row(task.work)])

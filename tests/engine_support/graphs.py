@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sim.engines.compiled import run_compiled
 from sim.engines.run import Run
 from sim.engines.simpy_engine import SimPyEngine
-from sim.plan import plan_of
+from sim.plan import Plan, plan_of
 from sim.tasks import Task, Work
 from tests.engine_support.fakes import Demand, FakeCosts, Lane
 
@@ -80,9 +80,10 @@ def prices(draw: st.DrawFn) -> FakeCosts:
 
 
 @st.composite
-def cases(draw: st.DrawFn, max_tasks: int = 25, pools: bool = True, changes: bool = True) -> Case:
-    """A random task graph on a random machine. It may deadlock where pools are in play."""
+def cases(draw: st.DrawFn, max_tasks: int = 25, pools: bool = True, changes: bool = True, bodies: bool = False) -> Case:
+    """A random task graph on a random machine. It may deadlock where pools are in play. bodies: some tasks have one."""
     machine = draw(lanes)
+    inside = draw(st.lists(_body(machine), min_size=1, max_size=2)) if bodies else []
     costs = draw(prices())
     capacity = {f"p{k}": draw(st.integers(1, 4)) for k in range(draw(st.integers(0, 2)))} if pools else {}
     first = draw(st.sampled_from([0, 7]))
@@ -103,8 +104,23 @@ def cases(draw: st.DrawFn, max_tasks: int = 25, pools: bool = True, changes: boo
             deps=tuple(draw(st.lists(earlier, max_size=3))) if number > first else (),
             takes=tuple((p, draw(st.integers(1, capacity[p]))) for p in takes),
             releases=tuple(releases), priority=draw(st.integers(0, 2)),
+            body=draw(st.sampled_from([None, *inside])) if lane else None,
         ))  # fmt: skip
     return Case(machine, capacity, costs, tuple(tasks), tuple(draw(_changes(costs)) if changes else ()))
+
+
+@st.composite
+def _body(draw: st.DrawFn, machine: tuple[Lane, ...]) -> Plan:
+    """Up to six tasks, some surplus, on lanes that take what is ready; joins only where the machine has no such lane."""
+    found = [None, *(row.name for row in machine if row.order != "submitted")]
+    first = draw(st.sampled_from([0, 40]))
+    tasks: list[Task] = []
+    for number in range(first, first + draw(st.integers(0, 6))):
+        lane = draw(st.sampled_from(found))
+        work = Work(draw(st.sampled_from(OPS)), variant=draw(st.sampled_from(["", "", "surplus"]))) if lane else Work("join")
+        deps = draw(st.lists(st.integers(first, number - 1), max_size=2)) if tasks else []
+        tasks.append(Task(number, work, lane, deps=tuple(deps), priority=draw(st.integers(0, 2))))
+    return plan_of(tasks)
 
 
 @st.composite

@@ -11,7 +11,7 @@ from tests.engine_support.graphs import Case, cases
 from tests.engine_support.oracle import Oracle
 
 
-@given(cases())
+@given(cases(bodies=True))
 def test_simpy_and_compiled_see_the_same_picoseconds(case: Case) -> None:
     try:
         reference = case.simpy()
@@ -26,7 +26,7 @@ def test_simpy_and_compiled_see_the_same_picoseconds(case: Case) -> None:
     assert reference.same_times(compiled)
 
 
-@given(cases())
+@given(cases(bodies=True))
 def test_a_plan_and_its_tasks_one_by_one_are_the_same(case: Case) -> None:
     try:
         reference = case.simpy()
