@@ -25,7 +25,7 @@ class Checkpoint:
         self.directory = directory
         self._stack = ExitStack()
         self._open: dict[Path, Any] = {}
-        self._file_of = _index(directory)
+        self._file_of = index_of(directory)
 
     def __enter__(self) -> Self:
         if not self._file_of:
@@ -45,11 +45,13 @@ class Checkpoint:
         self.read_into(name, out)
         return out
 
-    def read_into(self, name: str, out: np.ndarray, shape: tuple[int, ...] | None = None) -> None:
-        """Copy and convert one tensor; `shape`: that in the file, where `out` is a view of another shape."""
+    def read_into(self, name: str, out: np.ndarray, shape: tuple[int, ...] | None = None, part: range | None = None) -> None:
+        """Copy and convert one tensor; `shape`: that in the file, where `out` has another; `part`: of its first dimension."""
         import torch
 
         tensor = self._tensor(name, list(shape or out.shape))
+        if part is not None:
+            tensor = tensor[part.start : part.stop]
         torch.from_numpy(out).copy_(tensor.reshape(out.shape))
 
     def view(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -89,7 +91,7 @@ class Checkpoint:
         return self._open[path]
 
 
-def _index(directory: Path) -> dict[str, Path]:
+def index_of(directory: Path) -> dict[str, Path]:
     """File of each tensor by the index of a sharded model; empty where there is no index."""
     path = directory / INDEX
     if not path.exists():

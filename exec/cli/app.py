@@ -1,4 +1,4 @@
-"""python -m exec: calibrate, run, validate, bench, fused, doctor, generate, demo."""
+"""python -m exec: calibrate, run, validate, bench, fused, manifest, doctor, generate, demo."""
 
 from __future__ import annotations
 
@@ -113,6 +113,18 @@ def fused(
     from exec.cli import fusing
 
     fusing.fused(model, tokens, threads, seed, json)
+
+
+@app.command()
+def manifest(
+    directory: Annotated[Path, typer.Argument(help="Directory with safetensors.", show_default=False)],
+    output: Annotated[Path | None, typer.Option("-o", help="File to write, JSON; default: beside the safetensors.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Write the checksums of a checkpoint, by which experts that are loaded from disk are verified."""
+    from exec.cli import manifesting
+
+    manifesting.manifest(directory, output, json)
 
 
 @app.command()
