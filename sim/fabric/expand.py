@@ -3,7 +3,8 @@
 Rank R has resources gpu.R.flops (FLOP/s of bf16), gpu.R.hbm and gpu.R.sms, memory gpu.R, and lanes
 host.R (launches), gpu.R (compute stream), comm.R (communication stream) in order of submission, and
 put.R.P for each peer P, where every put that is ready runs. A put crosses each link direction of its
-route and the HBM at both ends.
+route. The HBM at both ends is left out: at most an eighth of it, and sharing it equally with hundreds of
+blocks, as max-min would, is not what a memory controller does.
 """
 
 from __future__ import annotations
@@ -102,6 +103,6 @@ def _rank_lanes(topology: Topology, rank: int, servers: Mapping[str, int]) -> li
 def _put_lane(topology: Topology, a: int, b: int) -> Lane:
     route = topology.route(a, b)
     return Lane(
-        name=names.put(a, b), order="ready", servers=PUTS, kind="copy", path=(*route.resources, f"gpu.{a}.hbm", f"gpu.{b}.hbm"),
+        name=names.put(a, b), order="ready", servers=PUTS, kind="copy", path=route.resources,
         cores=f"gpu.{a}.sms", home=f"gpu.{b}", latency_s=route.latency_s, families=(f"put.{route.kind}", "put"),
     )  # fmt: skip

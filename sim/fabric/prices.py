@@ -39,8 +39,8 @@ def put_price(machine: Machine, lane: Lane, work: Work, rate: OpRate) -> tuple[f
     """Latency in s and demands of a put.
 
     A byte occupies each link for 1 / bytes_efficiency of its time at the link's rate: what a protocol does
-    not reach, others cannot use either, so several puts of one library share what it reaches. The HBM at both
-    ends sees bytes_scale bytes a byte. `rate.sms` SMs are busy while a put runs at its solo rate, and as much
+    not reach, others cannot use either, so several puts of one library share what it reaches. A memory on the
+    path sees bytes_scale bytes a byte. `rate.sms` SMs are busy while a put runs at its solo rate, and as much
     less as it runs slower: all puts of a full link together keep them busy.
     """
     links, demands = [], []
