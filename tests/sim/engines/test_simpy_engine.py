@@ -186,6 +186,14 @@ def test_a_failure_is_told_and_its_dependents_are_given_up_in_number_order() -> 
     assert spans(run) == {0: (0, 4), 1: (4, 4), 2: (4, 5), 3: (4, 4), 4: (4, 4)}
 
 
+def test_who_waited_for_two_given_up_tasks_is_given_up_once_and_so_are_those_behind() -> None:
+    seen, run = play([task(0, "copy10"), join(1, (0,)), join(2, (0, 1)), join(3, (2,))], failures=[(0, 0.4)])
+    assert [event for _, event in seen] == [
+        Failed(0, "failed", 0.4), Failed(1, "dependency 0 failed"), Failed(2, "dependency 0 failed"), Failed(3, "dependency 2 cancelled"),
+    ]  # fmt: skip
+    assert statuses(run) == {0: "failed", 1: "cancelled", 2: "cancelled", 3: "cancelled"}
+
+
 @pytest.mark.parametrize(("op", "fraction", "end"), [("late10", 0.5, 10), ("late10", 0.0, 5), ("copy10", 1.0, 10), ("copy0", 0.5, 0)])
 def test_a_failure_comes_when_that_part_of_the_work_is_done(op: str, fraction: float, end: int) -> None:
     seen, _ = play([task(0, op)], failures=[(0, fraction)])
