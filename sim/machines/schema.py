@@ -63,7 +63,7 @@ class Machine(Strict):
                 raise ValueError(f"ops[{i}].lane: no lane {op.lane!r}; have {', '.join(names)}")
         if not self.lanes and self.topology is None:
             raise ValueError("lanes: missing; a machine has lanes, or a topology to make them from")
-        if self.lanes and not self.ops:
+        if self.lanes and "ops" not in self.model_fields_set:
             raise ValueError("ops: missing; each lane needs a row")
         return self
 
