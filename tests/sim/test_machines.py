@@ -200,7 +200,7 @@ def test_malformed_or_truncated_yaml(tmp_path: Path, text: str) -> None:
 def test_truncated_machine_names_what_is_missing(tmp_path: Path) -> None:
     whole = yaml.safe_dump(t4(), sort_keys=False)
     with pytest.raises(UserError, match=r"ops: missing"):
-        machines.load(write(tmp_path, whole[: whole.index("ops:")]))
+        machines.load(write(tmp_path, whole[: whole.index("\nops:")]))
 
 
 def test_unknown_names() -> None:
