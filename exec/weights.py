@@ -127,7 +127,7 @@ def load_weights(directory: Path, spec: Any) -> Weights:
     Raises `UserError` naming the file and the tensor that is missing, misshaped or truncated.
     """
     with Checkpoint(Path(directory)) as files:
-        return load_dense(files, spec, tuple(_load_experts(files, spec, i) for i in range(spec.layers)))
+        return load_dense(files, spec, tuple(load_experts(files, spec, i) for i in range(spec.layers)))
 
 
 def load_dense(files: Checkpoint, spec: Any, experts: tuple[Any, ...]) -> Weights:
@@ -159,18 +159,20 @@ def _load_layer(files: Checkpoint, spec: Any, layer: int) -> LayerWeights:
     )
 
 
-def _load_experts(files: Checkpoint, spec: Any, layer: int) -> np.ndarray:
-    """Separate w1 (gate), w3 (up), w2 (down) of each expert, or fused gate_up_proj [E, 2F, H] and down_proj [E, H, F]."""
+def load_experts(files: Checkpoint, spec: Any, layer: int, mine: range | None = None) -> np.ndarray:
+    """A layer's experts, or the consecutive ones that `mine` names, flat. Separate w1 (gate), w3 (up), w2 (down) of each
+    expert, or fused gate_up_proj [E, 2F, H] and down_proj [E, H, F]."""
     prefix = moe_prefix(files, layer) + "experts."
-    flat = np.empty(spec.experts * expert_floats(spec), np.float32)
-    by_expert = flat.reshape(spec.experts, 3 * spec.ffn, spec.hidden)
+    mine = range(spec.experts) if mine is None else mine
+    flat = np.empty(len(mine) * expert_floats(spec), np.float32)
+    by_expert = flat.reshape(len(mine), 3 * spec.ffn, spec.hidden)
     if prefix + "gate_up_proj" in files:
-        files.read_into(prefix + "gate_up_proj", by_expert[:, : 2 * spec.ffn])
-        down = flat.reshape(spec.experts, -1)[:, 2 * spec.ffn * spec.hidden :]
-        files.read_into(prefix + "down_proj", down, (spec.experts, spec.hidden, spec.ffn))
+        files.read_into(prefix + "gate_up_proj", by_expert[:, : 2 * spec.ffn], (spec.experts, 2 * spec.ffn, spec.hidden), mine)
+        down = flat.reshape(len(mine), -1)[:, 2 * spec.ffn * spec.hidden :]
+        files.read_into(prefix + "down_proj", down, (spec.experts, spec.hidden, spec.ffn), mine)
         return flat
-    for e in range(spec.experts):
-        for name, part in zip(("w1", "w3", "w2"), split_expert(spec, flat, e), strict=True):
+    for k, e in enumerate(mine):
+        for name, part in zip(("w1", "w3", "w2"), split_expert(spec, flat, k), strict=True):
             files.read_into(f"{prefix}{e}.{name}.weight", part)
     return flat
 

@@ -89,6 +89,11 @@ def forward(
         _parallel(x, ids, offsets, positions, out, threads)
 
 
+def permute(x: np.ndarray, positions: np.ndarray, out: np.ndarray) -> None:
+    """The second half alone: copies of row t of x [tokens, hidden] to rows positions[t] [k] of `out`, which may have others."""
+    _copy(x, positions, out, 0, len(x))
+
+
 CHUNK = 256
 """Routes that one block counts and places."""
 

@@ -1,0 +1,71 @@
+"""RankBackend: all ops of one rank, and what it hands back at the end of a run."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from exec import decoder
+from exec.backends.warmup import warm_up
+from exec.cluster import shards
+from exec.cluster.dense import DenseLayers
+from exec.cluster.experts import MoELayers
+from exec.cluster.job import Order
+from exec.cluster.mesh import AHEAD, HEADER
+from exec.cluster.outputs import Outputs
+from exec.cluster.rows import RowMemory
+from exec.cluster.store import Store
+from exec.runtime import Interrupt, Record
+from sim.errors import UserError
+from sim.events import Result
+from sim.machines.schema import Lane
+
+
+class RankBackend:
+    """Implements `exec.runtime.Backend` for one order. May be run several times; layers then begin with the same rows."""
+
+    def __init__(self, order: Order, rank: int) -> None:
+        if order.model.hidden < HEADER + order.experts_per_rank:
+            raise UserError(f"--model {order.model.name}: rows of {order.model.hidden} numbers hold no header for its experts")
+        self.order, self.rank = order, rank
+        self.weights = shards.shard(order, rank)
+        self.store = Store()
+        self.rows = RowMemory(_rows_needed(order, rank), order.model.hidden)
+        self.moe = MoELayers(order, rank, self.weights, self.rows, self.store)
+        self.dense = DenseLayers(order, rank, self.weights, self.store) if order.serves else None
+        self._ops = {**self.moe.ops(), **(self.dense.ops() if self.dense else {})}
+        self._inputs = None if order.serves else shards.layer_inputs(order, rank)
+
+    def reset(self) -> None:
+        """Ready for another run of the same order."""
+        self.store = self.moe.store = Store()
+        self.moe.counts = []
+        if self.dense:
+            self.dense = DenseLayers(self.order, self.rank, self.weights, self.store)
+            self._ops.update(self.dense.ops())
+        else:
+            assert self._inputs is not None
+            self.store.hidden = self._inputs.copy()
+
+    def enter_lane(self, lane: Lane) -> None:
+        """Give the lane's thread its share of the cores; compile and load what it will run."""
+        if lane.name.startswith("gpu."):
+            decoder.set_threads(self.order.threads)
+            warm_up(self.order.model, self.order.threads)
+
+    def run(self, task: Record, interrupt: Interrupt) -> Result | None:
+        return self._ops[task.work.op](task, interrupt)
+
+    def outputs(self) -> Outputs:
+        left = self.store.left()
+        assert not left, f"rank {self.rank}: buffers {', '.join(left)} were written and never read"
+        keep, dense = self.order.keep, self.dense
+        logits = {r: np.stack(rows) for r, rows in ((dense.logits or {}) if dense else {}).items() if rows}
+        tokens = dense.sequences.outputs() if dense else {}
+        return Outputs(self.moe.counts, self.store.hidden if keep and not dense else None, tokens, logits, self.rows.peak)
+
+
+def _rows_needed(order: Order, rank: int) -> int:
+    """Landing pieces posted ahead, and those that hold what was not used up: a dispatch and a combine of each chunk and
+    peer, and one that has just come; then what the rank itself sends."""
+    landing = (order.ranks - 1) * (AHEAD + 2 * order.chunks + 1) * (order.most_rows + 1)
+    return landing + order.rows_of(rank) * order.model.top_k + order.chunks * order.ranks

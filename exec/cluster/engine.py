@@ -1,0 +1,156 @@
+"""RankEngine: the part of a Plan that one rank runs, on the runtime's threads.
+
+What other ranks do shows up as records that wait for messages: `heard` is called by whoever received
+one. What this rank ends, others are told, by the thread that ended it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from exec.cluster.split import Kind, Share
+from exec.runtime import Backend, Record, ThreadEngine
+from exec.runtime.board import Board
+from exec.runtime.records import RUNNING
+from sim.engines.run import CANCELLED
+from sim.events import Profile, Result
+from sim.machines.schema import Lane, Machine
+from sim.tasks import Time
+
+STARTED, ENDED, WHOLE = range(3)
+
+
+class Stamp(NamedTuple):
+    """What a rank knows of one task: when it started here, when it ended here, or both. Times in ps since
+    the run began, on this rank's clock."""
+
+    number: int
+    what: int
+    start_ps: Time
+    end_ps: Time
+    status: int
+
+
+class RankBoard(Board):
+    """A board that notes whom to tell of an end."""
+
+    def __init__(self, lanes: Sequence[Lane], pools: Mapping[str, int]) -> None:
+        super().__init__(lanes, pools)
+        self.tells: dict[int, list[tuple[int, int]]] = {}
+        self.to_tell: list[tuple[int, int]] = []
+
+    def done(self, task: Record, result: Result | None, now: Time) -> None:
+        super().done(task, result, now)
+        self.to_tell += self.tells.pop(task.number, ())
+
+    def heard(self, number: int, now: Time) -> None:
+        """One of the messages that a record waits for has come."""
+        task = self._known[number]
+        assert task.waiting > 0, f"record {number} waits for nothing"
+        task.waiting -= 1
+        if task.waiting == 0:
+            self._became_ready(task, now)
+
+    def under_way(self) -> list[Record]:
+        return [task for task in self._known.values() if task.state == RUNNING]
+
+
+class RankEngine(ThreadEngine):
+    """Runs one `Share`. tell(rank, number) sends a message that `number` has ended here."""
+
+    _board: RankBoard
+
+    def __init__(self, machine: Machine, backend: Backend, profile: Profile, tell: Callable[[int, int], None]) -> None:
+        super().__init__(machine, backend, profile, ())
+        self._tell = tell
+        self._share = Share(0)
+        self._early: Counter[int] = Counter()
+        """Messages that came before the share did: ranks do not start at the very same time."""
+
+    def _make_board(self, lanes: Sequence[Lane], pools: Mapping[str, int]) -> RankBoard:
+        return RankBoard(lanes, pools)
+
+    def begin(self, share: Share, origin_ns: int) -> None:
+        """Take the share in; its times count from `origin_ns` of this computer's clock."""
+        with self._lock:
+            self._origin_ns = origin_ns
+            self._share = share
+            board = self._board
+            board.tells = dict(share.tells)
+            now = self._now()
+            board.submit(share.records, now)
+            for number, count in self._early.items():
+                for _ in range(count):
+                    board.heard(share.awaits[number], now)
+            self._early.clear()
+            self._hand_out(now)
+
+    def heard(self, number: int) -> None:
+        """Somebody told about task `number`, or a put has arrived. Errors are raised by `wait`."""
+        with self._lock:
+            if self._stopping:
+                return
+            try:
+                local = self._share.awaits.get(number)
+                if local is None:
+                    assert not self._share.records, f"nobody here waits for task {number}"
+                    self._early[number] += 1
+                    return
+                now = self._now()
+                self._board.heard(local, now)
+                self._hand_out(now)
+            except BaseException as error:
+                # Whatever it was, `wait` raises it in the driving thread.
+                self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """End the run: `wait` raises the first error. The lock is held, or nothing runs any more."""
+        self._error = self._error or error
+        self._halt()
+
+    def lost(self, error: BaseException) -> None:
+        """As `fail`, for who does not hold the lock."""
+        with self._lock:
+            self.fail(error)
+
+    def _hand_out(self, now: Time) -> None:
+        board = self._board
+        while True:
+            super()._hand_out(now)
+            if not board.to_tell:
+                return
+            telling, board.to_tell = board.to_tell, []
+            for rank, number in telling:
+                self._tell(rank, number)
+
+    def _finished(self) -> bool:
+        """A rank with nothing to run may still hear from others; the controller looks for deadlocks."""
+        return self._board.open == 0
+
+    def stamps(self) -> list[Stamp]:
+        """What has ended since the last call."""
+        with self._lock:
+            ended, self._board.ended = self._board.ended, []
+        return [stamp for row in ended if (stamp := self._stamp(*row)) is not None]
+
+    def unfinished(self) -> list[Stamp]:
+        """Tasks of lanes that run now, as cancelled."""
+        with self._lock:
+            now = self._now()
+            running = [r for r in self._board.under_way() if r.lane is not None]
+            return [Stamp(self._share.numbers[r.number], WHOLE, r.start_ps, now, CANCELLED) for r in running]
+
+    def _stamp(self, local: int, lane: str | None, start: Time, end: Time, status: int) -> Stamp | None:
+        kind, number = self._share.kinds[local], self._share.numbers[local]
+        if kind is Kind.RUN:
+            put = lane is not None and lane.startswith("put.")
+            return Stamp(number, STARTED if put else WHOLE, start, end, status)
+        return Stamp(number, ENDED, end, end, status) if kind is Kind.ARRIVED else None
+
+    def idle(self) -> str:
+        """What blocked tasks wait for, where nothing runs here; else empty."""
+        with self._lock:
+            board = self._board
+            return board.story() if board.open and not board.running else ""

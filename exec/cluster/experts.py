@@ -1,0 +1,170 @@
+"""The MoE layer on one rank: gate, permute, puts, experts, unpermute, as `sim.ep` describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exec import decoder
+from exec.cluster.job import Order
+from exec.cluster.mesh import Landing, Mesh
+from exec.cluster.rows import Floats, Piece, RowMemory
+from exec.cluster.store import Part, Routes, Sent, Store
+from exec.runtime import Interrupt, Record
+from exec.weights import Weights
+from kernels import combine, dispatch, rms_norm
+from sim.ep import names
+from sim.schedulers.ep.kernels import chunk_rows
+
+Op = Callable[[Record, Interrupt], None]
+
+
+class MoELayers:
+    """Ops of the layers' expert part.
+
+    mesh, numbers: streams to the peers, and the Plan's number of each local record; set before a run.
+    counts: (layer, step, chunk, rows that this rank had for each expert [experts]) of each permute.
+    """
+
+    def __init__(self, order: Order, rank: int, weights: Weights, rows: RowMemory, store: Store) -> None:
+        self.order, self.rank, self.model = order, rank, order.model
+        self.mesh: Mesh | None = None
+        self.numbers: Sequence[int] = ()
+        self.counts: list[tuple[int, int, int, list[int]]] = []
+        self._weights, self._rows, self.store = weights, rows, store
+        self._own = SimpleNamespace(hidden=self.model.hidden, ffn=self.model.ffn, experts=order.experts_per_rank)
+        most = order.rows_of(rank)
+        self._normed = np.zeros((most, self.model.hidden), np.float32)
+        self._logits = np.zeros((most, self.model.experts), np.float32)
+        self._space = np.zeros(3 * self.model.ffn * decoder.EXPERT_ROWS, np.float32)
+        self._gathered = np.zeros((0, self.model.hidden), np.float32)
+
+    def ops(self) -> dict[str, Op]:
+        return {
+            "launch": self._nothing, "enter": self._nothing, "gate": self._gate, "permute": self._permute, "put": self._put,
+            "experts": self._experts, "unpermute": self._unpermute,
+        }  # fmt: skip
+
+    def landed(self, name: str, landing: Landing) -> None:
+        """A put has arrived in buffer `name`."""
+        self.store.write(name, Part(landing.piece, landing.piece.first + 1, landing.counts))
+
+    def _nothing(self, task: Record, _: Interrupt) -> None:
+        """What a GPU's host does here takes a thread's wake-up: the call that follows is launch and kernel in one."""
+
+    # Before the experts -------------------------------------------------------------------------
+
+    def _gate(self, task: Record, _: Interrupt) -> None:
+        hidden = self.store.hidden
+        layer = self._weights.layers[task.layer]
+        normed, logits = self._normed[: len(hidden)], self._logits[: len(hidden)]
+        if len(hidden):
+            rms_norm.forward(hidden, layer.ffn_norm, self.model.norm_eps, normed)
+            decoder._product(normed, layer.router, logits)
+        self.store.routes = Routes(normed, *decoder.route(logits, self.model.top_k))
+
+    def _permute(self, task: Record, _: Interrupt) -> None:
+        """Rows by expert, with one row before each peer's for the header of its message."""
+        routes = self.store.routes
+        tokens = chunk_rows(len(routes.ids), task.microbatch, self.order.chunks)
+        ids = routes.ids[tokens.start : tokens.stop]
+        offsets, positions = np.empty(self.model.experts + 1, np.int32), np.empty(ids.shape, np.int32)
+        dispatch.place(ids, offsets, positions)
+        piece = self._rows.take(ids.size + self.order.ranks)
+        share = self.order.experts_per_rank
+        positions += (ids // share).astype(np.int32) + np.int32(piece.first + 1)
+        dispatch.permute(routes.normed[tokens.start : tokens.stop], positions, self._rows.array)
+        counts = np.diff(offsets)
+        parts = tuple(
+            Part(piece, piece.first + 1 + r + int(offsets[r * share]), counts[r * share : (r + 1) * share])
+            for r in range(self.order.ranks)
+        )  # fmt: skip
+        self.counts.append((task.layer, task.step, task.microbatch, counts.tolist()))
+        self.store.write(task.writes[0], Sent(piece, parts, positions, tokens.start))
+
+    # Puts ---------------------------------------------------------------------------------------
+
+    def _put(self, task: Record, _: Interrupt) -> None:
+        assert self.mesh is not None and task.lane is not None
+        peer = int(task.lane.rpartition(".")[2])
+        if task.work.variant == "dispatch":
+            part = self.store.read(task.reads[0]).parts[peer]
+            self.mesh.put(peer, self.numbers[task.number], part.message, part.counts)
+        else:
+            part = self.store.take(task.reads[0])
+            self.mesh.put(peer, self.numbers[task.number], part.message, part.counts)
+            self._rows.give(part.piece)
+
+    # Experts ------------------------------------------------------------------------------------
+
+    def _experts(self, task: Record, _: Interrupt) -> None:
+        """In place: the results of a part lie where its rows lay, and go back from there."""
+        parts = [self._arrived(name) for name in task.reads]
+        experts = self._weights.experts[task.layer]
+        if len(parts) == 1:
+            self._run(experts, self._data(parts[0]), parts[0].counts)
+        else:
+            self._gather_and_run(experts, parts)
+        for name, part in zip(task.writes, parts, strict=True):
+            self.store.write(name, part)
+
+    def _arrived(self, name: str) -> Part:
+        if name.startswith("send."):
+            return self.store.read(name).parts[self.rank]
+        return self.store.take(name)
+
+    def _data(self, part: Part) -> Floats:
+        return self._rows.array[part.first : part.first + part.rows]
+
+    def _run(self, experts: Floats, rows: Floats, counts: NDArray[np.int32]) -> None:
+        if len(rows):
+            offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+            decoder.run_experts(self._own, (experts,), rows, offsets, decoder.Scratch(self._space))
+
+    def _gather_and_run(self, experts: Floats, parts: Sequence[Part]) -> None:
+        """Each expert's rows of all sources together, so that its weights are read once."""
+        total = sum(p.rows for p in parts)
+        if len(self._gathered) < total:
+            self._gathered = np.zeros((total, self.model.hidden), np.float32)
+        rows = self._gathered[:total]
+        runs = list(self._runs(parts))
+        for to, start, count in runs:
+            rows[to : to + count] = self._rows.array[start : start + count]
+        self._run(experts, rows, np.sum([p.counts for p in parts], axis=0))
+        for to, start, count in runs:
+            self._rows.array[start : start + count] = rows[to : to + count]
+
+    def _runs(self, parts: Sequence[Part]):
+        """(row among the gathered, row in the row memory, rows) of each expert's rows from each source."""
+        at = [p.first for p in parts]
+        to = 0
+        for e in range(self.order.experts_per_rank):
+            for k, part in enumerate(parts):
+                count = int(part.counts[e])
+                if count:
+                    yield to, at[k], count
+                to, at[k] = to + count, at[k] + count
+
+    # After the experts --------------------------------------------------------------------------
+
+    def _unpermute(self, task: Record, _: Interrupt) -> None:
+        routes = self.store.routes
+        sent: Sent = self.store.take(names.send(self.rank, task.microbatch))
+        own = self.store.take(task.reads[1 + self.rank])
+        moved = np.zeros(self.order.ranks, np.int32)
+        returned: list[Piece] = []
+        for r, name in enumerate(task.reads[1:]):
+            if r != self.rank:
+                part: Part = self.store.take(name)
+                moved[r] = part.first - sent.parts[r].first
+                returned.append(part.piece)
+        assert own.first == sent.parts[self.rank].first, (own, sent)
+        stop = sent.start + len(sent.positions)
+        ids, weights = routes.ids[sent.start : stop], routes.weights[sent.start : stop]
+        out = self.store.hidden[sent.start : stop]
+        combine.forward(self._rows.array, sent.positions + moved[ids // self.order.experts_per_rank], weights, out)
+        for piece in (sent.piece, *returned):
+            self._rows.give(piece)

@@ -1,0 +1,115 @@
+"""Starting ranks: as children of this process, or, under torchrun, one by whoever started them all.
+
+`python -m exec run --ranks N` starts N children. Under torchrun every process runs the same command: rank 0
+becomes the controller and starts a child that is rank 0's worker; the others are workers themselves.
+Either way the controller is a process of its own, so that any rank may be lost and the story be told.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
+
+from sim.errors import UserError
+
+GRACE_S = 1.0
+"""How long a process that was told to end may take, before it is killed."""
+
+CONTROL_PORT = "TANDEM_CONTROL_PORT"
+
+
+def place() -> tuple[int, int] | None:
+    """(rank, ranks) where this process was started as one of several, as torchrun does; else None.
+
+    Raises UserError for an environment that says so by halves.
+    """
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        return None
+    values = {}
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise UserError(f"environment: {name} is missing; torchrun sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT")
+        values[name] = os.environ[name]
+    if not (values["RANK"].isdecimal() and values["WORLD_SIZE"].isdecimal() and values["MASTER_PORT"].isdecimal()):
+        raise UserError("environment: RANK, WORLD_SIZE and MASTER_PORT must be whole numbers")
+    rank, ranks = int(values["RANK"]), int(values["WORLD_SIZE"])
+    if rank >= ranks:
+        raise UserError(f"environment: RANK is {rank} of {ranks}; 0 to {ranks - 1} is needed")
+    return rank, ranks
+
+
+def control_address() -> tuple[str, int]:
+    """Where the controller listens: on MASTER_ADDR, at the port above MASTER_PORT unless TANDEM_CONTROL_PORT names another."""
+    port = os.environ.get(CONTROL_PORT) or str(int(os.environ["MASTER_PORT"]) + 1)
+    return os.environ["MASTER_ADDR"], int(port)
+
+
+def choose_addresses() -> None:
+    """An address for a launch on this computer alone, and a key that only its processes know."""
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    first, second = _free_ports(2)
+    os.environ["MASTER_PORT"], os.environ[CONTROL_PORT] = str(first), str(second)
+    os.environ["TANDEM_KEY"] = secrets.token_hex(16)
+
+
+def forget_addresses() -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT", CONTROL_PORT, "TANDEM_KEY"):
+        os.environ.pop(name, None)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Children:
+    """Ranks that this process has started."""
+
+    def __init__(self, ranks: range, world: int) -> None:
+        host, port = control_address()
+        environment = {k: os.environ[k] for k in ("MASTER_ADDR", "MASTER_PORT", "TANDEM_KEY", "GLOO_SOCKET_IFNAME") if k in os.environ}
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["exec.cluster.serving"])
+        self._processes: dict[int, BaseProcess] = {}
+        for rank in ranks:
+            arguments = (environment, rank, world, host, port)
+            process = context.Process(target=_child, args=arguments, name=f"rank-{rank}", daemon=True)
+            process.start()
+            self._processes[rank] = process
+
+    def how_it_ended(self, rank: int) -> str:
+        """What became of a child whose connection broke; empty where it is not ours."""
+        process = self._processes.get(rank)
+        if process is None:
+            return ""
+        process.join(GRACE_S)
+        code = process.exitcode
+        if code is None:
+            return "closed its connection"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+    def end(self) -> None:
+        """Wait a moment for them to end, then kill those that have not: none is left behind."""
+        deadline = time.monotonic() + GRACE_S
+        for process in self._processes.values():
+            process.join(max(0.0, deadline - time.monotonic()))
+        for process in self._processes.values():
+            if process.exitcode is None:
+                process.kill()  # also ends one that is stopped
+                process.join()
+
+
+def _child(environment: Mapping[str, str], rank: int, world: int, host: str, port: int) -> None:
+    os.environ.update(environment)
+    from exec.cluster.rank import main
+
+    raise SystemExit(main(rank, world, host, port))

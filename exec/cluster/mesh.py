@@ -1,0 +1,223 @@
+"""Mesh: messages between ranks over `torch.distributed`, one ordered stream for each pair and direction.
+
+A message is a run of rows [1 + n, width]: a header row (which task, how many rows, how many of each
+expert) and the rows. It is one `isend`; the receiver has posted receives of the largest size ahead, so
+that a put needs no answer before it moves. Each peer's messages are numbered by their tag and taken
+in that order by a thread that sleeps until the next is there.
+
+Point to point only: after a loss the streams between the others go on (no collective is ever called).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from exec.cluster.priority import SHORT_SLICE_NS, ask_for_slice
+from exec.cluster.rows import Floats, Piece, RowMemory
+
+AHEAD = 4
+"""Receives posted ahead for each peer: more messages than a schedule leaves unread at a time still arrive, later."""
+
+TAGS = 1 << 20
+HEADER = 4
+"""Fixed fields of a header, int32: kind, task number, rows, experts whose counts follow."""
+
+DATA, SIGNAL, LAST = 1, 2, 3
+
+
+
+class Landing(NamedTuple):
+    """A put that has arrived: its rows begin behind the header row of `piece`, which may be longer.
+
+    counts: rows of each expert of the rank that computes them, as the sender wrote them.
+    """
+
+    peer: int
+    number: int
+    piece: Piece
+    rows: int
+    counts: NDArray[np.int32]
+
+
+def join_group(rank: int, ranks: int, timeout_s: float) -> None:
+    """Enter the process group that the environment names (MASTER_ADDR, MASTER_PORT), over gloo."""
+    if os.environ["MASTER_ADDR"].startswith("127.") or os.environ["MASTER_ADDR"] == "localhost":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method="env://", rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout_s))
+
+
+class PeerLost(ConnectionError):
+    """The stream from or to a peer broke."""
+
+    def __init__(self, peer: int, why: str) -> None:
+        super().__init__(f"rank {peer}: {why}")
+        self.peer = peer
+
+
+class Mesh:
+    """Streams of one run. Use as a context manager: leaving it takes in what is still to come.
+
+    rows: memory that messages are sent from and land in. most_rows: the longest message without its
+    header. landed: the rows of a put are there, in a piece that is the callee's to give back.
+    told(number): a signal. broke(error): a stream failed. They are called from receiving threads.
+    """
+
+    def __init__(
+        self, rank: int, ranks: int, rows: RowMemory, most_rows: int, counters: Counters, *, landed: Callable[[Landing], None], told: Callable[[int], None],
+        broke: Callable[[BaseException], None],
+    ) -> None:  # fmt: skip
+        self.rank = rank
+        self.peers = [r for r in range(ranks) if r != rank]
+        self._rows = rows
+        self._most = most_rows + 1
+        self._counters = counters
+        self._landed, self._told, self._broke = landed, told, broke
+        self._locks = {p: threading.Lock() for p in self.peers}
+        self._posted: dict[int, deque[tuple[Any, Piece]]] = {p: deque() for p in self.peers}
+        self._threads: list[threading.Thread] = []
+        self._signals: list[tuple[int, Any]] = []
+        """What must live until gloo has sent it, which it may not have when `isend` returns."""
+
+    # Sending ------------------------------------------------------------------------------------
+
+    def put(self, peer: int, number: int, piece: Piece, counts: Sequence[int]) -> None:
+        """Send a piece whose first row is free for the header; returns when its memory may be written again.
+        Raises PeerLost."""
+        message = self._rows.of(piece)
+        fill_header(message, DATA, number, piece.count - 1, counts)
+        self._finish(peer, self._isend(peer, message))
+
+    def signal(self, peer: int, number: int) -> None:
+        """Tell a peer that task `number` has ended."""
+        message = np.zeros((1, HEADER), np.float32)
+        fill_header(message, SIGNAL, number, 0, ())
+        self._signals.append((peer, self._isend(peer, message)))
+
+    def _isend(self, peer: int, message: Floats) -> Any:
+        with self._locks[peer]:
+            tag = self._counters.next_sent(peer)
+            try:
+                return dist.isend(torch.from_numpy(message), peer, tag=tag)
+            except RuntimeError as error:
+                raise PeerLost(peer, _first_line(error)) from error
+
+    def _finish(self, peer: int, work: Any) -> None:
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise PeerLost(peer, _first_line(error)) from error
+
+    # Receiving ----------------------------------------------------------------------------------
+
+    def __enter__(self) -> Mesh:
+        for peer in self.peers:
+            for _ in range(AHEAD):
+                self._post(peer)
+        for peer in self.peers:
+            thread = threading.Thread(target=self._receive, args=(peer,), name=f"from-{peer}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Every peer ends its stream with as many messages as receives stay posted, so that none is left over."""
+        if kind is not None:
+            return
+        last = np.zeros((1, HEADER), np.float32)
+        fill_header(last, LAST, 0, 0, ())
+        sent = [(p, self._isend(p, last)) for p in self.peers for _ in range(AHEAD)]
+        for peer, work in [*self._signals, *sent]:
+            self._finish(peer, work)
+        for thread in self._threads:
+            thread.join()
+
+    def _post(self, peer: int) -> None:
+        piece = self._rows.take(self._most)
+        tag = self._counters.next_received(peer)
+        self._posted[peer].append((dist.irecv(torch.from_numpy(self._rows.of(piece)), peer, tag=tag), piece))
+
+    def _receive(self, peer: int) -> None:
+        ask_for_slice(SHORT_SLICE_NS)
+        try:
+            while self._take(peer):
+                pass
+        except RuntimeError as error:
+            self._broke(PeerLost(peer, _first_line(error)))
+        except BaseException as error:
+            # Whatever went wrong on this thread, the run has to hear of it.
+            self._broke(error)
+
+    def _take(self, peer: int) -> bool:
+        """Take the next message in; False after the last."""
+        work, piece = self._posted[peer].popleft()
+        work.wait()
+        kind, number, count, experts = header_of(self._rows.of(piece))
+        if kind == LAST:
+            self._drain(peer, piece)
+            return False
+        if kind == SIGNAL:
+            self._rows.give(piece)
+            self._post(peer)
+            self._told(number)
+            return True
+        self._post(peer)
+        self._landed(Landing(peer, number, piece, count, counts_of(self._rows.of(piece), experts)))
+        return True
+
+    def _drain(self, peer: int, piece: Piece) -> None:
+        self._rows.give(piece)
+        while self._posted[peer]:
+            work, piece = self._posted[peer].popleft()
+            work.wait()
+            self._rows.give(piece)
+
+
+class Counters:
+    """How many messages went to and came from each peer, over all runs of a process: their tags."""
+
+    def __init__(self) -> None:
+        self._sent: dict[int, int] = {}
+        self._received: dict[int, int] = {}
+
+    def next_sent(self, peer: int) -> int:
+        return self._next(self._sent, peer)
+
+    def next_received(self, peer: int) -> int:
+        return self._next(self._received, peer)
+
+    @staticmethod
+    def _next(counts: dict[int, int], peer: int) -> int:
+        counts[peer] = counts.get(peer, -1) + 1
+        return counts[peer] % TAGS
+
+
+def fill_header(message: Floats, kind: int, number: int, rows: int, counts: Sequence[int]) -> None:
+    """Write the header into row 0 of a message. Its row must have room for HEADER + len(counts) numbers."""
+    header = message[0].view(np.int32)
+    assert len(header) >= HEADER + len(counts), f"a row of {len(header)} numbers holds no header with {len(counts)} counts"
+    header[:HEADER] = kind, number, rows, len(counts)
+    header[HEADER : HEADER + len(counts)] = counts
+
+
+def header_of(message: Floats) -> tuple[int, int, int, int]:
+    """kind, task number, rows, number of counts."""
+    kind, number, rows, counts = message[0].view(np.int32)[:HEADER].tolist()
+    return kind, number, rows, counts
+
+
+def counts_of(message: Floats, experts: int) -> NDArray[np.int32]:
+    return message[0].view(np.int32)[HEADER : HEADER + experts].copy()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

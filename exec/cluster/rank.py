@@ -1,0 +1,125 @@
+"""A rank: a process that does what the controller orders, until it says goodbye or something is lost.
+
+Two threads talk to the controller: this module's listener answers pings at once, says every tenth of a
+second that the rank lives (and what has ended since), and ends the process when the run is stopped or
+the controller is gone, whatever the others wait for; the main thread does the work.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from typing import NoReturn
+
+from exec.cluster import wire
+from exec.cluster.wire import HEARTBEAT_S, SILENCE_S, Line
+
+RUN_FAILED = 1
+
+
+def main(rank: int, ranks: int, host: str, port: int, quiet: bool = True) -> int:
+    """Serve the controller at host:port; exit code. quiet: somebody else tells the user why a run ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the controller hears Ctrl-C, and tells
+    line = _connect(host, port)
+    line.send(wire.Joined(rank, os.getpid()))
+    listener = Listener(line, rank, quiet)
+    threading.Thread(target=listener.listen, name="listener", daemon=True).start()
+    from exec.cluster.serving import Worker  # torch and the kernels: after the controller knows that the process lives
+
+    try:
+        Worker(rank, ranks, line, listener).serve()
+    except BaseException as error:
+        # Whatever it is, the controller tells it; this process waits to be stopped.
+        listener.broken(error)
+    line.close()
+    return 0
+
+
+def _connect(host: str, port: int) -> Line:
+    """The controller may not listen yet. Raises ConnectionError after a while."""
+    give_up = time.monotonic() + wire.CONNECT_S
+    while True:
+        try:
+            return wire.connect(host, port)
+        except OSError as error:
+            if time.monotonic() > give_up:
+                raise ConnectionError(f"no controller at {host}:{port} after {wire.CONNECT_S:g} s ({error})") from None
+            time.sleep(0.05)
+
+
+class Listener:
+    """Reads what the controller sends. orders: what the main thread has to do. engine: set while a run goes on."""
+
+    def __init__(self, line: Line, rank: int, quiet: bool) -> None:
+        self.orders: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self.engine = None
+        self._line, self._rank, self._quiet = line, rank, quiet
+        self._ended = 0
+
+    def listen(self) -> None:
+        from exec.cluster.priority import SHORT_SLICE_NS, ask_for_slice
+
+        ask_for_slice(SHORT_SLICE_NS)
+        heard = asked = time.monotonic()
+        beaten = 0.0
+        try:
+            while True:
+                if self._line.poll(HEARTBEAT_S):
+                    heard = time.monotonic()
+                    self._take(self._line.receive())
+                now = time.monotonic()
+                if now - asked > SILENCE_S / 2:
+                    heard = now  # this process itself did not run: nobody can be blamed for the silence
+                asked = now
+                if now - heard > SILENCE_S:
+                    self._leave(f"the controller has stalled: nothing was heard of it for {SILENCE_S:g} s")
+                if now - beaten >= HEARTBEAT_S:
+                    self._line.send(self._beat())
+                    beaten = now
+        except (EOFError, OSError):
+            self._leave("the controller is gone")
+
+    def _take(self, message: object) -> None:
+        if isinstance(message, wire.Ping):
+            self._line.send(wire.Pong(message.ping, time.perf_counter_ns()))
+        elif isinstance(message, wire.Stop):
+            self._line.send(wire.Last(self._last()))
+            self._leave(message.why)
+        elif not isinstance(message, wire.Alive):
+            self.orders.put(message)
+
+    def _beat(self) -> wire.Beat:
+        engine = self.engine
+        if engine is None:
+            return wire.Beat([], self._ended, "")
+        stamps = engine.stamps()
+        self._ended += len(stamps)
+        return wire.Beat(stamps, self._ended, engine.idle())
+
+    def _last(self) -> list:
+        engine = self.engine
+        return [] if engine is None else [*engine.stamps(), *engine.unfinished()]
+
+    def broken(self, error: BaseException) -> NoReturn:
+        """Tell the controller that this rank cannot go on, and wait for its word."""
+        from exec.cluster.mesh import PeerLost
+        from sim.errors import UserError
+
+        peer = error.peer if isinstance(error, PeerLost) else -1
+        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        try:
+            self._line.send(wire.Broken(why, peer, isinstance(error, UserError)))
+        except OSError:
+            self._leave("the controller is gone")
+        while True:
+            time.sleep(1.0)
+
+    def _leave(self, why: str) -> NoReturn:
+        """End the process at once: its threads may wait for peers that are gone, and nothing here needs cleaning up."""
+        if not self._quiet:
+            print(f"error: {why}", file=sys.stderr, flush=True)
+        os._exit(RUN_FAILED)

@@ -1,0 +1,163 @@
+"""The line between the controller and a rank: Python objects over a socket, one sender at a time."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from multiprocessing.connection import Client, Connection, Listener
+from typing import Any
+
+from exec.cluster.engine import Stamp
+from exec.cluster.job import Order
+from sim.events import Result
+from sim.plan import Plan
+from sim.tasks import Time
+
+HEARTBEAT_S = 0.1
+"""How often a rank says that it lives, and what has ended since."""
+
+SILENCE_S = 2.0
+"""A process that was not heard of for so long has stalled."""
+
+CONNECT_S = 60.0
+"""How long ranks wait for the controller to listen, and it for them."""
+
+
+class Line:
+    """One end of a connection. `send` may be called from any thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._lock = threading.Lock()
+
+    def send(self, message: Any) -> None:
+        with self._lock:
+            self.connection.send(message)
+
+    def receive(self) -> Any:
+        return self.connection.recv()
+
+    def poll(self, timeout_s: float) -> bool:
+        return self.connection.poll(timeout_s)
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+def key() -> bytes:
+    """What both ends must know. Ranks of one launch share it through the environment."""
+    env = os.environ
+    return env.get("TANDEM_KEY", f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}:{env.get('TORCHELASTIC_RUN_ID', '')}").encode()
+
+
+# From rank to controller ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    rank: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The rank lives. stamps: what has ended since the last one. idle: what blocked tasks wait for, where none runs."""
+
+    stamps: list[Stamp]
+    ended: int
+    idle: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The rank's clock when it read `ping`."""
+
+    ping: int
+    ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """An order was prepared, or a plan split: the rank can begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    now: Time
+    number: int
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """All tasks of the rank's share have ended. outputs: see `exec.cluster.backend`."""
+
+    stamps: list[Stamp]
+    outputs: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The rank cannot go on. peer: the rank whose stream broke, else -1. bad_input: a UserError's text."""
+
+    why: str
+    peer: int = -1
+    bad_input: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """Answer to Stop: what had ended and what was under way."""
+
+    stamps: list[Stamp]
+
+
+# From controller to rank ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    ping: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    order: Order
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Start at `origin_ns` of the rank's own clock."""
+
+    origin_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The controller lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The run is over because of `why`; the process ends."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """Nothing more to do."""
+
+
+def listen(host: str, port: int, ranks: int) -> Listener:
+    return Listener((host, port), backlog=ranks, authkey=key())
+
+
+def connect(host: str, port: int) -> Line:
+    return Line(Client((host, port), authkey=key()))
