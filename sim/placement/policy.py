@@ -33,6 +33,9 @@ class Policy(Protocol):
 
 NAMES: dict[str, tuple[str, str]] = {
     "round-robin": ("round_robin", "RoundRobin"),
+    "petals": ("petals", "Petals"),
+    "swarm": ("swarm", "Swarm"),
+    "max-flow": ("max_flow", "MaxFlow"),
 }
 """Module in this package and class of each, imported when asked for."""
 
