@@ -7,8 +7,9 @@ operating system: a scheduler warp, and subscriber warps that poll for signals. 
    one packet for each (source rank, expert), behind which goes one signal, for an empty packet too. (Between nodes the
    packet is staged, and the NIC puts it.)
 2. A subscriber sees the signal (`scan`) and writes a descriptor for each GEMM0 tile of the packet.
-3. The scheduler warp rings the doorbell of a processor for each descriptor, in the order in which they came up. A processor
-   has one doorbell, and is ready again before it runs: at most one task waits for each (pool doorbells.R).
+3. The scheduler warp rings the doorbell of a processor for each descriptor: it sweeps the subscribers' queues, then those that
+   processors fill (GEMM1), each in the order in which descriptors came up. A processor has one doorbell, and is ready again
+   before it runs: at most one task waits for each (pool doorbells.R).
 4. The processor fetches the descriptor and computes the tile. The block that finishes a strip's last GEMM0 tile enqueues
    its GEMM1 tiles; GEMM1 stores its tile into the source rank's memory and signals it, each tile alone (between nodes: each
    strip). There a subscriber makes it a combine tile: scaled and added into the output.
@@ -39,32 +40,38 @@ SUBSCRIBER_WARPS = 3
 
 SIGNAL_BYTES = 8
 
+FROM_SUBSCRIBERS, FROM_PROCESSORS = 0, 1
+"""Order in which the scheduler warp sweeps the queues of descriptors."""
+
 
 class FlashDMoE(Tiled):
-    """processors: blocks of a GPU that compute; None: all of two a multiprocessor but the operating system's. tiling: of all three
-    kinds of tiles. launches: GPU operations a layer (1; 3 from v0.1 on, whose router is a kernel of its own)."""
+    """processors: blocks of a GPU that compute; None: all of two a multiprocessor but the operating system's. launches: GPU
+    operations a layer (1; 3 from v0.1 on, whose router is a kernel of its own)."""
 
     orders: ClassVar[Mapping[str, str]] = {"scheduler": "priority"}
 
     def __init__(
         self, model: ModelSpec, policy: Policy, *, seed: int = 0, ranks: int = 8, layers: int = 1, rows: NDArray[np.int64] | None = None,
-        capacity_factor: float = 1.0, sms: int = 132, gpus_per_node: int | None = None, processors: int | None = None,
-        tiling: Tiling | None = None, launches: int = 1,
+        capacity_factor: float = 1.0, sms: int = 132, gpus_per_node: int | None = None, tiling: Tiling | None = None,
+        processors: int | None = None, launches: int = 1,
     ) -> None:  # fmt: skip
         super().__init__(
             model, policy, seed=seed, ranks=ranks, layers=layers, rows=rows, capacity_factor=capacity_factor, sms=sms,
-            gpus_per_node=gpus_per_node,
+            gpus_per_node=gpus_per_node, tiling=tiling,
         )  # fmt: skip
         self.processors = 2 * sms - 1 if processors is None else processors
-        self.tiling = tiling or Tiling()
         self.launches = launches
-        self.at_least_one(processors=self.processors, launches=launches, **self.tiling._asdict())
+        self.at_least_one(processors=self.processors, launches=launches)
 
     @property
     def lanes(self) -> tuple[str, ...]:
         ranks = range(self.ranks)
         own = (lane(r) for r in ranks for lane in (names.host, names.blocks, names.scheduler, names.subscriber))
         return (*own, *(names.put(a, b) for a in ranks for b in ranks if a != b))
+
+    @property
+    def resident(self) -> int:
+        return self.processors + 1
 
     @property
     def servers(self) -> Mapping[str, int]:
@@ -130,16 +137,16 @@ class _Layer(TileLayer):
     def _gemm0(self, scanned: Ints) -> Ints:
         """Returns the join of each strip [M] over its tiles."""
         count, across = self.strips.count, self.tiling.across(self.shape.ffn)
-        work = self.row_works("gemm0", self.strips.rows)
+        work = self.row_works("gemm0", self.strips.rows, self.tiling.columns)
         done = self._tiles(scanned[self.strips.packet], self.strips.packet, self.target, work, across)
         return self.builder.block(count, Work("join"), None, joined=evenly(done), labels=self._labels(self.strips.packet, self.target))
 
     def _gemm1(self, done0: Ints) -> Ints:
         """Tiles that are stored where the rows came from; between nodes staged. [M, tiles]"""
         stored_in = np.where(self.kernel.near(self.source, self.target), self.source, self.target)
-        row_bytes = min(self.tiling.columns, self.shape.hidden) * self.shape.dtype_bytes
-        work = self.put_works("gemm1", self.strips.rows, self.target, stored_in, row_bytes)
-        return self._tiles(done0, self.strips.packet, self.target, work, self.tiling.across(self.shape.hidden))
+        row_bytes = self.tiling.columns * self.shape.dtype_bytes
+        work = self.put_works("gemm1", self.strips.rows, self.target, stored_in, row_bytes, self.tiling.columns)
+        return self._tiles(done0, self.strips.packet, self.target, work, self.tiling.across(self.shape.hidden), FROM_PROCESSORS)
 
     def _combine(self, done1: Ints) -> Ints:
         """A signal and a scan for each tile, between nodes for each strip; then the tile where the rows came from. [M, tiles]"""
@@ -155,7 +162,7 @@ class _Layer(TileLayer):
             arrived = self._announce("combine", packet, self.strips.rows[at], self.target[at], back, made)
             found = self._scan(arrived, packet, back, np.full(len(at), each))
             scanned[mine] = np.repeat(found, each).reshape(-1, across)
-        work = self.row_works("combine", self.strips.rows)
+        work = self.row_works("combine", self.strips.rows, self.tiling.columns)
         return self._tiles(scanned, self.strips.packet, self.source, work, across)
 
     def _announce(self, variant: str, packet: Ints, rows: Ints, source: Ints, target: Ints, made: Ints) -> Ints:
@@ -185,13 +192,14 @@ class _Layer(TileLayer):
         work = self.row_works("scan", descriptors)
         return self.builder.block(len(arrived), work, self.subscribers[rank], [arrived], labels=self._labels(packet, rank))
 
-    def _tiles(self, after: Ints, packet: Ints, rank: Ints, work: Ints, across: int) -> Ints:
+    def _tiles(self, after: Ints, packet: Ints, rank: Ints, work: Ints, across: int, queue: int = FROM_SUBSCRIBERS) -> Ints:
         """Doorbell, fetch and tile, `across` of each strip. after [M] or [M, across]; packet, rank, work [M]. Returns [M, across]."""
         n = len(packet) * across
         wait = np.broadcast_to(after.reshape(len(packet), -1), (len(packet), across)).reshape(-1)
         packet, rank, work = (np.repeat(column, across) for column in (packet, rank, work))
         labels = self._labels(packet, rank)
-        rung = self.builder.block(n, Work("doorbell"), self.schedulers[rank], [wait], takes=self.bells[rank], labels=labels)
+        bell = {**labels, "priority": queue}
+        rung = self.builder.block(n, Work("doorbell"), self.schedulers[rank], [wait], takes=self.bells[rank], labels=bell)
         fetched = self.builder.block(n, Work("fetch"), self.blocks[rank], [rung], releases=rung, labels={**labels, "priority": FETCH})
         tiles = self.builder.block(n, work, self.blocks[rank], [fetched], labels={**labels, "priority": TILE})
         return tiles.reshape(-1, across)

@@ -20,14 +20,28 @@ class Tiling(NamedTuple):
     rows: int = 128
     columns: int = 64
 
+    def check(self, shape: Shape) -> Shape:
+        """Raises UserError where tiles do not cover the layer's matrices exactly."""
+        for name, value in self._asdict().items():
+            if value < 1:
+                raise UserError(f"tiling.{name}: is {value}; 1 or more is needed")
+        for name in ("hidden", "ffn"):
+            if getattr(shape, name) % self.columns:
+                raise UserError(f"tiling.columns: is {self.columns}; a divisor of {name} = {getattr(shape, name)} is needed")
+        return shape
+
     def across(self, width: int) -> int:
         """Tiles that cover so many columns."""
-        return -(-width // self.columns)
+        return width // self.columns
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Packets:
-    """P = ranks x experts packets, source by source. rows [P]; target: the rank that holds the expert."""
+    """P = ranks x experts packets. rows [P]; target: the rank that holds the expert.
+
+    A target has its own packets first, then those of the next rank, and so on: so what comes at once is not taken from one source
+    everywhere.
+    """
 
     source: Ints
     expert: Ints
@@ -54,7 +68,9 @@ class Strips:
 def packets(rows: NDArray[np.int64], ranks: int) -> Packets:
     """rows [ranks, experts]."""
     source, expert = np.divmod(np.arange(rows.size), rows.shape[1])
-    return Packets(source, expert, expert // (rows.shape[1] // ranks), rows.reshape(-1))
+    target = expert // (rows.shape[1] // ranks)
+    order = np.lexsort((expert, (source - target) % ranks))
+    return Packets(source[order], expert[order], target[order], rows.reshape(-1)[order])
 
 
 def strips(of: Packets, height: int) -> Strips:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from sim.models.spec import ModelSpec
 from sim.plan import Plan
 from sim.schedulers.ep.base import ExpertParallel, Shape
 from sim.schedulers.ep.columns import ColumnBuilder, Ints, Joined, Labels
-from sim.schedulers.ep.packets import Packets, check_rows, packets, upper_bounds
+from sim.schedulers.ep.packets import Packets, Tiling, check_rows, packets, upper_bounds
 from sim.schedulers.policy import Policy
 from sim.tasks import Work
 
@@ -24,17 +25,28 @@ FETCH = 1
 class Tiled(ExpertParallel):
     """rows [ranks, experts]: what each rank sends to each expert, where a trace tells; None: all that the capacity allows, the
     upper bound. capacity_factor: see `sim.schedulers.ep.packets.capacity`. sms: multiprocessors of a GPU. gpus_per_node: ranks
-    that store into each other's memory (NVLink); None: all.
+    that store into each other's memory (NVLink); None: all. tiling: of the experts' products.
     """
+
+    default_tiling: ClassVar[Tiling] = Tiling()
 
     def __init__(
         self, model: ModelSpec, policy: Policy, *, seed: int = 0, ranks: int = 8, layers: int = 1, rows: NDArray[np.int64] | None = None,
-        capacity_factor: float = 1.0, sms: int = 132, gpus_per_node: int | None = None,
+        capacity_factor: float = 1.0, sms: int = 132, gpus_per_node: int | None = None, tiling: Tiling | None = None,
     ) -> None:  # fmt: skip
+        self.tiling = tiling or self.default_tiling
         super().__init__(model, policy, seed=seed, ranks=ranks, layers=layers)
         self.rows, self.capacity_factor, self.sms = rows, capacity_factor, sms
         self.gpus_per_node = gpus_per_node or ranks
         self.at_least_one(sms=sms, gpus_per_node=self.gpus_per_node)
+
+    @property
+    def resident(self) -> int:
+        """Blocks that share a GPU's tensor cores."""
+        raise NotImplementedError
+
+    def shape(self, tokens: Sequence[int]) -> Shape:
+        return self.tiling.check(super().shape(tokens))
 
     def plan(self, tokens: Sequence[int], first: int = 0) -> Plan:
         shape = self.shape(tokens)
@@ -88,7 +100,7 @@ class TileLayer:
         """Tiles [rows, columns] of the router's product [tokens, experts]. Returns a join for each rank."""
         strips = -(-np.array(self.shape.tokens) // rows)
         rank = np.repeat(np.arange(len(self.ranks)), strips * -(-self.shape.experts // columns))
-        work = Work("gate_tile", tokens=rows)
+        work = Work("gate_tile", tokens=rows, columns=columns)
         tiles = self.builder.block(len(rank), work, self.lanes(family)[rank], [after[rank]], labels={"rank": rank, "layer": self.number})
         return self.join(tiles, rank, after)
 
@@ -100,16 +112,16 @@ class TileLayer:
         joined = Joined(lengths, np.concatenate([at_least, numbers])[order])
         return self.builder.block(len(self.ranks), Work("join"), None, joined=joined, labels=self.each_rank)
 
-    def put_works(self, op: str, rows: Ints, source: Ints, target: Ints, row_bytes: int, **more: int) -> Ints:
+    def put_works(self, op: str, rows: Ints, source: Ints, target: Ints, row_bytes: int, columns: int = 0) -> Ints:
         """Works of tasks that write rows [n] to another rank; within a rank no byte crosses a wire. Equal ones share a row."""
         keys, inverse = np.unique(np.stack([rows, source, target], axis=1), axis=0, return_inverse=True)
         works = [
-            Work(op, tokens=r, bytes=r * row_bytes if a != b else 0, variant=f"{a}.{b}" if a != b else "", **more)
+            Work(op, tokens=r, bytes=r * row_bytes if a != b else 0, columns=columns, variant=f"{a}.{b}" if a != b else "")
             for r, a, b in keys.tolist()
         ]
         return self.builder.works_of(works)[inverse.reshape(-1)]
 
-    def row_works(self, op: str, rows: Ints) -> Ints:
+    def row_works(self, op: str, rows: Ints, columns: int = 0) -> Ints:
         """Works of tasks over rows [n]."""
         keys, inverse = np.unique(rows, return_inverse=True)
-        return self.builder.works_of(Work(op, tokens=r) for r in keys.tolist())[inverse]
+        return self.builder.works_of(Work(op, tokens=r, columns=columns) for r in keys.tolist())[inverse]
