@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from kernels.cost import Cost
 from sim.costs import Demand, curve_at
 from sim.ep import names
 from sim.ep.layer import MoELayer
@@ -71,19 +70,21 @@ class OpPrices:
 
     def _kernel(self, lane: Lane, work: Work, rate: OpRate) -> Price:
         """A kernel over all SMs: a roofline. One that shares the GPU with a communication kernel gets the SMs that are left."""
-        cost = self._cost(work)
-        demands = self._roofline(lane, cost.flops, cost.bytes, rate, 1)
+        demands = self._roofline(lane, *self._kernel_cost(work), rate, 1)
         if demands and lane.cores is not None:
             solo_s = max(amount / cap for _, amount, cap, _ in demands)
             sms = self.machine.resources[lane.cores].capacity
             demands.append((lane.cores, sms * solo_s, sms, 1.0))
         return rate.latency_s * self.kernels.stages.get(work.op, 1), demands
 
-    def _cost(self, work: Work) -> Cost:
+    def _kernel_cost(self, work: Work) -> tuple[float, float]:
+        """FLOPs and bytes."""
         whole = {"gate": self.layer.gate, "permute": self.layer.permute, "unpermute": self.layer.unpermute}
         if work.op in whole:
-            return whole[work.op](work.tokens)
-        return self.layer.grouped_gemms(work.expert_tokens or (work.tokens,), self.kernels.tile_rows)
+            cost = whole[work.op](work.tokens)
+        else:
+            cost = self.layer.grouped_gemms(work.expert_tokens or (work.tokens,), self.kernels.tile_rows)
+        return cost.flops, cost.bytes
 
     def _tile(self, lane: Lane, work: Work, rate: OpRate) -> Price:
         """On one block, with its share of the tensor cores. A tile is computed whole, however few rows it has."""
