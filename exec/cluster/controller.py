@@ -35,6 +35,7 @@ class Member:
     """A rank as the controller sees it. heard: when it last said something. idle: its blocked tasks, where none runs."""
 
     rank: int
+    pid: int
     line: Line
     heard: float
     ended: int = 0
@@ -88,7 +89,7 @@ class Cluster:
                 missing = sorted(set(range(self.ranks)) - set(self._members))
                 raise RunStopped(f"ranks {', '.join(map(str, missing))} did not call within {wire.CONNECT_S:g} s") from None
             joined = line.receive()
-            self._members[joined.rank] = Member(joined.rank, line, time.monotonic())
+            self._members[joined.rank] = Member(joined.rank, joined.pid, line, time.monotonic())
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if not self._over:
@@ -104,6 +105,11 @@ class Cluster:
             member.line.close()
         if self._own_address:
             launch.forget_addresses()
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """Process of each rank, on the computer that it runs on."""
+        return {rank: member.pid for rank, member in self._members.items()}
 
     # Talking ------------------------------------------------------------------------------------
 

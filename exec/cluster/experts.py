@@ -26,6 +26,7 @@ class MoELayers:
     """Ops of the layers' expert part.
 
     mesh, numbers: streams to the peers, and the Plan's number of each local record; set before a run.
+    A schedule of more layers than there are weights goes through them again.
     counts: (layer, step, chunk, rows that this rank had for each expert [experts]) of each permute.
     """
 
@@ -59,7 +60,7 @@ class MoELayers:
 
     def _gate(self, task: Record, _: Interrupt) -> None:
         hidden = self.store.hidden
-        layer = self._weights.layers[task.layer]
+        layer = self._weights.layers[task.layer % self.model.layers]
         normed, logits = self._normed[: len(hidden)], self._logits[: len(hidden)]
         if len(hidden):
             rms_norm.forward(hidden, layer.ffn_norm, self.model.norm_eps, normed)
@@ -103,7 +104,7 @@ class MoELayers:
     def _experts(self, task: Record, _: Interrupt) -> None:
         """In place: the results of a part lie where its rows lay, and go back from there."""
         parts = [self._arrived(name) for name in task.reads]
-        experts = self._weights.experts[task.layer]
+        experts = self._weights.experts[task.layer % self.model.layers]
         if len(parts) == 1:
             self._run(experts, self._data(parts[0]), parts[0].counts)
         else:

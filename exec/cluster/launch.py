@@ -78,7 +78,7 @@ class Children:
         host, port = control_address()
         environment = {k: os.environ[k] for k in ("MASTER_ADDR", "MASTER_PORT", "TANDEM_KEY", "GLOO_SOCKET_IFNAME") if k in os.environ}
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["exec.cluster.serving"])
+        context.set_forkserver_preload(["exec.cluster.serving", "numba.np.ufunc.parallel"])
         self._processes: dict[int, BaseProcess] = {}
         for rank in ranks:
             arguments = (environment, rank, world, host, port)
