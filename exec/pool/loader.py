@@ -1,14 +1,13 @@
 """Loader: tensors and experts from disk into arrays of float32, verified before they are used.
 
-What is to be read is cut into chunks: neighbouring leaves of one file, LEAF_BYTES in all at most. A thread
-takes a chunk, reads it into a staging buffer, compares each leaf's SHA-256 with the manifest's, and writes
+What is to be read is cut into chunks: neighbouring leaves of one file, in all as large as a leaf may be. A thread
+takes a chunk, reads it into a staging buffer, compares each leaf's checksum with the manifest's, and writes
 it to its place, widened where the file has 16 bits. Several chunks are on their way at a time: while one is
-hashed, the disk reads the next.
+verified, the disk reads the next.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -19,8 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from exec.pool.checksum import xxh64
 from exec.pool.files import WeightFile
-from exec.pool.manifest import LEAF_BYTES, Manifest, leaves_of_part
+from exec.pool.manifest import leaves_of_part
 from exec.pool.places import ITEM_BYTES, Header, Piece, Place
 from exec.pool.staging import PAGE, Staging
 from exec.runtime import Interrupt, Interrupted
@@ -42,18 +42,18 @@ class Leaf(NamedTuple):
     nbytes: int
     dtype: str
     at: int
-    digest: bytes
+    checksum: int
 
 
 Chunk = Sequence[Leaf]
 
 
-def cut(pieces: Sequence[Piece], digests: Callable[[Place, int], Sequence[bytes]]) -> list[Chunk]:
+def cut(pieces: Sequence[Piece], leaf_bytes: int, digests: Callable[[Place, int], Sequence[int]]) -> list[Chunk]:
     """Chunks of the pieces, in the order in which the disk has them."""
     leaves = [
         Leaf(
-            p.place.name, p.place.file, p.offset + k * LEAF_BYTES, min(LEAF_BYTES, p.nbytes - k * LEAF_BYTES), p.place.dtype,
-            p.at + k * LEAF_BYTES // ITEM_BYTES.get(p.place.dtype, 1), digest,
+            p.place.name, p.place.file, p.offset + k * leaf_bytes, min(leaf_bytes, p.nbytes - k * leaf_bytes), p.place.dtype,
+            p.at + k * leaf_bytes // ITEM_BYTES.get(p.place.dtype, 1), digest,
         )
         for p in pieces for k, digest in enumerate(digests(p.place, p.part))
     ]  # fmt: skip
@@ -61,7 +61,7 @@ def cut(pieces: Sequence[Piece], digests: Callable[[Place, int], Sequence[bytes]
     for leaf in sorted(leaves, key=lambda leaf: (leaf.file, leaf.offset)):
         last = chunks[-1] if chunks else []
         follows = bool(last) and last[-1].file == leaf.file and last[-1].offset + last[-1].nbytes == leaf.offset
-        if follows and leaf.offset + leaf.nbytes - last[0].offset <= LEAF_BYTES:
+        if follows and leaf.offset + leaf.nbytes - last[0].offset <= leaf_bytes:
             last.append(leaf)
         else:
             chunks.append([leaf])
@@ -74,15 +74,12 @@ class Loader:
     read_bytes: that have arrived and were verified since it was made.
     """
 
-    def __init__(self, headers: Mapping[Path, Header], manifest: Manifest | None, depth: int = DEPTH) -> None:
-        """Without a manifest only `digests` may be called: that makes one. Raises UserError where the files and
-        the manifest do not belong together."""
-        if manifest is not None:
-            for header in headers.values():
-                manifest.check(header)
-        self._manifest = manifest
+    def __init__(self, headers: Mapping[Path, Header], leaf_bytes: int, depth: int = DEPTH) -> None:
+        """leaf_bytes: of the manifest. Raises UserError where a file cannot be opened."""
+        self._leaf_bytes = leaf_bytes
         self._files = {path: WeightFile(path) for path in headers}
-        self.staging = Staging(depth, LEAF_BYTES + 2 * PAGE)
+        self.staging = Staging(depth, leaf_bytes + 2 * PAGE)
+        xxh64(np.zeros(0, np.uint8))  # compiled before the clock starts
         self._threads = ThreadPoolExecutor(depth, "expert-read", initializer=torch.set_num_threads, initargs=(1,))
         self._lock = threading.Lock()
         self.read_bytes = 0
@@ -99,11 +96,6 @@ class Loader:
     def direct(self) -> bool:
         """Whether all reads go around the page cache."""
         return all(file.direct for file in self._files.values())
-
-    def chunks(self, pieces: Sequence[Piece]) -> list[Chunk]:
-        """What `load` is given; worth keeping for what is loaded again."""
-        assert self._manifest is not None, "nothing can be loaded without a manifest"
-        return cut(pieces, self._manifest.leaves)
 
     def load(self, chunks: Sequence[Chunk], out: NDArray[np.float32], interrupt: Interrupt, landed: Landed = lambda nbytes: None) -> None:
         """Fill the flat array `out`. Returns or raises when nobody writes to it any more.
@@ -139,7 +131,7 @@ class Loader:
 
     def _leaf(self, leaf: Leaf, raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
         """Raises UserError where the bytes are not those of the manifest."""
-        if hashlib.sha256(raw).digest() != leaf.digest:
+        if xxh64(raw) != leaf.checksum:
             self._files[leaf.file].check()
             raise UserError(
                 f"{leaf.file}: tensor {leaf.name}: bytes {leaf.offset:,} to {leaf.offset + leaf.nbytes:,} are not those of its checksum: "
@@ -147,20 +139,23 @@ class Loader:
             )
         widen(raw, leaf.dtype, out[leaf.at : leaf.at + leaf.nbytes // ITEM_BYTES[leaf.dtype]])
 
-    def digests(self, places: Sequence[Place], said: Callable[[Place], None] = lambda place: None) -> dict[str, tuple[bytes, ...]]:
+    def digests(self, places: Sequence[Place], said: Callable[[Place], None] = lambda place: None) -> dict[str, tuple[int, ...]]:
         """Checksums of these tensors as the disk has them; `said` hears of each one that is done."""
         found = {}
         for place in places:
-            chunks = cut([Piece(place, part, 0) for part in range(place.parts)], lambda p, part: [b""] * leaves_of_part(p))
+            chunks = cut([Piece(place, part, 0) for part in range(place.parts)], self._leaf_bytes, self._unknown)
             found[place.name] = tuple(d for done in self._threads.map(self._hashed, chunks) for d in done)
             said(place)
         return found
 
-    def _hashed(self, chunk: Chunk) -> list[bytes]:
+    def _unknown(self, place: Place, part: int) -> list[int]:
+        return [0] * leaves_of_part(place, self._leaf_bytes)
+
+    def _hashed(self, chunk: Chunk) -> list[int]:
         first = chunk[0]
         with self.staging.buffer() as buffer:
             raw = self._files[first.file].read(buffer, first.offset, _size(chunk))
-            return [hashlib.sha256(raw[x.offset - first.offset :][: x.nbytes]).digest() for x in chunk]
+            return [xxh64(raw[x.offset - first.offset :][: x.nbytes]) for x in chunk]
 
 
 def widen(raw: NDArray[np.uint8], dtype: str, out: NDArray[np.float32]) -> None:

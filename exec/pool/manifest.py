@@ -1,9 +1,8 @@
-"""Manifest: SHA-256 of every tensor of a checkpoint, leaf by leaf, made once and verified at every load.
+"""Manifest: checksums of every tensor of a checkpoint, leaf by leaf, made once and verified at every load.
 
-A tensor is hashed in leaves of at most LEAF_BYTES, so that an expert that arrives in several chunks is
+A tensor is summed in leaves of a few MiB at most, so that an expert that arrives in several chunks is
 verified chunk by chunk on as many threads as read it, before a byte of it is used. The leaves of a fused
-tensor [experts, rows, columns] begin anew at each expert. SHA-256 because processors have instructions
-for it (1 to 2 GB/s a core, about what an NVMe disk delivers).
+tensor [experts, rows, columns] begin anew at each expert. The sum is that of `exec.pool.checksum`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exec.pool import checksum
 from exec.pool.places import Header, Place
+from exec.pool.staging import PAGE
 from sim.errors import UserError
 from traces.errors import TraceError
 from traces.files import replacing
@@ -23,16 +24,16 @@ NAME = "tandem.manifest.json"
 """Beside the checkpoint."""
 
 FORMAT = 1
-LEAF_BYTES = 4 << 20
-"""Bytes of a leaf, and of a read: large enough for the disk's rate, small enough that the last one's hash
-is done soon after it has arrived."""
+LEAF_BYTES = 2 << 20
+"""Bytes of a leaf, and of a read, unless a manifest says otherwise: large enough for the disk's rate, small
+enough that the last one is verified soon after it has arrived. docs/expert-pool.md has the measurement."""
 
 _MAKE = "make it: python -m exec manifest"
 
 
-def leaves_of_part(place: Place) -> int:
+def leaves_of_part(place: Place, leaf_bytes: int) -> int:
     """Leaves that each part of a tensor has."""
-    return max(1, -(-(place.nbytes // place.parts) // LEAF_BYTES))
+    return max(1, -(-(place.nbytes // place.parts) // leaf_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,9 @@ class Manifest:
     """digests: of each tensor, its leaves in order, part after part."""
 
     path: Path
+    leaf_bytes: int
     files: Mapping[str, Mapping[str, Any]]
-    digests: Mapping[str, tuple[bytes, ...]]
+    digests: Mapping[str, tuple[int, ...]]
 
     def check(self, header: Header) -> None:
         """Raises UserError where a file is not the one that the manifest was made of."""
@@ -54,11 +56,11 @@ class Manifest:
             found = header.file.stat().st_size
             raise UserError(f"{header.file}: has {found:,} bytes, {known['bytes']:,} in {self.path.name}; get the file again")
         for name, place in header.places.items():
-            if len(self.digests.get(name, ())) != place.parts * leaves_of_part(place):
+            if len(self.digests.get(name, ())) != place.parts * leaves_of_part(place, self.leaf_bytes):
                 raise UserError(f"{self.path}: tensor {name}: its checksums are missing; {_MAKE} again")
 
-    def leaves(self, place: Place, part: int) -> tuple[bytes, ...]:
-        count = leaves_of_part(place)
+    def leaves(self, place: Place, part: int) -> tuple[int, ...]:
+        count = leaves_of_part(place, self.leaf_bytes)
         return self.digests[place.name][part * count : (part + 1) * count]
 
 
@@ -66,11 +68,12 @@ def read_manifest(path: Path) -> Manifest:
     """Raises UserError naming the file, and the field where there is one."""
     try:
         data = json.loads(path.read_text())
-        if data["format"] != FORMAT or data["algorithm"] != "sha256" or data["leaf_bytes"] != LEAF_BYTES:
-            raise UserError(f"{path}: format {data['format']} of {data['leaf_bytes']} bytes a leaf is not this version's; {_MAKE} again")
-        digests = {str(name): tuple(map(bytes.fromhex, leaves)) for name, leaves in data["tensors"].items()}
+        leaf_bytes = int(data["leaf_bytes"])
+        if data["format"] != FORMAT or data["algorithm"] != checksum.NAME or leaf_bytes <= 0 or leaf_bytes % PAGE:
+            raise UserError(f"{path}: format {data['format']}, {leaf_bytes} bytes a leaf: this version cannot read it; {_MAKE} again")
+        digests = {str(name): tuple(int(leaf, 16) for leaf in leaves) for name, leaves in data["tensors"].items()}
         files = {str(k): {"bytes": int(v["bytes"]), "header": str(v["header"])} for k, v in data["files"].items()}
-        return Manifest(path, files, digests)
+        return Manifest(path, leaf_bytes, files, digests)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; experts are verified by the checksums in it; {_MAKE} {path.parent}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
@@ -79,12 +82,12 @@ def read_manifest(path: Path) -> Manifest:
         raise UserError(f"{path}: not a manifest ({e!r}); {_MAKE} again") from None
 
 
-def write_manifest(path: Path, headers: Mapping[Path, Header], digests: Mapping[str, tuple[bytes, ...]]) -> Manifest:
+def write_manifest(path: Path, leaf_bytes: int, headers: Mapping[Path, Header], digests: Mapping[str, tuple[int, ...]]) -> Manifest:
     """Whole or not at all. Raises UserError naming the file where the disk takes it not."""
     files = {h.file.name: {"bytes": h.file.stat().st_size, "header": h.digest} for h in headers.values()}
     data = {
-        "format": FORMAT, "algorithm": "sha256", "leaf_bytes": LEAF_BYTES, "files": files,
-        "tensors": {name: [leaf.hex() for leaf in leaves] for name, leaves in sorted(digests.items())},
+        "format": FORMAT, "algorithm": checksum.NAME, "leaf_bytes": leaf_bytes, "files": files,
+        "tensors": {name: [f"{leaf:016x}" for leaf in leaves] for name, leaves in sorted(digests.items())},
     }  # fmt: skip
     try:
         with replacing(path) as part:
@@ -92,4 +95,4 @@ def write_manifest(path: Path, headers: Mapping[Path, Header], digests: Mapping[
     except (OSError, TraceError) as e:
         why = (e.strerror or str(e)) if isinstance(e, OSError) else str(e)
         raise UserError(f"{path}: cannot be written ({why}); nothing is left of it; make room there or name another file with -o") from None
-    return Manifest(path, files, digests)
+    return Manifest(path, leaf_bytes, files, digests)

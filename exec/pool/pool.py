@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from exec.links import Link
-from exec.pool.loader import Chunk, Loader
+from exec.pool.loader import DEPTH, Chunk, Loader, cut
 from exec.pool.manifest import NAME, Manifest, read_manifest
 from exec.pool.places import Piece, Place, Places, headers_of
 from exec.pool.tiers import Expert, Floats, Tier
@@ -29,19 +29,21 @@ class Store:
     Dense tensors are read as `exec.checkpoint.Checkpoint` reads them, but verified.
     """
 
-    def __init__(self, directory: Path, spec: Any, manifest: Path | None = None) -> None:
+    def __init__(self, directory: Path, spec: Any, manifest: Path | None = None, depth: int = DEPTH) -> None:
         """Raises UserError where a file or the manifest is missing, cut short, or does not fit the other."""
         headers = headers_of(directory)
         self._spec = spec
         self.manifest: Manifest = read_manifest(manifest or directory / NAME)
         self._places = Places(directory, headers)
-        self.loader = Loader(headers, self.manifest)
+        for header in headers.values():
+            self.manifest.check(header)
         self.expert_floats = expert_floats(spec)
         self._chunks: dict[Expert, list[Chunk]] = {}
         for layer in range(spec.layers):
             prefix = moe_prefix(self._places, layer)
             for expert in range(spec.experts):
-                self._chunks[layer, expert] = self.loader.chunks(self._places.expert(spec, prefix, expert))
+                self._chunks[layer, expert] = self._cut(self._places.expert(spec, prefix, expert))
+        self.loader = Loader(headers, self.manifest.leaf_bytes, depth)
 
     def __enter__(self) -> Self:
         return self
@@ -61,7 +63,10 @@ class Store:
         """Fill a contiguous array with one tensor of its shape."""
         place: Place = self._places.of(name, out.shape)
         assert out.flags.c_contiguous, f"tensor {name} into strides {out.strides}"
-        self.loader.load(self.loader.chunks([Piece(place, 0, 0)]), out.reshape(-1), Interrupt())
+        self.loader.load(self._cut([Piece(place, 0, 0)]), out.reshape(-1), Interrupt())
+
+    def _cut(self, pieces: Sequence[Piece]) -> list[Chunk]:
+        return cut(pieces, self.manifest.leaf_bytes, self.manifest.leaves)
 
     def fill(self, expert: Expert, out: Floats, interrupt: Interrupt, landed: Any = lambda nbytes: None) -> None:
         """One expert, flat; errors as `Loader.load` raises."""

@@ -1,4 +1,8 @@
-"""Staging: a fixed count of page-aligned buffers, held in memory where the system allows it, that reads land in."""
+"""Staging: a fixed count of page-aligned buffers, held in memory where the system allows it, that reads land in.
+
+They lie on huge pages where there are some: a direct read then has one segment where it has 256 of 4 KiB
+otherwise, and reaches two to three times the rate (docs/expert-pool.md).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAGE = mmap.PAGESIZE
+HUGE = 2 << 20
 
 
 class Staging:
@@ -25,8 +30,12 @@ class Staging:
         assert count > 0 and nbytes > 0 and nbytes % PAGE == 0, (count, nbytes)
         self.count, self.nbytes = count, nbytes
         self.taken = 0
-        self._map = mmap.mmap(-1, count * nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
+        self._map = mmap.mmap(-1, count * nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        whole: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
+        start = -whole.ctypes.data % HUGE
+        memory = whole[start : start + count * nbytes]
         self.pinned = _lock(memory)
         self._free: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
         for i in range(count):
