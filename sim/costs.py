@@ -18,10 +18,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.body import even_rows, price_body
 from sim.errors import UserError
 from sim.machines.schema import Lane, Machine, OpRate
 from sim.models.spec import ModelSpec
-from sim.ops import COPIES, FREE, components
+from sim.ops import COPIES, FREE, Component, around_body, components
 from sim.plan import PHASES, Plan
 from sim.tasks import PS_PER_S, Task, Time, Work
 
@@ -101,7 +102,7 @@ class CostModel:
         self._index = {name: i for i, name in enumerate(self.resources)}
         self._rates = _rate_table(machine, model.dtype)
         self._variants = {(lane, op.partition(".")[2]) for lane, op in self._rates if not op.startswith("task.")}
-        self._rows: dict[tuple[str | None, Work], Row] = {}
+        self._rows: dict[tuple[str | None, Work, bool], Row] = {}
 
     @cached_property
     def digest(self) -> str:
@@ -125,37 +126,66 @@ class CostModel:
         seconds = max((amount / min(self.capacity[k], cap) for k, amount, cap, _ in demands), default=0.0)
         return latency + int(np.ceil(seconds * PS_PER_S))
 
-    def row(self, lane: str | None, work: Work) -> Row:
-        """Price of one (lane, work); cached."""
-        key = (lane, work)
+    def row(self, lane: str | None, work: Work, around: bool = False) -> Row:
+        """Price of one (lane, work), or of what is left of it around a body; cached."""
+        key = (lane, work, around)
         if key not in self._rows:
-            self._rows[key] = self._price(lane, work)
+            self._rows[key] = self._price(lane, work, around)
         return self._rows[key]
 
     def task(self, task: Task) -> Prices:
         return pack([self.row(task.lane, self._routed(task.work, task.requests, task.phase, task.step, task.layer))])
 
     def bind(self, plan: Plan) -> PricedPlan:
-        """Price every task of a Plan: one row per distinct (lane, work), routed tasks by the trace."""
-        nl = len(plan.lanes) + 1
+        """Price every task of a Plan: one row per distinct (lane, work), routed tasks by the trace.
+
+        Bodies are priced where the machine has their lanes; a task with another one is priced whole.
+        """
+        nl, runs = len(plan.lanes) + 1, self._runs(plan)
+        kinds = len(plan.works) * nl
         key = plan.work.astype(np.int64) * nl + (plan.lane + 1)
-        used = np.zeros(len(plan.works) * nl, np.bool_)
+        key[runs] += kinds
+        used = np.zeros(2 * kinds, np.bool_)
         used[key] = True
-        keys = np.flatnonzero(used)
-        rows = [self.row(plan.lanes[k % nl - 1] if k % nl else None, plan.works[k // nl]) for k in keys.tolist()]
+        keys = [(k % nl, k % kinds // nl, k >= kinds) for k in np.flatnonzero(used).tolist()]
+        rows = [self.row(plan.lanes[lane - 1] if lane else None, plan.works[work], around) for lane, work, around in keys]
         place = np.cumsum(used, dtype=np.int32) - 1
         cls = place[key]
         if self.routing is not None:
-            self._bind_routed(plan, cls, rows)
-        return PricedPlan(plan, cls, pack(rows), self.resources, self.capacity)
+            self._bind_routed(plan, cls, rows, set(runs.tolist()))
+        return PricedPlan(plan, cls, pack(rows), self.resources, self.capacity, self._bind_bodies(plan, runs))
 
-    def _bind_routed(self, plan: Plan, cls: NDArray[np.int32], rows: list[Row]) -> None:
+    def _runs(self, plan: Plan) -> NDArray[np.intp]:
+        """Rows whose bodies run task by task."""
+        known = [all(lane in self.machine.lane for lane in body.lanes) for body in plan.bodies]
+        return np.flatnonzero(np.array([*known, False])[plan.body])
+
+    def _bind_bodies(self, plan: Plan, runs: NDArray[np.intp]) -> dict[int, PricedPlan]:
+        priced: dict[tuple[int, tuple[int, ...]], PricedPlan] = {}
+        found = {}
+        for i in runs.tolist():
+            key = int(plan.body[i]), self._expert_rows(plan, i)
+            if key not in priced:
+                priced[key] = price_body(self, plan.bodies[key[0]], key[1])
+            found[i] = priced[key]
+        return found
+
+    def _expert_rows(self, plan: Plan, i: int) -> tuple[int, ...]:
+        """Rows of each expert of task i: as the trace tells in the experts' order, else even; () where it has no experts."""
+        work, rows = plan.works[plan.work[i]], None
+        if work.experts == 0:
+            return ()
+        if self.routing is not None:
+            rows = self.routing.expert_tokens(*_pass_of(plan, i))
+        return even_rows(work.tokens, work.experts, self.model.top_k) if rows is None else rows
+
+    def _bind_routed(self, plan: Plan, cls: NDArray[np.int32], rows: list[Row], runs: set[int]) -> None:
         routed_work = np.array([w.experts > 0 for w in plan.works])
         classes: dict[tuple[str, Work], int] = {}
         for i in np.flatnonzero(routed_work[plan.work]).tolist():
             work = plan.works[plan.work[i]]
-            found = self._routed(work, plan.groups[plan.group[i]], PHASES[plan.phase[i]], int(plan.step[i]), int(plan.layer[i]))
-            if found is work:
+            found = self._routed(work, *_pass_of(plan, i))
+            if found is work or i in runs:
                 continue
             key = (plan.lanes[plan.lane[i]], found)
             if key not in classes:
@@ -170,7 +200,7 @@ class CostModel:
         # The order of experts costs nothing: sorted rows make equal prices share a class.
         return work if tokens is None else work._replace(expert_tokens=tuple(sorted(tokens, reverse=True)))
 
-    def _price(self, lane: str | None, work: Work) -> Row:
+    def _price(self, lane: str | None, work: Work, around: bool) -> Row:
         if lane is None or work.op in FREE:
             return work.latency_ps, []
         where = self.machine.lane.get(lane)
@@ -181,7 +211,7 @@ class CostModel:
         if work.op in COPIES:
             latency_s, demands = self._copy(where, work)
         else:
-            latency_s, demands = self._compute(where, work)
+            latency_s, demands = self._compute(where, work, (around_body if around else components)(self.model, work))
         return work.latency_ps + round(latency_s * PS_PER_S), [
             (self._index[name], amount, cap, weight) for name, amount, cap, weight in demands if amount > 0
         ]
@@ -205,10 +235,9 @@ class CostModel:
             demands.append((lane.cores, busy_s, float(lane.threads), float(lane.threads)))
         return rate.latency_s, demands
 
-    def _compute(self, lane: Lane, work: Work) -> tuple[float, list[Demand]]:
+    def _compute(self, lane: Lane, work: Work, parts: Sequence[Component]) -> tuple[float, list[Demand]]:
         """Sum of the components: a roofline over their FLOPs and bytes, or their measured seconds, which
         a row task.OP corrects by what whole runs showed."""
-        parts = components(self.model, work)
         whole = self._rates.get((lane.name, f"task.{work.op}"))
         latency_s = 0.0
         busy_s = flops = flops_at_peak = moved = moved_at_peak = 0.0
@@ -244,6 +273,12 @@ class CostModel:
         assert lane.peers is not None, lane
         crossed = 2 * (lane.ranks - 1) / lane.ranks * work.tokens * self.model.hidden * self.model.dtype_bytes
         return 2 * (rate.latency_s + crossed / (self.machine.resources[lane.peers].capacity * rate.bytes_efficiency))
+
+
+def _pass_of(plan: Plan, i: int) -> tuple[tuple[int, ...], str, int, int]:
+    """Requests, phase, step and layer of task i: what a routing trace is asked by."""
+    requests = plan.groups[plan.group[i]] if plan.group[i] >= 0 else ()
+    return requests, PHASES[plan.phase[i]], int(plan.step[i]), int(plan.layer[i])
 
 
 def size_of(work: Work) -> float:

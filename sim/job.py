@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sim.body import with_blocks
 from sim.errors import UserError
 from sim.events import Request
 from sim.machines.ranks import with_ranks
@@ -68,6 +69,8 @@ def prepare(
     if policy is not None and policy.tensor_parallel is not None:
         machine = with_ranks(machine, policy.tensor_parallel)
     found = registry.load(scheduler)
+    if getattr(found, "fused", False):
+        machine = with_blocks(machine)
     registry.check_lanes(scheduler, found.lanes, machine)
     if seed < 0:
         raise UserError(f"--seed: is {seed}; 0 or more is needed")

@@ -23,7 +23,9 @@ COPIES = frozenset({
 })  # fmt: skip
 COMPUTE = frozenset({
     "embed", "pre_attn", "attn_prefill", "attn_decode", "post_attn", "sample", "gate", "experts", "cpu_experts", "combine",
+    "fused_moe", *tiles.OPS,
 })  # fmt: skip
+"""The last ones: a routed layer from its router on as one kernel, and the tiles inside."""
 FREE = frozenset({"timer", "join"})
 OPS = COPIES | COMPUTE | FREE
 EXACT_TOKENS = 64
@@ -55,6 +57,15 @@ def components(model: ModelSpec, work: Work) -> tuple[Component, ...]:
     Raises KeyError for an op that is not in COMPUTE.
     """
     return _BUILDERS[work.op](model, work)
+
+
+def around_body(model: ModelSpec, work: Work) -> tuple[Component, ...]:
+    """What is left of `components` where a body does the routed part: the rest, and the launch of the fused kernel."""
+    rest = [part for part in components(model, work) if part.op.partition(".")[0] not in _IN_BODY]
+    return (*rest, Component("fused_moe", work.tokens, 0, Cost(0, 0)))
+
+
+_IN_BODY = frozenset({"router", "dispatch", "expert_ffn", "combine"})
 
 
 def _linear(name: str, rows: int, k: int, n: int, model: ModelSpec) -> Component:
@@ -151,9 +162,12 @@ def _attn_out(model: ModelSpec, work: Work) -> tuple[Component, ...]:
 
 def _gate(model: ModelSpec, work: Work) -> tuple[Component, ...]:
     """All of a layer up to where it is known which experts its tokens need."""
+    return (*_attn_out(model, work), *_route(model, work))
+
+
+def _route(model: ModelSpec, work: Work) -> tuple[Component, ...]:
     b, k, hidden = model.dtype_bytes, model.top_k, model.hidden
     return (
-        *_attn_out(model, work),
         Component("router", work.tokens, hidden * work.experts, router.work(work.tokens, hidden, work.experts, k, b)),
         Component("dispatch", work.tokens, k * hidden, dispatch.work(work.tokens, k, hidden, b)),
     )
@@ -172,10 +186,29 @@ def _routed(model: ModelSpec, work: Work) -> tuple[Component, ...]:
         if work.variant == "tiled":
             name, rows = "expert_ffn.tiled", -(-rows // TILE_ROWS) * TILE_ROWS
         one = _ffn(name, rows, hidden, model.ffn, b)
-        stored_elsewise = model.expert_bytes - 3 * hidden * model.ffn * b if model.expert_dtype else 0
-        cost = Cost(one.cost.flops * count, (one.cost.bytes + stored_elsewise) * count)
+        cost = Cost(one.cost.flops * count, (one.cost.bytes + _stored_elsewise(model)) * count)
         parts.append(one._replace(units=one.units * count, cost=cost))
     return tuple(parts)
+
+
+def _stored_elsewise(model: ModelSpec) -> int:
+    """Bytes of one expert beyond those of the model's dtype."""
+    return model.expert_bytes - 3 * model.hidden * model.ffn * model.dtype_bytes if model.expert_dtype else 0
+
+
+def _fused_moe(model: ModelSpec, work: Work) -> tuple[Component, ...]:
+    """A routed layer behind its norm."""
+    return (*_route(model, work), *_shared(model, work), *_routed(model, work), *_combine(model, work))
+
+
+def _tile(model: ModelSpec, work: Work) -> tuple[Component, ...]:
+    """A tile of a fused layer: `work.tokens` rows, `work.columns` columns."""
+    op, shape = tiles.OPS.index(work.op), tiles.Shape(work.tokens, model.hidden, model.ffn, model.experts, model.top_k)
+    units = {tiles.ROUTE: model.hidden, tiles.GATE_UP: 2 * model.hidden, tiles.DOWN: model.ffn, tiles.COMBINE: model.top_k}
+    cost, count = tiles.cost(op, work.tokens, work.columns, shape, model.dtype_bytes), work.columns * units.get(op, 1)
+    if op in (tiles.GATE_UP, tiles.DOWN):
+        cost += Cost(0, _stored_elsewise(model) * count // (3 * model.hidden * model.ffn))
+    return (Component(work.op, work.tokens, count, cost),)
 
 
 def _experts(model: ModelSpec, work: Work) -> tuple[Component, ...]:
@@ -208,6 +241,8 @@ _BUILDERS = {
     "cpu_experts": _experts,
     "combine": _combine,
     "sample": _sample,
+    "fused_moe": _fused_moe,
+    **dict.fromkeys(tiles.OPS, _tile),
 }
 
 

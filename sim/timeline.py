@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.engines.run import DONE, STATUSES, Run
+from sim.engines.run import DONE, SKIPPED, STATUSES, Run
 from sim.models.spec import ModelSpec
 from sim.ops import COMPUTE, components
 from sim.plan import PHASES, Plan, plan_of
 from sim.report.critical import Dependencies
 from sim.tasks import Task, Work
 from traces.files import Provenance
-from traces.timeline import Timeline
+from traces.timeline import INSIDE, Timeline, concatenate
 
 _LABELS = ("attempt", "rank", "step", "layer", "microbatch")
 _TYPES: dict[str, Any] = {"attempt": np.int16, "rank": np.int16, "step": np.int32, "layer": np.int16, "microbatch": np.int16}
@@ -31,9 +31,10 @@ class _Codes(dict[str, int]):
 
 
 def timeline_of(run: Run, provenance: Provenance, model: ModelSpec | None = None) -> Timeline:
-    """The timeline of a run, rows in order of task numbers.
+    """The timeline of a run, rows in order of task numbers, then what ran inside tasks.
 
-    With a model, `bytes` and `flops` of a compute task are the sums of its kernels' work formulas
+    Rows inside have the labels of their task, but for `microbatch`, and the numbers that `traces.timeline.INSIDE`
+    tells. With a model, `bytes` and `flops` of a compute task are the sums of its kernels' work formulas
     (expected routing); copies always count the bytes they move. `provenance.clock` names the clock.
     """
     n = len(run)
@@ -51,9 +52,35 @@ def timeline_of(run: Run, provenance: Provenance, model: ModelSpec | None = None
     if tasks:
         _fill_tasks(columns, tasks, np.searchsorted(run.number, [t.number for t in tasks]), [totals(t.work) for t in tasks])
     lane = np.where(run.lane >= 0, run.lane, len(run.lanes)).astype(np.int32)
-    return Timeline(
+    whole = Timeline(
         task_id=run.number, lane=lane, start_ps=run.start_ps, end_ps=run.end_ps, status=run.status.astype(np.int32), ops=tuple(ops),
         lanes=(*run.lanes, ""), provenance=provenance, phases=PHASES, statuses=STATUSES, **columns,
+    )  # fmt: skip
+    return concatenate([whole, _inside(run, whole, model)]) if run.inside else whole
+
+
+def _inside(run: Run, whole: Timeline, model: ModelSpec | None) -> Timeline:
+    """The rows of all bodies, in order of their tasks."""
+    ops, lanes = _Codes(), _Codes()
+
+    @cache
+    def columns(body: Plan) -> dict[str, NDArray[Any]]:
+        table = np.array([(ops[w.op], *_totals(w, model)) for w in body.works], np.int64).reshape(-1, 3)[body.work]
+        lane = np.array([*(lanes[name] for name in body.lanes), lanes[""]], np.int32)[body.lane]
+        return {"op": table[:, 0].astype(np.int32), "bytes": table[:, 1], "flops": table[:, 2], "lane": lane, "microbatch": body.microbatch}
+
+    def own(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(i, name) for i in run.inside])
+
+    outer = np.repeat(np.searchsorted(run.number, [i.task for i in run.inside]), [len(i.body) for i in run.inside])
+    found: dict[str, Any] = {name: np.concatenate([columns(i.body)[name] for i in run.inside]) for name in columns(run.inside[0].body)}
+    found |= {name: getattr(whole, name)[outer] for name in ("attempt", "rank", "step", "layer", "phase")}
+    for name in ("bytes", "flops"):
+        found[name] *= own("status") != SKIPPED
+    number = np.concatenate([INSIDE * (i.task + 1) + np.arange(len(i.body)) for i in run.inside])
+    return Timeline(
+        task_id=number, start_ps=own("start_ps"), end_ps=own("end_ps"), status=own("status").astype(np.int32), ops=tuple(ops),
+        lanes=tuple(lanes), provenance=whole.provenance, **found,
     )  # fmt: skip
 
 

@@ -22,6 +22,9 @@ VERSION = 1
 STATUSES = ("done", "failed", "cancelled", "skipped")
 PHASES = ("", "prefill", "decode")
 
+INSIDE = 1 << 32
+"""Task numbers are below it: row i inside of task t is INSIDE * (t + 1) + i."""
+
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema([
     pa.field(name, kind, nullable=False) for name, kind in (
@@ -40,7 +43,8 @@ class Timeline:
 
     Attributes
     ----------
-    task_id, attempt: number of the task and which try of it this was (from 0).
+    task_id, attempt: number of the task and which try of it this was (from 0). What ran inside a task (the
+        tiles of one kernel) has rows too, `INSIDE` times the task's number + 1, and on from there.
     op, lane, phase, status: codes into `ops`, `lanes`, `phases`, `statuses`. A join or a timer has the
         lane "", a task outside prefill and decode the phase "".
     rank: process that the lane belongs to.
@@ -82,6 +86,11 @@ class Timeline:
     def duration_ps(self) -> NDArray[np.int64]:
         """[n], 0 where the task never started."""
         return self.end_ps - self.start_ps
+
+    @property
+    def inside(self) -> NDArray[np.bool_]:
+        """[n], rows of what ran inside a task."""
+        return self.task_id >= INSIDE
 
     @property
     def ran(self) -> NDArray[np.bool_]:

@@ -20,8 +20,7 @@ from kernels import attention, combine, dispatch, embed, expert_ffn, linear, rms
 from kernels.cost import Cost
 from sim import models
 from sim.models.spec import ModelSpec
-from sim.schedulers.policy import Policy
-from sim.schedulers.ticket import Ticket
+from sim.schedulers.ticket import body_of, tiles_of
 
 CUDA = torch.device("cuda")
 TURNS = 8
@@ -207,10 +206,9 @@ def _fused(spec: ModelSpec, inputs: Sequence[torch.Tensor], gate: torch.Tensor, 
     from kernels.fused_moe.host import Layer
 
     device, batch = out.device, len(out)
-    scheduler = Ticket(spec, Policy(batch=batch, microbatch=batch))
-    tiles = scheduler.tiles(batch)
+    tiles = tiles_of(spec, batch)
     blocks = BLOCKS_PER_SM[tiles.decode] * torch.cuda.get_device_properties(device).multi_processor_count
-    launch = DeviceLaunch(tiles, program_of(scheduler.body(batch)), blocks, np.uint16, lambda a: _placed(a, device))
+    launch = DeviceLaunch(tiles, program_of(body_of(tiles)), blocks, np.uint16, lambda a: _placed(a, device))
     ids = torch.empty((batch, spec.top_k), dtype=torch.int16, device=device)
     shares = torch.empty((batch, spec.top_k), dtype=torch.float32, device=device)
     layers = [Layer(rows, gate.bfloat16(), flat, rows, out, ids, shares) for rows in (x.bfloat16() for x in inputs)]

@@ -15,8 +15,7 @@ from kernels import combine, dispatch, expert_ffn, router
 from kernels.cost import Cost
 from kernels.fused_moe.host import HostLaunch, Layer
 from sim.models.spec import ModelSpec
-from sim.schedulers.policy import Policy
-from sim.schedulers.ticket import Ticket
+from sim.schedulers.ticket import body_of, tiles_of
 
 TOKENS = (1, 8, 64)
 
@@ -33,8 +32,8 @@ def _case(spec: ModelSpec, tokens: int, threads: int, gate: np.ndarray, experts:
     x, residual = floats(tokens, spec.hidden), floats(tokens, spec.hidden + 1)[:, 1:].copy()
     fused, steps = np.empty_like(x), np.empty_like(x)
     ids, weights = np.empty((tokens, spec.top_k), np.int16), np.empty((tokens, spec.top_k), np.float32)
-    scheduler = Ticket(spec, Policy(batch=tokens, microbatch=tokens))
-    launch = HostLaunch(scheduler.tiles(tokens), program_of(scheduler.body(tokens)), threads)
+    tiles = tiles_of(spec, tokens)
+    launch = HostLaunch(tiles, program_of(body_of(tiles)), threads)
     layer = Layer(x, gate, experts, residual, fused, ids, weights)
     space = np.zeros(decoder.scratch_floats(spec, tokens, threads=threads), np.float32)
 

@@ -13,16 +13,19 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
 from exec.runtime.board import Board, Ended
+from exec.runtime.bodies import Stamps, inside_of
 from exec.runtime.delivery import Delivery
 from exec.runtime.errors import Fault, Interrupted, RuntimeStuck, TaskFailed, describe
 from exec.runtime.records import Interrupt, Record, record_of, records_of
 from exec.runtime.servers import Backend, LaneThreads, Server, undisturbed
+from sim.body import outer_lanes
 from sim.drive import Deadlock
 from sim.engines.run import CANCELLED, FAILED, Run
 from sim.events import Event, Profile, Request, Result
@@ -55,14 +58,16 @@ class ThreadEngine:
         self._backend = backend
         self._lock = threading.Lock()
         self._driver = threading.Condition(self._lock)
-        self._board = self._make_board(machine.lanes, {**machine.pools, **(pools or {})})
-        self._lanes = {lane.name: LaneThreads(lane, self._lock) for lane in machine.lanes}
+        lanes = outer_lanes(machine)
+        self._board = self._make_board(lanes, {**machine.pools, **(pools or {})})
+        self._lanes = {lane.name: LaneThreads(lane, self._lock) for lane in lanes}
         self._entered = 0
         self._stopping = False
         self._error: BaseException | None = None
         self._origin_ns: int | None = None
         self._delivery = Delivery(profile, requests)
         self._sources: list[Plan | Task] = []
+        self._inside: list[tuple[int, Plan, Stamps]] = []
         self._exit = ExitStack()
 
     def _make_board(self, lanes: Sequence[Lane], pools: Mapping[str, int]) -> Board:
@@ -169,6 +174,8 @@ class ThreadEngine:
                 board.fail(task, task.cancelled, _fraction(task, error), CANCELLED, end)
             elif error is None:
                 board.done(task, result, end)
+                if task.inside is not None and task.body is not None:
+                    self._inside.append((task.number, task.body, task.inside))
             elif not (isinstance(error, Interrupted) and self._stopping):
                 failure = TaskFailed(f"{describe(task)} failed on lane {task.lane!r}: {type(error).__name__}: {error}")
                 failure.__cause__ = error
@@ -276,7 +283,7 @@ class ThreadEngine:
     def run(self) -> Run:
         """What ran from when to when, tasks that have ended, in order of their numbers."""
         with self._lock:
-            return self._run(self._board.ended, self._sources)
+            return self._with_inside(self._run(self._board.ended, self._sources), self._inside)
 
     def drain(self) -> Run:
         """As `run`, of what has ended since the last call, and then forgotten: a service that runs for
@@ -284,9 +291,14 @@ class ThreadEngine:
         open ones."""
         with self._lock:
             ended, self._board.ended = self._board.ended, []
+            inside, self._inside = self._inside, []
             sources, oldest = self._sources, self._board.oldest
             self._sources = [s for s in sources if _last_number(s) >= oldest]
-        return self._run(ended, sources)
+        return self._with_inside(self._run(ended, sources), inside)
+
+    def _with_inside(self, run: Run, stamped: Sequence[tuple[int, Plan, Stamps]]) -> Run:
+        origin = self._origin_ns or 0
+        return replace(run, inside=tuple(inside_of(*one, origin) for one in sorted(stamped, key=lambda one: one[0])))
 
     def _run(self, ended: Sequence[Ended], sources: Sequence[Plan | Task]) -> Run:
         rows = sorted(ended)

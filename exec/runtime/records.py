@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exec.runtime.bodies import Stamps
 from sim.plan import PHASES, Plan
 from sim.tasks import Task, Work
 
@@ -44,13 +45,13 @@ class Record:
 
     `waiting` counts dependencies that have not ended, `dependents` the records that wait for this
     one, `cancelled` is the reason given with a Cancel, `interrupt` the flag of the server that
-    runs it.
+    runs it. `inside`: what the op stamped of its body, where it ran it as such.
     """
 
     __slots__ = (
         "number", "work", "lane", "deps", "reads", "writes", "takes", "releases", "requests", "phase", "step", "layer",
-        "microbatch", "page", "priority", "attempt", "notify", "waiting", "dependents", "state", "ready_ps", "start_ps",
-        "cancelled", "interrupt",
+        "microbatch", "page", "priority", "attempt", "notify", "body", "waiting", "dependents", "state", "ready_ps", "start_ps",
+        "cancelled", "interrupt", "inside",
     )  # fmt: skip
 
     number: int
@@ -70,11 +71,12 @@ class Record:
     priority: int
     attempt: int
     notify: bool
+    body: Plan | None
 
     def __init__(self, *fields: Any) -> None:
         (
             self.number, self.work, self.lane, self.deps, self.reads, self.writes, self.takes, self.releases, self.requests,
-            self.phase, self.step, self.layer, self.microbatch, self.page, self.priority, self.attempt, self.notify,
+            self.phase, self.step, self.layer, self.microbatch, self.page, self.priority, self.attempt, self.notify, self.body,
         ) = fields  # fmt: skip
         self.waiting = 0
         self.dependents: list[Record] = []
@@ -83,6 +85,7 @@ class Record:
         self.start_ps = 0
         self.cancelled: str | None = None
         self.interrupt: Interrupt | None = None
+        self.inside: Stamps | None = None
 
     @property
     def op(self) -> str:
@@ -96,7 +99,7 @@ def record_of(task: Task) -> Record:
     """The record of a task object."""
     return Record(
         task.number, task.work, task.lane, task.deps, task.reads, task.writes, task.takes, task.releases, task.requests,
-        task.phase, task.step, task.layer, task.microbatch, task.page, task.priority, task.attempt, task.notify,
+        task.phase, task.step, task.layer, task.microbatch, task.page, task.priority, task.attempt, task.notify, task.body,
     )  # fmt: skip
 
 
@@ -119,7 +122,7 @@ def records_of(plan: Plan) -> list[Record]:
         map((*plan.groups, ()).__getitem__, plan.group.tolist()),
         map(PHASES.__getitem__, plan.phase.tolist()),
         plan.step.tolist(), plan.layer.tolist(), plan.microbatch.tolist(), plan.page.tolist(), plan.priority.tolist(),
-        plan.attempt.tolist(), plan.notify.tolist(),
+        plan.attempt.tolist(), plan.notify.tolist(), map((*plan.bodies, None).__getitem__, plan.body.tolist()),
     ))  # fmt: skip
 
 

@@ -115,10 +115,11 @@ def default(model: ModelSpec, machine: Machine) -> Space:
 
 
 def orders(machine: Machine) -> tuple[Order, ...]:
+    """Fused schedules are left out: seen from outside they are those of their kernels."""
     found = []
     for name in registry.names():
         scheduler = registry.load(name)
-        if all(lane in machine.lane for lane in scheduler.lanes):
+        if not scheduler.fused and all(lane in machine.lane for lane in scheduler.lanes):
             found += [Order(name, where) for where in scheduler.attention]
     return tuple(found)
 

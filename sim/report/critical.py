@@ -74,7 +74,7 @@ class _Walk:
     """
 
     def __init__(self, timeline: Timeline, dependencies: Dependencies | None) -> None:
-        ran = np.flatnonzero(timeline.ran)
+        ran = np.flatnonzero(timeline.ran & ~timeline.inside)
         order = np.lexsort((timeline.task_id[ran], timeline.start_ps[ran], timeline.end_ps[ran]))
         self.rows: NDArray[np.int64] = ran[order]
         self.start = timeline.start_ps[self.rows]

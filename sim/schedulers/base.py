@@ -35,6 +35,7 @@ class Scheduler:
     attention: where decode attention may run; the first is the default. layer_copy: variant of the
     copies of whole layers. expert_kernel: variant of post_attn. ahead: whether a pass streams layer 0
     for the next one. experts_at_once: whether a layer's intermediates are those of all its experts.
+    fused: whether tasks have bodies, so that a machine to look into them needs a lane of blocks.
     """
 
     lanes: ClassVar[tuple[str, ...]] = ("gpu",)
@@ -45,6 +46,7 @@ class Scheduler:
     expert_kernel: ClassVar[str] = ""
     ahead: ClassVar[bool] = True
     experts_at_once: ClassVar[bool] = True
+    fused: ClassVar[bool] = False
 
     def __init__(self, model: ModelSpec, policy: Policy, *, seed: int = 0) -> None:
         """Raises UserError for a policy that this scheduler cannot follow."""
@@ -97,6 +99,10 @@ class Scheduler:
     def stages(self) -> bool:
         """Whether weights pass through pinned slots."""
         return "pin" in self.lanes and self.attention_on == "cpu"
+
+    def body(self, tokens: int) -> Plan | None:
+        """What happens inside post_attn of a routed layer over `tokens` rows; None: nothing that one could look at."""
+        return None
 
     def memory(self, requests: Sequence[Request]) -> dict[str, dict[str, int]]:
         """Peak bytes of each consumer, by memory."""
@@ -206,7 +212,7 @@ class Scheduler:
         """Launch a pass; `index`: passes before it; `more`: whether another may follow."""
         warms = more and self.ahead
         stream = weights.Weights(self._launch, self.sizes, index, warms, at, self.layer_copy)
-        p = Pass(self._launch, self.sizes, stream, at, rows, notify, self.expert_kernel)
+        p = Pass(self._launch, self.sizes, stream, at, rows, notify, self.expert_kernel, self.body)
         if not self._warm:
             stream.layer_to_gpu(0, after=self._launch.give_back(weights.TURN))
         (self.decode if at.phase == "decode" else self.prefill)(p)

@@ -72,12 +72,13 @@ class Launcher:
         microbatch: int = -1,
         page: int = -1,
         notify: bool = False,
+        body: Plan | None = None,
     ) -> int:
         """Launch a task; returns its number. `after`: tasks to wait for beyond what the buffers tell."""
         deps = self._deps(lane, reads, writes, after)
         number = self._builder.add(
             work, lane, deps, reads=reads, writes=writes, takes=takes, releases=releases, requests=requests,
-            phase=at.phase, step=at.step, attempt=at.attempt, layer=layer, microbatch=microbatch, page=page, notify=notify,
+            phase=at.phase, step=at.step, attempt=at.attempt, layer=layer, microbatch=microbatch, page=page, notify=notify, body=body,
         )  # fmt: skip
         for b in reads:
             if lane is not None:

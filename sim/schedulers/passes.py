@@ -6,11 +6,12 @@ calls them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from sim import buffers
+from sim.plan import Plan
 from sim.schedulers.launch import At, Launcher
 from sim.schedulers.sizes import Sizes
 from sim.schedulers.weights import Weights
@@ -54,7 +55,8 @@ class Rows(NamedTuple):
 @dataclass(slots=True)
 class Pass:
     """rows: micro-batches in launch order. notify: whether samplings raise Finished. expert_kernel:
-    variant of post_attn. samples: the sampling task of each micro-batch, once launched."""
+    variant of post_attn; body: what happens inside it where it has experts, for that many rows.
+    samples: the sampling task of each micro-batch, once launched."""
 
     launch: Launcher
     sizes: Sizes
@@ -63,6 +65,7 @@ class Pass:
     rows: Sequence[Rows]
     notify: bool
     expert_kernel: str = ""
+    body: Callable[[int], Plan | None] = lambda tokens: None
     samples: dict[int, Rows] = field(default_factory=dict)
 
     @property
@@ -106,7 +109,8 @@ class Pass:
         releases = self.weights.free(i) if r is self.rows[-1] else ()
         experts = self.sizes.experts if self.sizes.routed(i) else 0
         work = Work("post_attn", r.tokens, r.sequences, experts=experts, variant=self.expert_kernel)
-        return self._add(work, "gpu", r, i, reads=reads, writes=(buffers.hidden(j),), releases=releases)
+        body = self.body(r.tokens) if experts else None
+        return self._add(work, "gpu", r, i, reads=reads, writes=(buffers.hidden(j),), releases=releases, body=body)
 
     def sample(self, r: Rows, releases: Sequence[int] = ()) -> None:
         """Final norm, LM head and the next token of each sequence."""
@@ -190,11 +194,11 @@ class Pass:
 
     def _add(
         self, work: Work, lane: str, r: Rows, i: int = -1, *, reads: Sequence[str], writes: Sequence[str], after: Sequence[int] = (),
-        takes: Sequence[tuple[str, int]] = (), releases: Sequence[int] = (), notify: bool = False,
+        takes: Sequence[tuple[str, int]] = (), releases: Sequence[int] = (), notify: bool = False, body: Plan | None = None,
     ) -> int:  # fmt: skip
         return self.launch.add(
             work, lane, reads=reads, writes=writes, after=after, takes=takes, releases=releases,
-            requests=r.requests, at=self.at, layer=i, microbatch=r.microbatch, notify=notify,
+            requests=r.requests, at=self.at, layer=i, microbatch=r.microbatch, notify=notify, body=body,
         )  # fmt: skip
 
 

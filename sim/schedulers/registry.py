@@ -20,6 +20,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "flexgen": ("sim.schedulers.flexgen", "FlexGen"),
     "deepspeed": ("sim.schedulers.deepspeed", "DeepSpeed"),
     "resident": ("sim.schedulers.resident", "Resident"),
+    "ticket": ("sim.schedulers.ticket", "Ticket"),
 }
 """Module and class of each, imported when asked for."""
 

@@ -1,9 +1,10 @@
-"""Ticket: the body of one fused MoE layer, as a list of tiles that blocks draw tickets over.
+"""Ticket: a resident model whose routed layers are one kernel each, its tiles handed out in a list.
 
 The blocks of a persistent kernel take the tiles in the order of the list, each the next when it is
 free, and wait there for what the tile needs. So the order is a schedule, and it must be topological.
 Routing is known only inside: the list holds as many slots as any routing can fill, and the tiles of
-those that do not come about end as skipped. In the Plan a counter that tiles wait for is a join.
+those that do not come about end as skipped. The list is the body of the task that launches the
+kernel; in it a counter that tiles wait for is a join.
 
 FlashDMoE (arXiv 2506.04667) hands its tiles out from a block of its own; a list in a fixed order
 (as in DeepGEMM's Mega MoE) needs none. See docs/decisions/0010-tickets.md.
@@ -12,18 +13,16 @@ FlashDMoE (arXiv 2506.04667) hands its tiles out from a block of its own; a list
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
+from sim.body import LANE
 from sim.errors import UserError
-from sim.events import Arrived, Event
 from sim.models.spec import ModelSpec
 from sim.ops import tiles as moe
 from sim.plan import Plan, PlanBuilder
 from sim.schedulers.policy import Policy
-from sim.tasks import Command, Time, Work
-
-LANE = "blocks"
+from sim.schedulers.resident import Resident
+from sim.tasks import Work
 
 DECODE_TOKENS = 16
 """Up to here CUDA cores keep up with memory, and tiles are cut for streaming."""
@@ -35,11 +34,10 @@ BETWEEN = 1024
 """Tickets between the last down tile of some columns and the tiles that combine them: more than blocks of any
 GPU, so that nobody draws a combine tile long before it can begin."""
 
+FUSED_TOKENS = 512
+"""Most rows of a layer that is fused: above, separate kernels fill a GPU, and the tiles are tens of thousands."""
+
 _JOIN = Work("join")
-
-
-def shape_of(model: ModelSpec, tokens: int) -> moe.Shape:
-    return moe.Shape(tokens, model.hidden, model.ffn, model.experts, model.top_k)
 
 
 def choose_tiling(shape: moe.Shape) -> moe.Tiling:
@@ -58,45 +56,58 @@ def _width(columns: int) -> int:
     return 1 << (wanted.bit_length() - 1)
 
 
-class Ticket:
-    """Hands out the tiles of one layer over all rows of the requests that arrive, as one Plan.
+class Ticket(Resident):
+    """As resident, but the experts of a layer run in one launch, whose tiles one can see and time.
 
-    A tile's `microbatch` is its token block or slot, its `page` the chunk of columns, its `priority` its ticket. `layer`: label
-    of all tasks. Raises UserError for sizes that do not fit together.
+    In the body a tile's `microbatch` is its token block or slot, its `page` the chunk of columns, its
+    `priority` its ticket. Layers over more than FUSED_TOKENS rows (prompts) run kernel by kernel.
+    Raises UserError for sizes that do not fit together.
     """
 
-    lanes: ClassVar[tuple[str, ...]] = (LANE,)
-    pools: ClassVar[Mapping[str, int]] = {}
+    fused = True
 
-    def __init__(self, model: ModelSpec, policy: Policy, *, seed: int = 0, tiling: moe.Tiling | None = None, layer: int = 0) -> None:
-        self.model, self.policy, self.seed = model, policy, seed
-        self._tiling, self._layer = tiling, layer
-        self._tokens = 0
+    def __init__(self, model: ModelSpec, policy: Policy, *, seed: int = 0, tiling: moe.Tiling | None = None) -> None:
+        super().__init__(model, policy, seed=seed)
+        self._tiling = tiling
+        self._bodies: dict[int, Plan] = {}
 
-    def on(self, now: Time, event: Event) -> Sequence[Command]:
-        if not isinstance(event, Arrived):
-            return ()
-        self._tokens += event.request.prompt_tokens
-        return [self.body(self._tokens)] if event.last else ()
+    def body(self, tokens: int) -> Plan | None:
+        """The list for a layer over `tokens` rows; the same object each time."""
+        if tokens > FUSED_TOKENS:
+            return None
+        if tokens not in self._bodies:
+            self._bodies[tokens] = body_of(tiles_of(self.model, tokens, self._tiling))
+        return self._bodies[tokens]
 
-    def tiles(self, tokens: int) -> moe.Tiles:
-        shape = shape_of(self.model, tokens)
-        try:
-            return moe.Tiles(shape, self._tiling or choose_tiling(shape))
-        except ValueError as e:
-            raise UserError(f"tiling: {e}") from None
 
-    def body(self, tokens: int, first: int = 0) -> Plan:
-        """The Plan of a layer over `tokens` rows, its tasks numbered from `first`."""
-        return _Body(self.tiles(tokens), self._layer, first).plan()
+def tiles_of(model: ModelSpec, tokens: int, tiling: moe.Tiling | None = None) -> moe.Tiles:
+    """A layer of `model` over `tokens` rows, cut. Raises UserError for a tiling that does not fit together."""
+    shape = moe.Shape(tokens, model.hidden, model.ffn, model.experts, model.top_k)
+    try:
+        return moe.Tiles(shape, tiling or choose_tiling(shape))
+    except ValueError as e:
+        raise UserError(f"tiling: {e}") from None
+
+
+def body_of(tiles: moe.Tiles) -> Plan:
+    """The tiles of a layer in the order of their tickets."""
+    return _Body(tiles).plan()
+
+
+def layer_plan(model: ModelSpec, tokens: int, times: int = 1, tiling: moe.Tiling | None = None) -> Plan:
+    """A fused layer by itself: one task that launches it, `times` over."""
+    builder, body = PlanBuilder(), body_of(tiles_of(model, tokens, tiling))
+    for _ in range(times):
+        builder.add(Work("fused_moe", tokens, experts=model.experts), "gpu", layer=0, body=body)
+    return builder.build()
 
 
 class _Body:
-    """Adds the stages one after another. Joins: see `sim.schedulers.ticket`."""
+    """Adds the stages one after another."""
 
-    def __init__(self, tiles: moe.Tiles, layer: int, first: int) -> None:
-        self.tiles, self.layer = tiles, layer
-        self.builder = PlanBuilder(first)
+    def __init__(self, tiles: moe.Tiles) -> None:
+        self.tiles = tiles
+        self.builder = PlanBuilder()
         self.tickets = 0
 
     def plan(self) -> Plan:
@@ -115,13 +126,15 @@ class _Body:
         return self.builder.build()
 
     def _tile(self, op: int, block: int, chunk: int, deps: Sequence[int]) -> int:
-        rows = self.tiles.tiling.rows if op in (moe.GATE_UP, moe.DOWN) else self.tiles.tiling.tokens
-        work = Work(moe.OPS[op], tokens=min(rows, self.tiles.shape.tokens))
+        s, t = self.tiles.shape, self.tiles.tiling
+        width, whole = ((t.experts, s.experts), (1, 1), (t.gate_up, s.ffn), (t.down, s.hidden), (t.combine, s.hidden))[op]
+        rows = min(t.rows, s.tokens) if op in (moe.GATE_UP, moe.DOWN) else moe.part(s.tokens, t.tokens, block)
+        work = Work(moe.OPS[op], rows, columns=moe.part(whole, width, chunk))
         self.tickets += 1
-        return self.builder.add(work, LANE, deps, layer=self.layer, microbatch=block, page=chunk, priority=self.tickets)
+        return self.builder.add(work, LANE, deps, microbatch=block, page=chunk, priority=self.tickets)
 
     def _join(self, deps: Sequence[int]) -> int:
-        return self.builder.add(_JOIN, None, deps, layer=self.layer)
+        return self.builder.add(_JOIN, None, deps)
 
     def _routing(self) -> int:
         """What a tile waits for before it knows its slot."""

@@ -7,18 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from exec.fused import program_of, run_of
+from exec.fused import program_of
+from exec.runtime.bodies import Stamps, inside_of
 from kernels.fused_moe.host import Layer
 from kernels.fused_moe.reference import reference
 from kernels.fused_moe.tiles import Tiles, Tiling
 from sim import models
-from sim.body import TileCosts, with_blocks
-from sim.engines.run import DONE, SKIPPED, Run
-from sim.machines import load
+from sim.body import tile_rows
+from sim.engines.run import DONE, SKIPPED, Inside
 from sim.models.spec import ModelSpec
 from sim.plan import Plan
-from sim.schedulers.policy import Policy
-from sim.schedulers.ticket import Ticket
+from sim.schedulers.ticket import body_of, tiles_of
 from tests.kernels.arrays import floats, poisoned
 
 
@@ -51,7 +50,7 @@ def case(
 ) -> Case:
     """spread "one": the router prefers the same experts for every token, so that all others have none."""
     rng = np.random.default_rng(seed)
-    scheduler = Ticket(model_of(hidden, ffn, experts, top_k), Policy(batch=1, microbatch=1), tiling=tiling)
+    tiles = tiles_of(model_of(hidden, ffn, experts, top_k), tokens, tiling)
     x, gate, residual = floats(rng, tokens, hidden), floats(rng, experts, hidden), floats(rng, tokens, hidden)
     if spread == "one":
         x[:, 0] = 40
@@ -61,14 +60,13 @@ def case(
         x, gate, weights, residual, poisoned(tokens, hidden), poisoned(tokens, top_k, dtype=np.int16), poisoned(tokens, top_k)
     )
     wanted = reference(*(a.astype(float) for a in (x, gate, weights, residual)), top_k, ffn)
-    return Case(scheduler.tiles(tokens), scheduler.body(tokens), layer, *wanted)
+    return Case(tiles, body_of(tiles), layer, *wanted)
 
 
-def check_timeline(case: Case, state: Any, blocks: int) -> Run:
+def check_timeline(case: Case, state: Any, blocks: int) -> Inside:
     """Each tile once, dependencies kept, exactly the surplus ones skipped, no block in two tiles at a time."""
-    run = run_of(case.plan, state)
-    costs = TileCosts(with_blocks(load("h200"), blocks), case.tiles, 4, case.expert_rows)
-    assert np.array_equal(run.status, np.where(costs.surplus(case.plan), SKIPPED, DONE))
+    run = inside_of(0, case.plan, Stamps(*state.stamps.T, state.ran_on < 0), int(state.stamps.min()))
+    assert np.array_equal(run.status, np.where(tile_rows(case.plan, case.expert_rows) == 0, SKIPPED, DONE))
     assert (run.end_ps >= run.start_ps).all() and (state.stamps[:, 0] > 0).all()
     owner = np.repeat(np.arange(len(case.plan)), np.diff(case.plan.dep_ptr))
     assert (run.start_ps[owner] >= run.end_ps[case.plan.dep - case.plan.first]).all()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from sim.body import LANE
 from sim.errors import UserError
-from sim.events import Arrived, Request
 from sim.models import load
 from sim.ops import tiles as moe
 from sim.plan import Plan
 from sim.schedulers.policy import Policy
-from sim.schedulers.ticket import LANE, Ticket, choose_tiling, shape_of
+from sim.schedulers.ticket import FUSED_TOKENS, Ticket, body_of, layer_plan, tiles_of
 
 MODEL, POLICY = load("tiny-mixtral"), Policy(batch=1, microbatch=1)
 TILING = moe.Tiling(tokens=4, experts=MODEL.experts, rows=3, gate_up=MODEL.ffn // 2, down=MODEL.hidden // 4, combine=MODEL.hidden // 2)
@@ -23,7 +25,7 @@ def labels(plan: Plan) -> list[tuple[str, int, int]]:
 
 def test_order_of_a_small_layer() -> None:
     """One token, two slots. Columns of the result that are complete are combined while the next are made."""
-    found = labels(Ticket(MODEL, POLICY, tiling=TILING).body(1))
+    found = labels(body_of(tiles_of(MODEL, 1, TILING)))
     join = ("join", -1, -1)
     assert MODEL.top_k == 2
     assert found == [
@@ -37,10 +39,10 @@ def test_order_of_a_small_layer() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 5, 16, 17, 200])
 def test_every_tile_once_in_an_order_that_respects_dependencies(tokens: int) -> None:
-    scheduler = Ticket(MODEL, POLICY, layer=3)
-    plan, tiles = scheduler.body(tokens, first=100), scheduler.tiles(tokens)
+    tiles = tiles_of(MODEL, tokens)
+    plan = body_of(tiles)
     owner = plan.first + np.repeat(np.arange(len(plan)), np.diff(plan.dep_ptr))
-    assert (plan.dep < owner).all() and plan.lanes == (LANE,) and (plan.layer == 3).all()
+    assert (plan.dep < owner).all() and plan.lanes == (LANE,)
     found = [label for label in labels(plan) if label[0] != "join"]
     wanted = {("route_tile", b, c) for b in range(tiles.token_blocks) for c in range(tiles.route_chunks)}
     wanted |= set() if tiles.decode else {("dispatch_tile", b, 0) for b in range(tiles.token_blocks)}
@@ -52,7 +54,8 @@ def test_every_tile_once_in_an_order_that_respects_dependencies(tokens: int) -> 
 
 def test_a_tile_waits_for_all_that_it_reads() -> None:
     """Through the joins: a down tile for every gate-up tile of its slot, a combine tile for its columns of all slots."""
-    plan = Ticket(MODEL, POLICY, tiling=TILING).body(6)
+    tiles = tiles_of(MODEL, 6, TILING)
+    plan = body_of(tiles)
     tasks = list(plan.tasks())
 
     def behind(number: int) -> set[tuple[str, int, int]]:
@@ -70,25 +73,40 @@ def test_a_tile_waits_for_all_that_it_reads() -> None:
             }
         if task.op == "combine_tile":
             downs = {(s, c) for op, s, c in behind(task.number) if op == "down_tile"}
-            slots = range(Ticket(MODEL, POLICY, tiling=TILING).tiles(6).slots)
-            assert downs == {(s, c) for s in slots for c in (2 * task.page, 2 * task.page + 1)}
+            assert downs == {(s, c) for s in range(tiles.slots) for c in (2 * task.page, 2 * task.page + 1)}
         if task.op == "gate_up_tile":
             assert {b for op, b, _ in behind(task.number) if op == "dispatch_tile"} == {0, 1}
 
 
-def test_rows_of_all_requests_are_one_body() -> None:
-    scheduler = Ticket(MODEL, POLICY)
-    assert scheduler.on(0, Arrived(Request(0, 3, 1))) == ()
-    (plan,) = scheduler.on(0, Arrived(Request(1, 4, 1), last=True))
-    assert isinstance(plan, Plan) and plan.digest() == Ticket(MODEL, POLICY).body(7).digest()
+def test_tiles_state_their_sizes() -> None:
+    """The last of each kind is smaller: 70 tokens, 96 FFN columns and 64 hidden ones by tiles of 64, 40, 48 and 48."""
+    spec = replace(MODEL, hidden=64, ffn=96)
+    tiles = tiles_of(spec, 70, moe.Tiling(tokens=64, experts=spec.experts, rows=64, gate_up=40, down=48, combine=48))
+    sizes: dict[str, set[tuple[int, int]]] = {}
+    for t in body_of(tiles).tasks():
+        if t.lane:
+            sizes.setdefault(t.op, set()).add((t.work.tokens, t.work.columns))
+    experts = spec.experts
+    assert sizes == {
+        "route_tile": {(64, experts), (6, experts)}, "dispatch_tile": {(64, 1), (6, 1)}, "gate_up_tile": {(64, 40), (64, 16)},
+        "down_tile": {(64, 48), (64, 16)}, "combine_tile": {(64, 48), (64, 16), (6, 48), (6, 16)},
+    }  # fmt: skip
+
+
+def test_layers_of_equal_rows_share_a_body() -> None:
+    """Prompts run kernel by kernel; so does a layer without experts."""
+    made = Ticket(MODEL, POLICY)
+    assert made.body(3) is made.body(3) and made.body(FUSED_TOKENS) is not None and made.body(FUSED_TOKENS + 1) is None
+    (one,) = layer_plan(MODEL, 5).tasks()
+    assert one.op == "fused_moe" and one.body is not None and one.body.digest() == Ticket(MODEL, POLICY).body(5).digest()
 
 
 def test_tilings_suit_the_kernels() -> None:
     """Few tokens: the decode form, enough tiles to fill a large GPU; many: tiles of at most 64 by 64."""
     qwen = load("qwen3-30b-a3b")
-    one = moe.Tiles(shape_of(qwen, 1), choose_tiling(shape_of(qwen, 1)))
+    one = tiles_of(qwen, 1)
     assert one.decode and one.slots == 8 and one.slots * one.gate_up_chunks >= 1000 and one.tiling.down % 4 == 0
-    many = moe.Tiles(shape_of(qwen, 4096), choose_tiling(shape_of(qwen, 4096)))
+    many = tiles_of(qwen, 4096)
     assert not many.decode and max(many.tiling.rows, many.tiling.down, 2 * many.tiling.gate_up, many.tiling.tokens) == 64
 
 
