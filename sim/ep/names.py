@@ -36,6 +36,18 @@ def blocks(rank: int) -> str:
 
 
 @cache
+def block(rank: int, number: int) -> str:
+    """One block of a persistent kernel whose work is assigned beforehand."""
+    return f"block.{rank}.{number}"
+
+
+@cache
+def movers(rank: int) -> str:
+    """Blocks or warps of a fused kernel that only move rows."""
+    return f"movers.{rank}"
+
+
+@cache
 def scheduler(rank: int) -> str:
     """Scheduler warp of a persistent kernel."""
     return f"scheduler.{rank}"

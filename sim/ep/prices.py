@@ -96,7 +96,8 @@ class OpPrices:
         s, b, columns = self.layer, self.layer.element_bytes, work.columns
         full = max(self.kernels.gemm_rows, work.tokens)
         if work.op == "combine":
-            return 2.0 * work.tokens * columns, 3.0 * work.tokens * columns * b
+            rows = s.top_k + 1 if work.variant == "reduce" else 3  # all results of a token at once, or one more added to it
+            return 2.0 * work.tokens * columns, float(rows * work.tokens * columns * b)
         depth = s.ffn if work.op == "gemm1" else s.hidden
         matrices = s.up_matrices if work.op == "gemm0" else 1
         operands = (work.tokens + columns * matrices) * depth * b * scale
@@ -105,7 +106,8 @@ class OpPrices:
 
     def _move(self, lane: Lane, work: Work, rate: OpRate) -> Price:
         """A block that copies rows, within its GPU or over a link."""
-        moved = float(work.tokens * self.layer.row_bytes * (1 if work.bytes else 2))
+        row_bytes = work.columns * self.layer.element_bytes if work.columns else self.layer.row_bytes
+        moved = float(work.tokens * row_bytes * (1 if work.bytes else 2))
         return rate.latency_s, self._with_stores(self._roofline(lane, 0.0, moved, rate, self.kernels.resident), work, rate)
 
     def _roofline(self, lane: Lane, flops: float, moved: float, rate: OpRate, blocks: int) -> list[Demand]:

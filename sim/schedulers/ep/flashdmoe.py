@@ -31,14 +31,12 @@ from sim.models.spec import ModelSpec
 from sim.schedulers.ep.base import Shape
 from sim.schedulers.ep.columns import ColumnBuilder, Ints, Labels, evenly, grouped
 from sim.schedulers.ep.packets import Packets, Tiling, strips
-from sim.schedulers.ep.tiled import FETCH, TILE, Tiled, TileLayer
+from sim.schedulers.ep.tiled import FETCH, SIGNAL_BYTES, TILE, Tiled, TileLayer
 from sim.schedulers.policy import Policy
 from sim.tasks import Work
 
 SUBSCRIBER_WARPS = 3
 """Of four warps of the operating system's block; the fourth schedules."""
-
-SIGNAL_BYTES = 8
 
 FROM_SUBSCRIBERS, FROM_PROCESSORS = 0, 1
 """Order in which the scheduler warp sweeps the queues of descriptors."""

@@ -12,10 +12,13 @@ from sim.ep import names
 from sim.models.spec import ModelSpec
 from sim.plan import Plan
 from sim.schedulers.ep.base import ExpertParallel, Shape
-from sim.schedulers.ep.columns import ColumnBuilder, Ints, Joined, Labels
+from sim.schedulers.ep.columns import ColumnBuilder, Ints, Joined, Labels, grouped
+from sim.schedulers.ep.mixed import Mixed
 from sim.schedulers.ep.packets import Packets, Tiling, check_rows, packets, upper_bounds
 from sim.schedulers.policy import Policy
 from sim.tasks import Work
+
+SIGNAL_BYTES = 8
 
 TILE = -1
 FETCH = 1
@@ -112,16 +115,40 @@ class TileLayer:
         joined = Joined(lengths, np.concatenate([at_least, numbers])[order])
         return self.builder.block(len(self.ranks), Work("join"), None, joined=joined, labels=self.each_rank)
 
+    def router(self, started: Ints) -> Ints:
+        """The gate as a kernel of its own, one task a rank."""
+        work = self.builder.works_of(Work("gate", tokens=t, experts=self.shape.experts) for t in self.shape.tokens)
+        return self.builder.block(len(self.ranks), work, self.lanes("gpu"), [started], labels=self.each_rank)
+
+    def met(self, ready: Ints, count_bytes: int) -> Ints:
+        """A barrier in which every rank tells every other one so much. Returns a join for each rank."""
+        w = len(self.ranks)
+        source, target = (a.reshape(-1) for a in np.nonzero(~np.eye(w, dtype=np.bool_)))
+        told = Work("signal", bytes=SIGNAL_BYTES + count_bytes, messages=1)
+        labels: Labels = {"rank": source, "layer": self.number, "page": target}
+        told_at = self.builder.block(len(source), told, self.put_lanes[source, target], [ready[source]], labels=labels)
+        return self.join(told_at, target, ready)
+
+    def pulled(self, rows: Mixed, known: Ints, family: str) -> Ints:
+        """Blocks of `family` fetch the segments of each block of rows, expert by expert. Returns a join for each block [M]."""
+        target = rows.target[rows.block]
+        work = self.put_works("pull", rows.length, rows.source, target, self.shape.row_bytes)
+        labels: Labels = {"rank": target, "layer": self.number, "page": rows.source}
+        got = self.builder.block(len(target), work, self.lanes(family)[target], [known[target]], labels=labels)
+        full: Labels = {"rank": rows.target, "layer": self.number}
+        return self.builder.block(rows.count, Work("join"), None, joined=grouped(got, rows.block, rows.count), labels=full)
+
     def put_works(self, op: str, rows: Ints, source: Ints, target: Ints, row_bytes: int, columns: int = 0) -> Ints:
-        """Works of tasks that write rows [n] to another rank; within a rank no byte crosses a wire. Equal ones share a row."""
-        keys, inverse = np.unique(np.stack([rows, source, target], axis=1), axis=0, return_inverse=True)
-        works = [
-            Work(op, tokens=r, bytes=r * row_bytes if a != b else 0, columns=columns, variant=f"{a}.{b}" if a != b else "")
-            for r, a, b in keys.tolist()
-        ]
+        """Works of tasks that write rows [n] to another rank; within a rank no byte crosses a wire."""
+        return self.stored_works(op, rows, np.where(source == target, 0, rows * row_bytes), source, target, columns)
+
+    def stored_works(self, op: str, rows: Ints, stored: Ints, source: Ints, target: Ints, columns: int) -> Ints:
+        """Works over rows [n] that store so many bytes [n] in another rank's memory. Equal ones share a row."""
+        keys, inverse = np.unique(np.stack([rows, stored, source, target], axis=1), axis=0, return_inverse=True)
+        works = [Work(op, tokens=r, bytes=n, columns=columns, variant=f"{a}.{b}" if n else "") for r, n, a, b in keys.tolist()]
         return self.builder.works_of(works)[inverse.reshape(-1)]
 
-    def row_works(self, op: str, rows: Ints, columns: int = 0) -> Ints:
+    def row_works(self, op: str, rows: Ints, columns: int = 0, variant: str = "") -> Ints:
         """Works of tasks over rows [n]."""
         keys, inverse = np.unique(rows, return_inverse=True)
-        return self.builder.works_of(Work(op, tokens=r, columns=columns) for r in keys.tolist())[inverse]
+        return self.builder.works_of(Work(op, tokens=r, columns=columns, variant=variant) for r in keys.tolist())[inverse]
