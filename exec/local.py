@@ -34,7 +34,7 @@ def this_computer(device: DeviceName = DeviceName.cpu) -> Machine:
         lanes=(
             Lane(name="gpu", kind="compute", memory="memory", cores="cores", threads=gpu_threads, home="gpu"),
             Lane(name="cpu", kind="compute", memory="memory", cores="cores", threads=cpu_threads, home="cpu"),
-            *(Lane(name=n, kind="copy", path=("memory",), cores="cores", threads=1) for n in ("h2d", "d2h", "pin")),
+            *(Lane(name=n, kind="copy", path=("memory",), cores="cores", threads=1) for n in ("h2d", "d2h", "pin", "nvme")),
         ),
         ops=(),
     )  # fmt: skip

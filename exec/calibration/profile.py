@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from exec.calibration import copies, curves, host, insitu
+from exec.calibration import copies, curves, host, insitu, storage
 from exec.weights import random_weights
 from sim import models
-from sim.machines.schema import Lane, Machine, OpRate, Resource, Rig
+from sim.machines.schema import Lane, Machine, OpRate, Resource, Rig, RigLink
 from traces.files import replacing
 
 MODEL = "tiny-mixtral"
@@ -41,28 +41,34 @@ def calibrate(rig: Rig, say: Say = lambda text: None) -> Machine:
     say("copies")
     rates = {name: link.bytes_per_s for name, link in rig.links.items()}
     ops += [copies.measure(lane, rates.get(lane)) for lane in ("h2d", "d2h", "pin")]  # type: ignore[call-overload]
-    draft = _machine(rig, cores, memory, gpu_threads, cpu_threads, tuple(ops))
+    say("loads from disk")
+    loads, disk = storage.measure(rates.get("nvme"))
+    draft = _machine(rig, cores, memory, gpu_threads, cpu_threads, (*ops, loads), disk)
     say("whole runs")
     return insitu.corrected(draft, spec, weights, say)
 
 
-def _machine(rig: Rig, cores: float, memory: float, gpu_threads: int, cpu_threads: int, ops: tuple[OpRate, ...]) -> Machine:
+def _machine(rig: Rig, cores: float, memory: float, gpu_threads: int, cpu_threads: int, ops: tuple[OpRate, ...], disk: float) -> Machine:
     calibrated = f"calibrated on {processor()}"
     resources = {
         "cores": Resource(kind="cores", capacity=cores, source=f"{calibrated}: all cores at once against one alone"),
         "memory": Resource(kind="memory", capacity=memory, source=f"{calibrated}: most that readers and copiers move together"),
     }
-    for name, link in rig.links.items():
-        native = link.bytes_per_s is None
+    resources["disk"] = Resource(kind="link", capacity=disk, source=f"{calibrated}: verified reads around the page cache")
+    links = {"nvme": RigLink(source="the disk bounds it"), **rig.links}
+    for name, link in links.items():
+        native = link.bytes_per_s is None and name != "nvme"
         source = f"{calibrated}: a core's own copies bound it" if native else link.source
         resources[f"link.{name}"] = Resource(kind="link", capacity=link.bytes_per_s or memory, source=source)
-    paced = {name: link.bytes_per_s for name, link in rig.links.items()}
+    paced = {name: link.bytes_per_s for name, link in links.items()}
     lanes = (
         Lane(name="gpu", kind="compute", memory="memory", cores="cores", threads=gpu_threads, home="gpu"),
         Lane(name="cpu", kind="compute", memory="memory", cores="cores", threads=cpu_threads, home="cpu"),
         Lane(name="h2d", kind="copy", path=("link.h2d", "memory"), cores="cores", threads=1, home="gpu", paced_bytes_per_s=paced["h2d"]),
         Lane(name="d2h", kind="copy", path=("link.d2h", "memory"), cores="cores", threads=1, home="cpu", paced_bytes_per_s=paced["d2h"]),
         Lane(name="pin", kind="copy", path=("memory",), cores="cores", threads=1, home="pinned"),
+        Lane(name="nvme", kind="copy", path=("link.nvme", "disk", "memory"), cores="cores", threads=1, home="cpu",
+             paced_bytes_per_s=paced["nvme"]),
     )
     emulated = any(rate is not None for rate in paced.values())
     return Machine(

@@ -29,7 +29,7 @@ def calibrate(rig: str, output: Path, device: DeviceName) -> None:
         ("profile", output), ("rig", machine.rig), ("computer", machine.description),
         ("cores at once", f"{r['cores'].capacity:.3g}"), ("memory bandwidth", f"{out.size(r['memory'].capacity)}/s"),
         *((f"link {n}", f"{out.size(r[f'link.{n}'].capacity)}/s, {'paced' if machine.lane[n].paced_bytes_per_s else 'native'}")
-          for n in ("h2d", "d2h")),
+          for n in ("h2d", "d2h", "nvme") if n in machine.lane),
         ("op table", f"{len(machine.ops)} rows"), ("took", out.seconds(time.perf_counter() - began)),
     ]  # fmt: skip
     out.print_table(f"calibrated {machine.name}", ("", "value"), rows)

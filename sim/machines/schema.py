@@ -77,7 +77,7 @@ class Machine(Strict):
 
 
 class RigLink(Strict):
-    """Rate of one direction of the host link."""
+    """Rate of one direction of the host link, or of reads from disk."""
 
     bytes_per_s: float | None = Field(None, ge=1e5, le=1e13, description="the executor paces copies to this rate; none: native")
     source: Source
@@ -90,7 +90,7 @@ class Rig(Strict):
     kind: Literal["rig"]
     name: str
     description: str = ""
-    links: dict[Literal["h2d", "d2h"], RigLink]
+    links: dict[Literal["h2d", "d2h", "nvme"], RigLink]
     memories: dict[Literal["gpu", "cpu", "pinned"], Memory]
 
     @model_validator(mode="after")

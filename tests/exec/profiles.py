@@ -11,12 +11,13 @@ from sim.machines.schema import Machine, OpRate
 from tests.exec import tiny
 
 SPEC = tiny.spec(layers=2, hidden=64, ffn=96, vocab=300)
+COPY_LANES = ("h2d", "d2h", "pin", "nvme")
 
 
 def machine() -> Machine:
     compute = tuple(OpRate(op="*", lane=n, curve=((1.0, 1e-9), (64.0, 1e-8)), source="invented for a test") for n in ("gpu", "cpu"))
-    copies = tuple(OpRate(op="*", lane=n, curve=((1.0, 1e-6), (1e6, 1e-4)), source="invented for a test") for n in ("h2d", "d2h", "pin"))
-    return profile._machine(load_rig("laptop-rig"), 2.0, 20e9, 1, 1, compute + copies)
+    copies = tuple(OpRate(op="*", lane=n, curve=((1.0, 1e-6), (1e6, 1e-4)), source="invented for a test") for n in COPY_LANES)
+    return profile._machine(load_rig("laptop-rig"), 2.0, 20e9, 1, 1, compute + copies, 2e9)
 
 
 def write(folder: Path, made: Machine | None = None) -> Path:

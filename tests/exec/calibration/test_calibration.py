@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exec.calibration import copies, curves, host, insitu, measure, profile
+from exec.calibration import copies, curves, host, insitu, measure, profile, storage
 from exec.calibration.links import relink
 from exec.weights import random_weights
 from sim import machines
@@ -45,7 +45,7 @@ def test_other_links_of_the_same_computer() -> None:
     made = profiles.machine()
     fast = relink(made, {"h2d": 4e9})
     assert fast.lane["h2d"].paced_bytes_per_s == 4e9 and fast.resources["link.h2d"].capacity == 4e9
-    native = relink(made, {"h2d": 0, "d2h": 0})
+    native = relink(made, {"h2d": 0, "d2h": 0, "nvme": 0})
     assert native.clock == "measured" and native.lane["h2d"].paced_bytes_per_s is None
     copy = Work("page_to_gpu", bytes=1_000_000)
     spec = tiny.spec()
@@ -105,3 +105,15 @@ def test_works_side_by_side_all_get_their_turns() -> None:
 
     seconds = measure.together([lambda: bump(0), lambda: bump(1)], budget_s=0.05)
     assert len(seconds) == 2 and min(calls) >= 4
+
+
+@pytest.mark.parametrize("pace", [None, 1e9])
+def test_loads_from_disk_are_measured(pace: float | None) -> None:
+    row, rate = storage.measure(pace)
+    assert (row.lane, row.op) == ("nvme", "*") and 0 <= row.latency_s < 1 and rate > 1e6
+    sizes, seconds = zip(*row.curve, strict=True)
+    assert sizes == tuple(float(s) for s in storage.SIZES) and min(seconds) > 0
+    made = profiles.machine()
+    made = made.model_copy(update={"ops": tuple(row if op.lane == "nvme" else op for op in made.ops)})
+    load = Work("read_expert", bytes=10_000_000)
+    assert CostModel(made, tiny.spec()).solo_ps("nvme", load) >= 20_000_000_000, "the rig's pace"
