@@ -33,6 +33,14 @@ class Policy(Protocol):
 
 NAMES: dict[str, tuple[str, str]] = {
     "round-robin": ("round_robin", "RoundRobin"),
+    "greedy": ("greedy", "Greedy"),
+    "eplb": ("eplb", "Eplb"),
+    "replicate-hot": ("replicate_hot", "ReplicateHot"),
+    "consistent-hash": ("consistent_hash", "ConsistentHash"),
+    "hierarchical": ("hierarchical", "Hierarchical"),
+    "affinity": ("affinity", "Affinity"),
+    "joint": ("joint", "Joint"),
+    "robust": ("robust", "Robust"),
     "petals": ("petals", "Petals"),
     "swarm": ("swarm", "Swarm"),
     "max-flow": ("max_flow", "MaxFlow"),

@@ -1,0 +1,115 @@
+"""Consistent hashing with virtual nodes, replicas and bounded loads: placement without looking at load at all.
+
+Sources: the ring with virtual nodes, Karger et al., STOC 1997; the bound, Mirrokni, Thorup and Zadimoghaddam, SODA 2018
+(arXiv 1608.01350): a GPU that holds (1 + slack) times its share is full, and the walk goes on to the next one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import UserError
+from sim.placement.placement import Bools, Placement
+from sim.placement.policy import Tell, silent
+from sim.placement.problem import Ints, Problem
+
+Hashes = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class ConsistentHash:
+    """virtual: points on the ring for a GPU with the mean number of slots. replicas: copies of each expert.
+    slack: how far above its share a GPU may go. Where a current placement is given, a copy stays where it is
+    unless its GPU is over its bound, or the walk meets a GPU that holds nothing yet (a newcomer) before it."""
+
+    whole_layers: ClassVar[bool] = False
+    virtual: int = 64
+    replicas: int = 1
+    slack: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.virtual < 1 or self.replicas < 1 or self.slack < 0:
+            raise UserError("options virtual and replicas must be 1 or more, slack 0 or more")
+
+    def place(self, problem: Problem, tell: Tell = silent) -> Placement:
+        slots = np.minimum(problem.gpus.slots, problem.experts)
+        replicas = max(1, min(self.replicas, int(slots.sum()) // problem.experts, int((slots > 0).sum())))
+        walks = self._walks(problem, slots)
+        bound = self._bound(problem.experts * replicas, slots)
+        held = np.zeros((problem.layers, problem.experts, len(slots)), np.bool_)
+        new = None if problem.current is None else ~problem.current.held.any(axis=(0, 1))
+        for layer in range(problem.layers):
+            if problem.current is not None and new is not None:
+                _keep(held[layer], problem.current.held[layer], walks[layer], bound, new, replicas)
+            _walk(held[layer], walks[layer], bound, slots, replicas)
+        return Placement(held)
+
+    def _bound(self, copies: int, slots: Ints) -> Ints:
+        """Copies that a GPU may hold [gpus]: its share of all, by slots, and the slack."""
+        share = np.ceil(copies * (1 + self.slack) * slots / slots.sum()).astype(np.int64)
+        return np.asarray(np.minimum(slots, share))
+
+    def _walks(self, problem: Problem, slots: Ints) -> Ints:
+        """GPUs in the order in which each expert's walk round the ring meets them [layers, experts, gpus]."""
+        gpus, points = np.flatnonzero(slots > 0), np.rint(self.virtual * slots / slots[slots > 0].mean()).astype(np.int64)
+        owner = np.repeat(gpus, np.maximum(1, points[gpus]))
+        number = np.concatenate([np.arange(max(1, points[g])) for g in gpus])
+        place = mixed(mixed(owner.astype(np.uint64) + np.uint64(problem.seed << 32)) + number.astype(np.uint64))
+        order = np.argsort(place, kind="stable")
+        ring, owner = place[order], owner[order]
+        keys = mixed(mixed(np.arange(problem.layers * problem.experts, dtype=np.uint64)) ^ np.uint64(0x9E3779B97F4A7C15))
+        start = np.searchsorted(ring, keys) % len(ring)
+        met = _met(owner, len(slots))
+        return met[start].reshape(problem.layers, problem.experts, -1)
+
+
+def mixed(value: Hashes) -> Hashes:
+    """SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): a bijection of 64-bit numbers that looks random."""
+    with np.errstate(over="ignore"):
+        z = value + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(z ^ (z >> np.uint64(31)))
+
+
+def _met(owner: Ints, gpus: int) -> Ints:
+    """For each point of the ring the GPUs in the order in which a walk from there meets them [points, gpus on the ring]."""
+    points = len(owner)
+    ahead = np.full((points, gpus), 2 * points, np.int64)
+    nearest = np.full(gpus, 2 * points, np.int64)
+    for p in range(2 * points - 1, -1, -1):
+        nearest[owner[p % points]] = p
+        if p < points:
+            ahead[p] = nearest
+    return np.argsort(ahead, axis=1, kind="stable")[:, : len(np.unique(owner))]
+
+
+def _keep(held: Bools, current: Bools, walks: Ints, bound: Ints, new: NDArray[np.bool_], replicas: int) -> None:
+    """Copies that stay, up to each GPU's bound; those that a newcomer is nearer to may go there as far as it has room."""
+    room = bound.copy()
+    for e, walk in enumerate(walks):
+        here = [g for g in walk if current[e, g]][:replicas]
+        nearer = next((g for g in walk[: replicas + 1] if new[g] and room[g] > 0), None)
+        if nearer is not None and len(here) == replicas:
+            here = [*here[:-1], nearer]
+        for g in here:
+            if room[g] > 0:
+                held[e, g] = True
+                room[g] -= 1
+
+
+def _walk(held: Bools, walks: Ints, bound: Ints, slots: Ints, replicas: int) -> None:
+    """Each expert that lacks copies walks to the next GPU with room: under the bound, then, if all are full, under the slots."""
+    used = held.sum(axis=0)
+    for limit in (bound, slots):
+        for e, walk in enumerate(walks):
+            for g in walk[: len(walk) if held[e].sum() < replicas else 0]:
+                if used[g] < limit[g] and not held[e, g]:
+                    held[e, g] = True
+                    used[g] += 1
+                    if held[e].sum() == replicas:
+                        break
