@@ -165,6 +165,34 @@ def explain(
     explaining.explain(job, trace=trace, engine=engine.value, plot=plot, timeline=timeline, as_json=json)
 
 
+@app.command("moe-layer")
+def moe_layer(
+    model: options.Model, machine: options.Machine,
+    tokens_per_gpu: Annotated[int, typer.Option(min=1, help="Tokens of each rank.", show_default=False)],
+    schedulers: Annotated[str, typer.Option(help="Names or FILE.py:CLASS, separated by commas.", show_default=False)],
+    experts: Annotated[int | None, typer.Option(min=1, help="In place of the model's.")] = None,
+    hidden: Annotated[int | None, typer.Option(min=1, help="In place of the model's.")] = None,
+    ffn: Annotated[int | None, typer.Option(min=1, help="Intermediate size of an expert, in place of the model's.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="In place of the model's.")] = None,
+    gated: Annotated[bool, typer.Option(help="Experts of three matrices (SwiGLU), or of two.")] = True,
+    dtype: Annotated[str | None, typer.Option(help="Element type of weights, activations and what is sent: bf16, fp8, tf32, ...")] = None,
+    trace: options.Trace = None,
+    skew: Annotated[float, typer.Option(min=0, help="Without a trace: exponent of the experts' popularity (Zipf); 0: uniform.")] = 0.0,
+    capacity_factor: Annotated[float | None, typer.Option(min=0.01, help="Drop what is beyond it; none: drop nothing.")] = None,
+    jitter: Annotated[str, typer.Option(help="vm, supercomputer, none, or a file of measured delay ratios.")] = "none",
+    steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Draws of the jitter.")] = 100,
+    seed: options.Seed = 0, timeline: options.Timeline = None, json: options.Json = False,
+) -> None:  # fmt: skip
+    """Simulate one MoE layer over the GPUs of a machine, under several systems of expert parallelism."""
+    from sim.cli import moe_layering
+
+    asked = moe_layering.ask(
+        model, machine, tokens_per_gpu, schedulers, sizes={"experts": experts, "hidden": hidden, "ffn": ffn, "top_k": top_k},
+        gated=gated, dtype=dtype, trace=trace, skew=skew, capacity_factor=capacity_factor, jitter=jitter, steps=steps, seed=seed,
+    )  # fmt: skip
+    moe_layering.run(asked, timeline=timeline, as_json=json)
+
+
 reproduce = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Simulate what was published, and tell how far it is off.")
 app.add_typer(reproduce, name="reproduce")
 Folder = Annotated[Path | None, typer.Option("-o", help="Write the page and its pictures into this directory.", show_default=False)]

@@ -32,7 +32,8 @@ def with_lanes(machine: Machine, scheduler: ExpertParallel) -> Machine:
         if name not in machine.lane:
             order, servers = scheduler.orders.get(family, "ready"), scheduler.servers.get(family, 1)
             own = {"name": name, "order": order, "servers": servers, "families": (family,)}
-            added.append(machine.lane[f"gpu.{rest.partition('.')[0]}"].model_copy(update=own))
+            device = machine.lane[f"gpu.{rest.partition('.')[0]}"]
+            added.append(Lane.model_construct(**{**dict(device), **own}))  # there may be thousands: nothing to check anew
     return machine.model_copy(update={"lanes": (*machine.lanes, *added)})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.costs import PricedPlan
+from sim.costs import PricedPlan, pack
 from sim.engines.run import Run
 from sim.ep import measures
 from sim.ep.costs import EpCosts, with_lanes
@@ -24,12 +24,14 @@ from sim.fabric import expand, ranks, topology_of
 from sim.jitter import Jitter
 from sim.machines.schema import Machine
 from sim.plan import Plan
+from sim.plan import plan_of as plan_of_tasks
 from sim.schedulers.ep import registry
 from sim.schedulers.ep.base import ExpertParallel
 from sim.schedulers.ep.kernels import Kernels as KernelScheduler
 from sim.schedulers.ep.packets import capacity
 from sim.schedulers.ep.tiled import Tiled
 from sim.schedulers.policy import Policy
+from sim.tasks import Task, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,14 @@ def prepare(
     priced = costs.bind(plan)
     gate = sum(tokens) * 2 * layer.hidden * layer.experts
     return Prepared(system, scheduler, costs, priced, gate + int(counts.sum()) * layer.expert_flops, time.perf_counter() - began)
+
+
+def compile_engine() -> None:
+    """Load or compile the engine, so that no system's time includes it."""
+    from sim.engines.compiled import run_compiled  # numba
+
+    plan = plan_of_tasks([Task(0, Work("join"))])
+    run_compiled(PricedPlan(plan, np.zeros(1, np.int32), pack([(0, [])]), (), np.zeros(0)), (), {})
 
 
 def make(
