@@ -29,9 +29,14 @@ class Form(StrEnum):
     jsonl = "jsonl"
 
 
+class OnRankLoss(StrEnum):
+    stop = "stop"
+
+
 Output = Annotated[Path, typer.Option("-o", help="Profile to write, YAML.", show_default=False)]
 Profile = Annotated[str, typer.Option(help="Profile of this computer, from calibrate.", show_default=False)]
 Record = Annotated[Path | None, typer.Option(help="Write what the routers choose: OUT.parquet.")]
+Ranks = Annotated[int | None, typer.Option(min=1, help="Processes to start, each with its share of the experts.")]
 LogFile = Annotated[Path | None, typer.Option("--log", help="Write the log of events and commands, JSON lines; it replays.")]
 
 
@@ -49,15 +54,34 @@ def calibrate(
 
 @app.command()
 def run(
-    model: options.Model, machine: Profile, workload: options.Workload, scheduler: options.PolicyScheduler = None,
+    model: options.Model, machine: Annotated[str | None, typer.Option(help="Profile of this computer, from calibrate.")] = None,
+    workload: Annotated[str | None, typer.Option(help="Built-in name, or a YAML file.")] = None, scheduler: options.PolicyScheduler = None,
     gen: options.Gen = None, batch: options.Batch = None, microbatch: options.Microbatch = None, padded: options.Padded = False,
     policy: options.PolicyFile = None, trace: options.Trace = None, seed: options.Seed = 0, timeline: options.Timeline = None,
     record_routing: Record = None, log: LogFile = None, device: Device = DeviceName.cpu, graphs: Graphs = False,
+    ranks: Ranks = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="With --ranks: rows of each rank through the MoE layers alone.")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="With --tokens: MoE layers one after another; default: the model's.")] = None,
+    skew: Annotated[float, typer.Option(min=0, help="With --tokens: expert e is chosen about as often as 1 / (1 + e) ** SKEW.")] = 0.0,
+    chunks: Annotated[int | None, typer.Option(min=1, help="With --ranks: parts that the scheduler cuts a rank's rows into.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="With --ranks: compare the outputs with a single process.")] = False,
+    on_rank_loss: Annotated[OnRankLoss, typer.Option(help="With --ranks: what a killed or stalled rank does.")] = OnRankLoss.stop,
     json: options.Json = False,
 ) -> None:  # fmt: skip
-    """Really run one scheduler."""
-    from exec.cli import running
+    """Really run one scheduler; with --ranks, on several processes that share the experts."""
+    from exec.cli import clustering, running
 
+    if (place := clustering.place(ranks)) is not None:
+        if place[0] > 0:
+            clustering.serve_as_rank(*place)
+        clustering.run(
+            place[1], model, scheduler, workload, tokens=tokens, layers=layers, skew=skew, chunks=chunks, gen=gen, batch=batch, seed=seed,
+            timeline=timeline, check=check, as_json=json,
+        )  # fmt: skip
+        return
+    for flag, value in (("--machine", machine), ("--workload", workload)):
+        if value is None:
+            raise typer.BadParameter(f"missing option {flag}")
     running.run(
         model, machine, workload, scheduler, gen=gen, batch=batch, microbatch=microbatch, padded=padded, policy=policy, trace=trace,
         seed=seed, timeline=timeline, record_routing=record_routing, log=log, device=device, graphs=graphs, as_json=json,

@@ -27,6 +27,7 @@ class RankBackend:
         if order.model.hidden < HEADER + order.experts_per_rank:
             raise UserError(f"--model {order.model.name}: rows of {order.model.hidden} numbers hold no header for its experts")
         self.order, self.rank = order, rank
+        self._warm = False
         self.weights = shards.shard(order, rank)
         self.store = Store()
         self.rows = RowMemory(_rows_needed(order, rank), order.model.hidden)
@@ -50,18 +51,27 @@ class RankBackend:
         """Give the lane's thread its share of the cores; compile and load what it will run."""
         if lane.name.startswith("gpu."):
             decoder.set_threads(self.order.threads)
-            warm_up(self.order.model, self.order.threads)
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Once an order: runs of the same one find all loaded."""
+        if not self._warm:
+            self.moe.warm_up()
+            if self.order.serves:
+                warm_up(self.order.model, self.order.threads)
+            self._warm = True
 
     def run(self, task: Record, interrupt: Interrupt) -> Result | None:
         return self._ops[task.work.op](task, interrupt)
 
-    def outputs(self) -> Outputs:
+    def outputs(self, cpu_s: float) -> Outputs:
         left = self.store.left()
         assert not left, f"rank {self.rank}: buffers {', '.join(left)} were written and never read"
         keep, dense = self.order.keep, self.dense
         logits = {r: np.stack(rows) for r, rows in ((dense.logits or {}) if dense else {}).items() if rows}
         tokens = dense.sequences.outputs() if dense else {}
-        return Outputs(self.moe.counts, self.store.hidden if keep and not dense else None, tokens, logits, self.rows.peak)
+        hidden = self.store.hidden if keep and not dense else None
+        return Outputs(self.moe.counts, hidden, tokens, logits, self.rows.peak, cpu_s)
 
 
 def _rows_needed(order: Order, rank: int) -> int:

@@ -21,6 +21,9 @@ from sim.schedulers.ep.kernels import chunk_rows
 
 Op = Callable[[Record, Interrupt], None]
 
+PROBE = "probe"
+"""Variant of puts that calibration times, and the kind of buffer that they fill."""
+
 
 class MoELayers:
     """Ops of the layers' expert part.
@@ -50,8 +53,26 @@ class MoELayers:
         }  # fmt: skip
 
     def landed(self, name: str, landing: Landing) -> None:
-        """A put has arrived in buffer `name`."""
+        """A put has arrived in buffer `name`; what a probe sends nobody reads."""
+        if name.startswith(PROBE):
+            self._rows.give(landing.piece)
+            return
         self.store.write(name, Part(landing.piece, landing.piece.first + 1, landing.counts))
+
+    def warm_up(self) -> None:
+        """Compile and load what the ops call, on few rows and on many."""
+        for tokens in (5, 2 * decoder.EXPERT_ROWS):
+            x = np.zeros((tokens, self.model.hidden), np.float32)
+            logits, out = np.zeros((tokens, self.model.experts), np.float32), np.zeros((tokens * self.model.top_k, len(x[0])), np.float32)
+            rms_norm.forward(x, np.ones(self.model.hidden, np.float32), self.model.norm_eps, np.empty_like(x))
+            decoder._product(x, self._weights.layers[0].router, logits)
+            ids, weights = decoder.route(logits, self.model.top_k)
+            offsets, positions = np.empty(self.model.experts + 1, np.int32), np.empty(ids.shape, np.int32)
+            dispatch.place(ids, offsets, positions)
+            dispatch.permute(x, positions, out)
+            share = np.diff(np.linspace(0, len(out), self.order.experts_per_rank + 1).astype(np.int32))
+            self._run(self._weights.experts[0], out, share)
+            combine.forward(out, positions, weights, x)
 
     def _nothing(self, task: Record, _: Interrupt) -> None:
         """What a GPU's host does here takes a thread's wake-up: the call that follows is launch and kernel in one."""
@@ -91,7 +112,11 @@ class MoELayers:
     def _put(self, task: Record, _: Interrupt) -> None:
         assert self.mesh is not None and task.lane is not None
         peer = int(task.lane.rpartition(".")[2])
-        if task.work.variant == "dispatch":
+        if task.work.variant == PROBE:
+            piece = self._rows.take(task.work.tokens + 1)
+            self.mesh.put(peer, self.numbers[task.number], piece, ())
+            self._rows.give(piece)
+        elif task.work.variant == "dispatch":
             part = self.store.read(task.reads[0]).parts[peer]
             self.mesh.put(peer, self.numbers[task.number], part.message, part.counts)
         else:

@@ -78,7 +78,7 @@ class Children:
         host, port = control_address()
         environment = {k: os.environ[k] for k in ("MASTER_ADDR", "MASTER_PORT", "TANDEM_KEY", "GLOO_SOCKET_IFNAME") if k in os.environ}
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["exec.cluster.serving", "numba.np.ufunc.parallel"])
+        context.set_forkserver_preload(["exec.cluster.worker", "numba.np.ufunc.parallel"])
         self._processes: dict[int, BaseProcess] = {}
         for rank in ranks:
             arguments = (environment, rank, world, host, port)
@@ -110,6 +110,8 @@ class Children:
 
 def _child(environment: Mapping[str, str], rank: int, world: int, host: str, port: int) -> None:
     os.environ.update(environment)
+    # Numba makes a lock by this rule. A "forkserver" lock would be reported as leaked whenever a rank is killed.
+    multiprocessing.set_start_method("fork", force=True)
     from exec.cluster.rank import main
 
     raise SystemExit(main(rank, world, host, port))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sim.ep import names
 from sim.machines.schema import Lane, Machine
 
+
 def rank_lanes(rank: int, ranks: int) -> tuple[Lane, ...]:
     """Lanes whose threads rank `rank` has. A pair's puts leave one after another: they share one stream."""
     puts = (Lane(name=names.put(rank, p), order="ready", kind="copy") for p in range(ranks) if p != rank)

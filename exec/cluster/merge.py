@@ -80,6 +80,6 @@ class Stamps:
         at = numbers - self.plan.first
         table = np.array([rows[n] for n in numbers.tolist()], np.int64).reshape(-1, 3)
         return Run(
-            sources=(self.plan,), lanes=self._lanes, number=numbers, lane=code[self.plan.lane[at]], start_ps=table[:, 0], end_ps=table[:, 1],
-            status=table[:, 2].astype(np.int8),
+            sources=(self.plan,), lanes=self._lanes, number=numbers, lane=code[self.plan.lane[at]], start_ps=table[:, 0],
+            end_ps=table[:, 1], status=table[:, 2].astype(np.int8),
         )  # fmt: skip

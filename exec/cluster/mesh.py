@@ -26,7 +26,7 @@ from exec.cluster.priority import SHORT_SLICE_NS, ask_for_slice
 from exec.cluster.rows import Floats, Piece, RowMemory
 
 AHEAD = 4
-"""Receives posted ahead for each peer: more messages than a schedule leaves unread at a time still arrive, later."""
+"""Receives posted ahead for each peer. More messages that nobody has read yet still arrive, only later."""
 
 TAGS = 1 << 20
 HEADER = 4
@@ -73,8 +73,8 @@ class Mesh:
     """
 
     def __init__(
-        self, rank: int, ranks: int, rows: RowMemory, most_rows: int, counters: Counters, *, landed: Callable[[Landing], None], told: Callable[[int], None],
-        broke: Callable[[BaseException], None],
+        self, rank: int, ranks: int, rows: RowMemory, most_rows: int, counters: Counters, *, landed: Callable[[Landing], None],
+        told: Callable[[int], None], broke: Callable[[BaseException], None],
     ) -> None:  # fmt: skip
         self.rank = rank
         self.peers = [r for r in range(ranks) if r != rank]

@@ -28,7 +28,7 @@ def main(rank: int, ranks: int, host: str, port: int, quiet: bool = True) -> int
     line.send(wire.Joined(rank, os.getpid()))
     listener = Listener(line, rank, quiet)
     threading.Thread(target=listener.listen, name="listener", daemon=True).start()
-    from exec.cluster.serving import Worker  # torch and the kernels: after the controller knows that the process lives
+    from exec.cluster.worker import Worker  # torch and the kernels: after the controller knows that the process lives
 
     try:
         Worker(rank, ranks, line, listener).serve()

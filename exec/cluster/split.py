@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from exec.runtime.records import Record, records_of
+from exec.runtime.records import Record, record_of, records_of
 from sim.errors import UserError
 from sim.plan import Plan
-from sim.tasks import Work
+from sim.tasks import Task, Work
 
 _JOIN = Work("join")
 
@@ -137,7 +137,7 @@ class _Builder:
 
     def _note(self, kind: Kind, i: int, deps: Sequence[int] = (), waits: int = 0) -> int:
         notify = kind is Kind.ARRIVED and bool(self.split.plan.notify[i])
-        return self._add(kind, i, Record(-1, _JOIN, None, deps, (), (), (), (), (), "", -1, -1, -1, -1, 0, 0, notify), waits)
+        return self._add(kind, i, record_of(Task(-1, _JOIN, deps=tuple(deps), notify=notify)), waits)
 
     def _task(self, i: int, task: Record) -> None:
         start, end, told = self.split.start[i], self.split.end[i], self.split.told[i]

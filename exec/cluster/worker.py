@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from exec.cluster import wire
 from exec.cluster.backend import RankBackend
 from exec.cluster.engine import RankEngine
 from exec.cluster.machine import lanes_of
 from exec.cluster.mesh import Counters, Landing, Mesh, join_group
+from exec.cluster.profile import Unknown
 from exec.cluster.rank import Listener
 from exec.cluster.split import Share, Split
 from exec.cluster.wire import Line
@@ -16,13 +20,8 @@ GROUP_TIMEOUT_S = 60.0
 """How long ranks wait for each other when they first connect."""
 
 
-class NoProfile:
-    """Ranks see no machine: the scheduler is the controller's."""
-
-    digest = ""
-
-    def estimate(self, task: object) -> int:
-        raise AssertionError("a rank estimates nothing")
+def _unexpected(message: object) -> None:
+    raise AssertionError(f"{message} came before anything was sent")
 
 
 class Worker:
@@ -40,9 +39,21 @@ class Worker:
             if isinstance(order, wire.Prepare):
                 self._backend = None  # its memory first
                 self._backend = RankBackend(order.order, self.rank)
+                with self._mesh(self._backend):
+                    pass  # a first message each way: gloo connects a pair when it is used first
                 self._line.send(wire.Ready())
             elif isinstance(order, wire.Take):
                 self._run(order)
+
+    def _mesh(
+        self, backend: RankBackend, landed: Callable[[Landing], None] = _unexpected, told: Callable[[int], None] = _unexpected,
+        broke: Callable[[BaseException], None] | None = None,
+    ) -> Mesh:  # fmt: skip
+        order = backend.order
+        return Mesh(
+            self.rank, self.ranks, backend.rows, order.most_rows, self._counters, landed=landed, told=told,
+            broke=broke or self._listener.broken,
+        )  # fmt: skip
 
     def _run(self, order: wire.Take) -> None:
         backend = self._backend
@@ -50,26 +61,27 @@ class Worker:
         share = Split(order.plan).share(self.rank)
         backend.reset()
         machine = lanes_of(self.rank, self.ranks)
-        engine = RankEngine(machine, backend, NoProfile(), lambda rank, number: mesh.signal(rank, number))
+        engine = RankEngine(machine, backend, Unknown(), lambda rank, number: mesh.signal(rank, number))
         names = share.arrives
 
         def landed(landing: Landing) -> None:
             backend.moe.landed(names[landing.number], landing)
             engine.heard(landing.number)
 
-        mesh = Mesh(
-            self.rank, self.ranks, backend.rows, backend.order.most_rows, self._counters, landed=landed, told=engine.heard, broke=engine.lost
-        )
+        mesh = self._mesh(backend, landed, engine.heard, engine.lost)
         backend.moe.mesh, backend.moe.numbers = mesh, share.numbers
         with mesh, engine:
             self._listener.engine = engine
             self._line.send(wire.Ready())
             begin = self._listener.orders.get()
             assert isinstance(begin, wire.Begin), begin
+            time.sleep(max(0.0, (begin.origin_ns - time.perf_counter_ns()) / 1e9))
+            computed_s = time.process_time()
             engine.begin(share, begin.origin_ns)
             self._report_events(engine, share)
+            computed_s = time.process_time() - computed_s
         self._listener.engine = None
-        self._line.send(wire.Finished(engine.stamps(), backend.outputs()))
+        self._line.send(wire.Finished(engine.stamps(), backend.outputs(computed_s)))
 
     def _report_events(self, engine: RankEngine, share: Share) -> None:
         """Wait until all is done, telling the controller what the scheduler wants to hear."""
