@@ -1,4 +1,4 @@
-"""python -m sim: list, run, compare, check, bench, policy, explain."""
+"""python -m sim: list, run, compare, check, bench, policy, explain, place."""
 
 from __future__ import annotations
 
@@ -191,6 +191,27 @@ def moe_layer(
         gated=gated, dtype=dtype, trace=trace, skew=skew, capacity_factor=capacity_factor, jitter=jitter, steps=steps, seed=seed,
     )  # fmt: skip
     moe_layering.run(asked, timeline=timeline, as_json=json)
+
+
+@app.command()
+def place(
+    machine: options.Machine,
+    load: Annotated[list[Path], typer.Option(help="Routing trace or expert counts; several times: several windows.", show_default=False)],
+    policies: Annotated[str, typer.Option(help="Names, or NAME:OPTION=VALUE, separated by commas.")] = "round-robin,greedy,eplb,robust",
+    test_load: Annotated[list[Path] | None, typer.Option(help="Score on this too: load that no policy saw.", show_default=False)] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, max=65536, help="GPUs; of a machine, as many nodes as that takes.")] = None,
+    spares: Annotated[int, typer.Option(min=0, help="Slots a layer beyond one for each expert.")] = 0,
+    groups: Annotated[int, typer.Option(min=1, help="Groups of experts that the router keeps together (eplb).")] = 1,
+    current: Annotated[Path | None, typer.Option(help="The placement that stands now; without it, round-robin.")] = None,
+    seed: options.Seed = 0,
+    output: Annotated[Path | None, typer.Option("-o", help="Write the placement of one policy: OUT.json.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Score expert placement policies on recorded load."""
+    from sim.cli import placing
+
+    names = [name.strip() for name in policies.split(",") if name.strip()]
+    placing.place(placing.Wanted(machine, load, names, test_load or (), gpus, spares, groups, current, seed, output), json)
 
 
 reproduce = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Simulate what was published, and tell how far it is off.")

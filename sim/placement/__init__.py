@@ -9,5 +9,6 @@ from __future__ import annotations
 from sim.placement.placement import Placement
 from sim.placement.policy import Policy, load, names
 from sim.placement.problem import Gpus, Problem, Sample
+from sim.placement.round_robin import RoundRobin
 
-__all__ = ["Gpus", "Placement", "Policy", "Problem", "Sample", "load", "names"]
+__all__ = ["Gpus", "Placement", "Policy", "Problem", "RoundRobin", "Sample", "load", "names"]
