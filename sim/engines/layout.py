@@ -24,32 +24,43 @@ SLACK = 1 << 10
 """A resource is full when no more than this and one unit a user are left: 2^-30 of its capacity."""
 NOISE = 2.0**-46
 """Relative float noise that is not rounded up to another picosecond."""
+MARGIN = 2.0**-40
+"""Relative distance to a bound below which a level is held against every user."""
 
 CLASS = np.dtype([("latency", "i8"), ("solo", "f8"), ("first", "i4"), ("last", "i4")], align=True)
 """A price class: latency and solo span in ps, its slice of the demands."""
 DEMAND = np.dtype([("share", "i8"), ("weight", "i8"), ("amount", "f8"), ("cap", "f8"), ("resource", "i4")], align=True)
 RESOURCE = np.dtype(
     [("total", "i8"), ("used", "i8"), ("base", "i8"), ("capacity", "f8"), ("level", "f8"),
-     ("head", "i4"), ("users", "i4"), ("part", "i4")],
+     ("head", "i4"), ("users", "i4"), ("part", "i4"), ("is_lazy", "i4"),
+     ("light", "i8"), ("weight", "i8"), ("low", "f8"), ("high", "f8"), ("clock", "f8"), ("since", "i8"),
+     ("heavy", "i4"), ("root", "i4"), ("shown", "i4")],
     align=True,
 )  # fmt: skip
 """Sums over the users: `total` at speed 1, `used` at present speeds, `base` before cut tasks ask
-again; the last `level`; `head` of the list of users; `part`: whether it stands in lists[PART]."""
+again; the last `level`; `head` of the list of users; `part`: whether it stands in lists[PART].
+Of a lazy resource (`sim.engines.lazy`): wants of its light users, weight and number of the heavy ones,
+bounds of their wants per weight; `clock` at `since` ps; `root` of the heap of heavy users, and which
+of them stands on the heap of due times (-1: none)."""
 SLOT = np.dtype(
     [("anchor", "i8"), ("end", "i8"), ("left", "f8"), ("span", "f8"), ("speed", "f8"), ("base", "f8"),
-     ("cls", "i4"), ("heap", "i4"), ("cut", "i1"), ("touched", "i1"), ("fluid", "i1")],
+     ("target", "f8"), ("cls", "i4"), ("heap", "i4"), ("lazy", "i4"), ("demand", "i4"), ("child", "i4"), ("before", "i4"), ("after", "i4"),
+     ("cut", "i1"), ("touched", "i1"), ("fluid", "i1")],
     align=True,
 )  # fmt: skip
 """A running task: at `anchor` ps the fraction `left` was to do, at `span` ps for the whole; due at
-`end`; `heap`: place there or -1; `cut`, `touched`: whether it stands in that list."""
+`end`; `heap`: place there or -1; `cut`, `touched`: whether it stands in that list. `lazy`: the resource
+on whose clock it runs, by that `demand`, until the clock shows `target`; -1: on its own. Then anchor, left,
+span and end mean nothing. `child`, `before`, `after`: places in that clock's heap."""
 NODE = np.dtype([("slot", "i4"), ("demand", "i4"), ("next", "i4"), ("prev", "i4")])
 """Entry of a resource's list of users; those of slot s are s * width and up."""
 
 # Rows of `lists` and, at the same places, their lengths in `counts`: slots by due time; slots cut in
-# this solve; slots whose speed may have changed; resources to solve anew; slots due next.
-HEAP, CUT, TOUCHED, PART, DUE = range(5)
-# A further count: most demands of a class.
-WIDTH = 5
+# this solve; slots whose speed may have changed; resources to solve anew; slots due next; lazy resources
+# to level anew, then those that become lazy.
+HEAP, CUT, TOUCHED, PART, DUE, LEVEL = range(6)
+# Further counts: most demands of a class; users from which on a resource may be lazy.
+WIDTH, LAZY_FROM = 6, 7
 
 
 class Shared(NamedTuple):
@@ -68,7 +79,8 @@ def _stamp() -> str:
     """Hash of every compiled source. Numba keys its cache on the function's own file only, and would
     go on using an old solver inside a cached loop."""
     here = Path(__file__).parent
-    sources = (here / "layout.py", here / "heap.py", here / "loop.py", here / "lanes.py", here / "usage.py", here.parent / "rates.py")
+    names = ("layout", "heap", "loop", "lanes", "usage", "lazy")
+    sources = (*(here / f"{name}.py" for name in names), here.parent / "rates.py")
     return f"{zlib.crc32(b''.join(p.read_bytes() for p in sources)):08x}"
 
 
@@ -78,6 +90,12 @@ _STAMP = _stamp()
 def jit(function: F) -> F:
     """Compile with exact IEEE arithmetic (no fastmath), for use by other compiled functions."""
     compiled: F = numba.njit(nogil=True, error_model="numpy", _nrt=False, forceinline=True)(function)
+    return compiled
+
+
+def seldom(function: F) -> F:
+    """As `jit`, for what is called seldom or from many places: compiled once, not into each caller."""
+    compiled: F = numba.njit(nogil=True, error_model="numpy", _nrt=False)(function)
     return compiled
 
 

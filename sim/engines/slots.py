@@ -8,12 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.engines import usage
-from sim.engines.heap import due
-from sim.engines.layout import CLASS, DEMAND, NEVER, NODE, RESOURCE, SLOT, WEIGHT_ONE, WIDTH, Shared, entry
+from sim.engines.layout import CLASS, DEMAND, LAZY_FROM, NEVER, NODE, RESOURCE, SLOT, WEIGHT_ONE, WIDTH, Shared, entry
+from sim.engines.lazy import due
 from sim.rates import settle
 
 if TYPE_CHECKING:
     from sim.costs import Prices
+
+MANY = 32
+"""Users from which on an oversubscribed resource may be lazy. Results do not depend on it but for rounding."""
 
 
 @entry
@@ -73,8 +76,8 @@ class Rates:
 
     Attributes
     ----------
-    classes [c], demands [d], resources [r], slots [m], nodes [m * width], lists [5, max(m, r)],
-        counts [6]: see the dtypes of `sim.engines.layout`.
+    classes [c], demands [d], resources [r], slots [m], nodes [m * width], lists [6, max(m, r)],
+        counts [8]: see the dtypes of `sim.engines.layout`.
     """
 
     def __init__(self, capacity: NDArray[np.float64], slots: int) -> None:
@@ -83,11 +86,13 @@ class Rates:
         self.classes, self.demands = self._classes, self._demands
         self.resources = np.zeros(len(capacity), RESOURCE)
         self.resources["capacity"] = capacity
-        self.resources["head"] = -1
-        self.counts = np.zeros(6, np.int64)
+        self.resources["head"] = self.resources["root"] = self.resources["shown"] = -1
+        self.counts = np.zeros(8, np.int64)
         self.counts[WIDTH] = 1
+        self.counts[LAZY_FROM] = MANY
         self.slots = _fresh_slots(0)
-        self.lists = np.zeros((5, len(capacity)), np.int32)
+        self.nodes = np.zeros(0, NODE)
+        self.lists = np.zeros((6, len(capacity)), np.int32)
         self.reserve(max(slots, 1))
 
     @property
@@ -96,11 +101,11 @@ class Rates:
 
     def reserve(self, slots: int) -> None:
         """Make room for `slots` running tasks, keeping those that run. Between instants only."""
-        lists = np.zeros((5, max(slots, len(self.resources))), np.int32)
+        lists = np.zeros((6, max(slots, len(self.resources))), np.int32)
         lists[:, : self.lists.shape[1]] = self.lists
         self.lists = lists
         self.slots = np.concatenate([self.slots, _fresh_slots(slots - len(self.slots))])
-        self._new_nodes()
+        self._widen(int(self.counts[WIDTH]))
 
     def extend(self, prices: Prices) -> int:
         """Append classes; returns the index of the first. Amortised O(rows): the tables double."""
@@ -111,8 +116,7 @@ class Rates:
         price(*self.arrays, since)
         width = int(np.diff(prices.ptr).max(initial=1))
         if width > self.counts[WIDTH]:
-            self.counts[WIDTH] = width
-            self._new_nodes()
+            self._widen(width)
         return since
 
     def set_capacity(self, k: int, capacity: float) -> None:
@@ -123,11 +127,31 @@ class Rates:
     def left(self, slot: int, now: int) -> float:
         """Fraction of the fluid phase that a slot has still to do at `now` ps."""
         row = self.slots[slot]
-        return float(row["left"] - (now - row["anchor"]) / row["span"])
+        if row["lazy"] < 0:
+            return float(row["left"] - (now - row["anchor"]) / row["span"])
+        r, d = self.resources[row["lazy"]], self.demands[row["demand"]]
+        clock = r["clock"] + (now - r["since"]) * r["level"]
+        return float((row["target"] - clock) / (self.classes[row["cls"]]["solo"] * (d["share"] / d["weight"])))
 
-    def _new_nodes(self) -> None:
-        self.nodes = np.zeros(len(self.slots) * int(self.counts[WIDTH]), NODE)
-        rebuild(*self.arrays)
+    def speed(self, slot: int) -> float:
+        """Speed of a running task relative to running alone."""
+        row = self.slots[slot]
+        if row["lazy"] < 0:
+            return float(row["speed"])
+        d = self.demands[row["demand"]]
+        return float(d["weight"] * self.resources[row["lazy"]]["level"] / d["share"])
+
+    def _widen(self, width: int) -> None:
+        """`width` nodes for each slot, those in use in their new places; no sum and no clock changes."""
+        old, was = self.nodes, int(self.counts[WIDTH])
+        at = np.arange(len(old)) // was * width + np.arange(len(old)) % was
+        moved = np.append(at, -1)  # the node after the last, -1, stays what it is
+        self.nodes = np.zeros(len(self.slots) * width, NODE)
+        self.nodes[at] = old
+        for name in ("next", "prev"):
+            self.nodes[name][at] = moved[old[name]]
+        self.resources["head"] = moved[self.resources["head"]]
+        self.counts[WIDTH] = width
 
 
 def _append(buffer: NDArray[Any], used: int, rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -143,5 +167,5 @@ def _append(buffer: NDArray[Any], used: int, rows: NDArray[Any]) -> tuple[NDArra
 
 def _fresh_slots(n: int) -> NDArray[Any]:
     slots = np.zeros(n, SLOT)
-    slots["end"], slots["heap"] = NEVER, -1
+    slots["end"], slots["heap"], slots["lazy"] = NEVER, -1, -1
     return slots

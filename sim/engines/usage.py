@@ -9,8 +9,9 @@ import math
 
 import numpy as np
 
+from sim.engines import lazy
 from sim.engines.heap import unschedule
-from sim.engines.layout import ONE, PART, TOUCHED, WIDTH, Shared, jit
+from sim.engines.layout import ONE, PART, TOUCHED, WIDTH, Shared, jit, seldom
 
 
 @jit
@@ -106,6 +107,17 @@ def touch(x: Shared, s: int) -> None:
         x.counts[TOUCHED] += 1
 
 
+@seldom
+def wake(x: Shared, k: int) -> None:
+    """Resource `k` is lazy no longer: its heavy users get anchors of their own, and it is to be solved."""
+    r = x.resources[k]
+    while r.root >= 0:
+        touch(x, r.root)
+        lazy.own_clock(x, r.root)
+    r.is_lazy = 0
+    add_part(x, k)
+
+
 @jit
 def enter(x: Shared, s: int, cls: int, left: float, now: int) -> None:
     """Slot `s` begins its fluid phase with the fraction `left` of class `cls` to do."""
@@ -117,6 +129,7 @@ def enter(x: Shared, s: int, cls: int, left: float, now: int) -> None:
     slot.speed = 1.0
     slot.base = 1.0
     slot.fluid = 1
+    slot.lazy = -1
     link(x, s)
     touch(x, s)
 
@@ -124,6 +137,7 @@ def enter(x: Shared, s: int, cls: int, left: float, now: int) -> None:
 @jit
 def leave(x: Shared, s: int) -> None:
     """Slot `s` is done, or given up."""
+    lazy.part(x, s)
     unlink(x, s)
     if x.slots[s].heap >= 0:
         unschedule(x, s)
@@ -132,7 +146,10 @@ def leave(x: Shared, s: int) -> None:
 
 @jit
 def rebuild(x: Shared) -> None:
-    """Capacities or the node width changed: price anew and sum up again. Progress keeps its anchors."""
+    """Capacities changed: price anew and sum up again. Progress keeps its anchors."""
+    for k in range(len(x.resources)):
+        if x.resources[k].is_lazy != 0:
+            wake(x, k)
     price(x, 0)
     for k in range(len(x.resources)):
         r = x.resources[k]
