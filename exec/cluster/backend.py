@@ -21,14 +21,18 @@ from sim.machines.schema import Lane
 
 
 class RankBackend:
-    """Implements `exec.runtime.Backend` for one order. May be run several times; layers then begin with the same rows."""
+    """Implements `exec.runtime.Backend` for one order. May be run several times; layers then begin with the same rows.
 
-    def __init__(self, order: Order, rank: int) -> None:
+    before: backend of the order before, whose weights are kept where they are the same.
+    """
+
+    def __init__(self, order: Order, rank: int, before: RankBackend | None = None) -> None:
         if order.model.hidden < HEADER + order.experts_per_rank:
             raise UserError(f"--model {order.model.name}: rows of {order.model.hidden} numbers hold no header for its experts")
         self.order, self.rank = order, rank
-        self._warm = False
-        self.weights = shards.shard(order, rank)
+        same = before is not None and _same_weights(before.order, order)
+        self.weights = before.weights if before is not None and same else shards.shard(order, rank)
+        self._warm = same and order.threads == before.order.threads
         self.store = Store()
         self.rows = RowMemory(_rows_needed(order, rank), order.model.hidden)
         self.moe = MoELayers(order, rank, self.weights, self.rows, self.store)
@@ -72,6 +76,10 @@ class RankBackend:
         tokens = dense.sequences.outputs() if dense else {}
         hidden = self.store.hidden if keep and not dense else None
         return Outputs(self.moe.counts, hidden, tokens, logits, self.rows.peak, cpu_s)
+
+
+def _same_weights(a: Order, b: Order) -> bool:
+    return (a.model, a.ranks, a.seed, a.weights, a.serves, a.skew) == (b.model, b.ranks, b.seed, b.weights, b.serves, b.skew)
 
 
 def _rows_needed(order: Order, rank: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,16 +31,41 @@ IDLE_S = 2.0
 """Where no rank runs anything for so long, nothing is on its way either, and tasks are open, they wait in a circle."""
 
 
+PULSE_S = 0.4
+"""How often ranks hear that the controller lives."""
+
+
 @dataclass(slots=True)
 class Member:
     """A rank as the controller sees it. heard: when it last said something. idle: its blocked tasks, where none runs."""
 
     rank: int
     pid: int
+    host: str
     line: Line
     heard: float
     ended: int = 0
     idle: str = ""
+
+
+class Pulse(threading.Thread):
+    """Tells all ranks, whatever the main thread is busy with, that this process lives. lines: to whom."""
+
+    def __init__(self) -> None:
+        super().__init__(name="pulse", daemon=True)
+        self.lines: list[Line] = []
+        self._stopped = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._stopped.wait(PULSE_S):
+            for line in tuple(self.lines):
+                with suppress(OSError):  # who is gone, the main thread finds out
+                    line.send(wire.Alive())
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
 
 
 class Cluster:
@@ -59,6 +85,7 @@ class Cluster:
         self._stamps: Stamps | None = None
         self._looked = time.monotonic()
         self._over = False
+        self._pulse = Pulse()
 
     # Coming and going ---------------------------------------------------------------------------
 
@@ -89,7 +116,8 @@ class Cluster:
                 missing = sorted(set(range(self.ranks)) - set(self._members))
                 raise RunStopped(f"ranks {', '.join(map(str, missing))} did not call within {wire.CONNECT_S:g} s") from None
             joined = line.receive()
-            self._members[joined.rank] = Member(joined.rank, joined.pid, line, time.monotonic())
+            self._pulse.lines.append(line)
+            self._members[joined.rank] = Member(joined.rank, joined.pid, joined.host, line, time.monotonic())
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if not self._over:
@@ -99,6 +127,7 @@ class Cluster:
         self._end_processes()
 
     def _end_processes(self) -> None:
+        self._pulse.stop()
         if self._children is not None:
             self._children.end()
         for member in self._members.values():
@@ -110,6 +139,12 @@ class Cluster:
     def pids(self) -> dict[int, int]:
         """Process of each rank, on the computer that it runs on."""
         return {rank: member.pid for rank, member in self._members.items()}
+
+    @property
+    def hosts(self) -> tuple[int, ...]:
+        """Which computer (or network namespace) each rank runs on, numbered in order of ranks."""
+        named = [self._members[rank].host for rank in range(self.ranks)]
+        return tuple(list(dict.fromkeys(named)).index(name) for name in named)
 
     # Talking ------------------------------------------------------------------------------------
 
@@ -158,10 +193,7 @@ class Cluster:
         if now - self._looked > SILENCE_S / 2:
             for member in self._members.values():
                 member.heard = now
-        if now - self._looked > HEARTBEAT_S:
-            for member in self._members.values():
-                self.tell(member, wire.Alive())
-            self._looked = now
+        self._looked = now
         for member in self._members.values():
             if now - member.heard > SILENCE_S:
                 self._lost(member.rank, f"it has stalled, nothing was heard of it for {SILENCE_S:g} s")

@@ -25,7 +25,7 @@ def main(rank: int, ranks: int, host: str, port: int, quiet: bool = True) -> int
     """Serve the controller at host:port; exit code. quiet: somebody else tells the user why a run ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the controller hears Ctrl-C, and tells
     line = _connect(host, port)
-    line.send(wire.Joined(rank, os.getpid()))
+    line.send(wire.Joined(rank, os.getpid(), wire.host()))
     listener = Listener(line, rank, quiet)
     threading.Thread(target=listener.listen, name="listener", daemon=True).start()
     from exec.cluster.worker import Worker  # torch and the kernels: after the controller knows that the process lives

@@ -37,8 +37,7 @@ class Worker:
     def serve(self) -> None:
         while not isinstance(order := self._listener.orders.get(), wire.Bye):
             if isinstance(order, wire.Prepare):
-                self._backend = None  # its memory first
-                self._backend = RankBackend(order.order, self.rank)
+                self._backend = RankBackend(order.order, self.rank, self._backend)
                 with self._mesh(self._backend):
                     pass  # a first message each way: gloo connects a pair when it is used first
                 self._line.send(wire.Ready())

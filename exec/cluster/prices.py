@@ -1,0 +1,149 @@
+"""What the ops of a cluster of processes cost on the computer that runs them, and the simulator's twin of a run.
+
+Ranks on one host share its cores: an op's measured solo seconds are seconds of the cores that its rank's threads
+keep busy. A put costs its latency, bytes on the links between hosts where it crosses any, and seconds of
+the cores for the kernel's copies at both ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+
+from exec.cluster.job import Order
+from exec.cluster.outputs import Outputs
+from sim.costs import Demand, curve_at, ratio_at
+from sim.engines.run import Run
+from sim.ep.costs import EpCosts
+from sim.ep.layer import MoELayer
+from sim.ep.prices import Kernels, Price
+from sim.fabric import OpTable
+from sim.machines.parts import Lane, OpRate
+from sim.machines.schema import Machine
+from sim.models.spec import ModelSpec
+from sim.ops import components
+from sim.plan import Plan
+from sim.tasks import Work
+
+RowsByPart = Mapping[tuple[int, int, int], np.ndarray]
+"""(step, layer, chunk) -> rows [ranks, experts] that each rank has for each expert."""
+
+
+def parts_of(model: ModelSpec, work: Work) -> list[tuple[str, float, float]]:
+    """(component, rows, units) of one op, as `sim.ops.Component` has them."""
+    n, h = work.tokens, model.hidden
+    if work.op == "gate":
+        return [("rms_norm", n, h), ("router", n, h * model.experts)]
+    if work.op == "permute":
+        return [("dispatch", n, model.top_k * h)]
+    if work.op == "unpermute":
+        return [("combine", n, model.top_k * h)]
+    if work.op == "experts":
+        return [("expert_ffn", rows, 3 * h * model.ffn) for rows in work.expert_tokens if rows]
+    if work.op == "o_proj":
+        return [("o_proj", n, h * model.attention_out_dim)]
+    return [(c.op, c.rows, c.units) for c in components(model, work)]
+
+
+def size_of(work: Work) -> float:
+    """What the ratio of an op is read at: bytes of a put, mean rows of an expert, cache entries of decode, else tokens."""
+    if work.op == "put":
+        return float(work.bytes)
+    if work.op == "experts":
+        touched = [rows for rows in work.expert_tokens if rows]
+        return sum(touched) / max(1, len(touched))
+    return float(work.context if work.op == "attn_decode" else work.tokens)
+
+
+class HostPrices:
+    """Prices one (lane, exact work) by the profile of a computer's ranks."""
+
+    def __init__(self, machine: Machine, model: ModelSpec) -> None:
+        self.machine, self.model = machine, model
+        self.table = OpTable(machine, model.dtype)
+
+    def price(self, lane: str, work: Work) -> Price:
+        """Raises UserError where the profile has no row for it."""
+        where = self.machine.lane[lane]
+        if work.op == "put":
+            return self._put(where, work, self.table.row(where, work))
+        if work.op in ("launch", "enter"):
+            return self.table.row(where, work).latency_s, []
+        whole = self.table.row(where, Work(f"task.{work.op}"))
+        busy_s = sum(units * curve_at(self.table.row(where, Work(op)).curve, rows) for op, rows, units in parts_of(self.model, work))
+        busy_s *= ratio_at(whole.ratio, size_of(work))
+        assert where.cores is not None, where
+        threads = float(where.threads)
+        return whole.latency_s, [(where.cores, busy_s * threads, threads, threads)] if busy_s else []
+
+    def _put(self, lane: Lane, work: Work, rate: OpRate) -> Price:
+        """Both ends copy at once: the cores' part may take as long as the put runs alone at least."""
+        demands: list[Demand] = [(name, float(work.bytes), self.machine.resources[name].capacity, 1.0) for name in lane.path]
+        busy_s = curve_at(rate.curve, work.bytes) * ratio_at(rate.ratio, work.bytes)
+        assert lane.cores is not None, lane
+        demands.append((lane.cores, busy_s, float(lane.threads), float(lane.threads)))
+        return rate.latency_s + lane.latency_s, demands
+
+
+class ClusterCosts(EpCosts):
+    """`EpCosts` by host prices, the rows of each expert being those that the routers of a run chose, task by task."""
+
+    def __init__(self, machine: Machine, order: Order, rows: RowsByPart) -> None:
+        model = order.model
+        counts = sum(rows.values(), np.zeros((order.ranks, model.experts), np.int64))
+        super().__init__(machine, MoELayer.of(model), counts, Kernels({}), chunks=order.chunks)
+        self.prices = HostPrices(machine, model)  # type: ignore[assignment]
+        self._parts = rows
+
+    @cached_property
+    def digest(self) -> str:
+        h = hashlib.sha256(self.machine.digest.encode())
+        for key, counts in sorted(self._parts.items()):
+            h.update(repr(key).encode() + counts.tobytes())
+        return h.hexdigest()
+
+    def routed(self, plan: Plan) -> Plan:
+        table = {work: i for i, work in enumerate(plan.works)}
+        column = plan.work.copy()
+        bounds = np.array([self._is_bound(work) for work in plan.works], np.bool_)
+        for i in np.flatnonzero(bounds[plan.work]).tolist():
+            part = self._parts[max(0, int(plan.step[i])), int(plan.layer[i]), int(plan.microbatch[i])]
+            work = self._exact(plan.works[plan.work[i]], int(plan.rank[i]), int(plan.page[i]), part)
+            column[i] = table.setdefault(work, len(table))
+        return replace(plan, works=tuple(table), work=column)
+
+    def _exact(self, work: Work, rank: int, page: int, part: np.ndarray) -> Work:
+        here = self.experts_of(rank)
+        if work.op == "experts":
+            rows = part[:, here].sum(axis=0) if page < 0 else part[page, here]
+            return work._replace(tokens=int(rows.sum()), expert_tokens=tuple(sorted(rows.tolist(), reverse=True)))
+        sent = part[rank, self.experts_of(page)] if work.variant == "dispatch" else part[page, here]
+        return work._replace(tokens=int(sent.sum()), bytes=int(sent.sum() + 1) * self.layer.row_bytes)
+
+
+def rows_of(outputs: Mapping[int, Outputs]) -> RowsByPart:
+    """What the routers of a run chose."""
+    ranks = len(outputs)
+    found: dict[tuple[int, int, int], np.ndarray] = {}
+    for rank, out in outputs.items():
+        for layer, step, chunk, counts in out.counts:
+            key = max(0, step), layer, chunk
+            if key not in found:
+                found[key] = np.zeros((ranks, len(counts)), np.int64)
+            found[key][rank] = counts
+    return found
+
+
+def simulate(machine: Machine, order: Order, plan: Plan, outputs: Mapping[int, Outputs]) -> Run:
+    """The same Plan on the simulated clock, the experts' rows being those of a run. Raises UserError for a profile
+    without what it needs."""
+    from sim.engines.compiled import run_compiled  # numba
+
+    costs = ClusterCosts(machine, order, rows_of(outputs))
+    return run_compiled(costs.bind(plan), machine.lanes, machine.pools)
+
+
