@@ -13,14 +13,15 @@ the GIL and run on as many threads as `set_threads` gave the calling thread.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from exec.weights import LayerWeights
 from kernels import attention_decode, attention_prefill, combine, dispatch, embed, expert_ffn, linear, rms_norm, rope, router, sample
+from kernels.fused_moe.host import HostLaunch, Layer
 
 EXPERT_ROWS = 512
 """Rows of one expert computed at once: bounds the FFN's intermediates."""
@@ -173,7 +174,7 @@ def attn_decode(
 
 
 def post_attn(
-    spec: Any, layer: LayerWeights, experts: Sequence[np.ndarray], attn: np.ndarray, hidden: np.ndarray, scratch: np.ndarray,
+    spec: Any, layer: LayerWeights, experts: Iterable[np.ndarray], attn: np.ndarray, hidden: np.ndarray, scratch: np.ndarray,
     forced_routing: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Output projection, residual, norm, router, experts, residual; hidden [T, H] is updated in place.
@@ -185,18 +186,67 @@ def post_attn(
     """
     tokens = len(hidden)
     space = Scratch(scratch)
-    normed, logits = space.take(tokens, spec.hidden), space.take(tokens, spec.experts)
+    normed, rows = space.take(tokens, spec.hidden), space.take(tokens * spec.top_k, spec.hidden)
+    routes = gate(spec, layer, attn, hidden, normed, rows, space, forced_routing)
+    run_experts(spec, experts, rows, routes.offsets, space)
+    combine.forward(rows, routes.positions, routes.weights, hidden, _threads())
+    return routes.ids, routes.weights
+
+
+class Routes(NamedTuple):
+    """Where tokens go: ids [T, k] int16, weights [T, k]; of the rows sorted by expert, expert e has offsets[e] to
+    offsets[e + 1] ([E + 1] int32), and token t's i-th choice is row positions[t, i] (int32)."""
+
+    ids: np.ndarray
+    weights: np.ndarray
+    positions: np.ndarray
+    offsets: np.ndarray
+
+
+def gate(
+    spec: Any, layer: LayerWeights, attn: np.ndarray, hidden: np.ndarray, normed: np.ndarray, rows: np.ndarray, space: Scratch,
+    forced_routing: np.ndarray | None = None,
+) -> Routes:  # fmt: skip
+    """A layer from the attention's output [T, h D] to its routes: hidden [T, H] with the residual, normed [T, H], and
+    those rows sorted by expert, rows [T k, H]. positions and offsets lie in `space`."""
+    logits = space.take(len(hidden), spec.experts)
+    _attn_out(spec, layer, attn, hidden, normed)
+    _product(normed, layer.router, logits)
+    ids, weights = route(logits, spec.top_k, forced_routing)
+    positions = space.take(len(hidden), spec.top_k).view(np.int32)
+    offsets = space.take(spec.experts + 1).view(np.int32)
+    dispatch.forward(normed, ids, offsets, positions, rows, _threads())
+    return Routes(ids, weights, positions, offsets)
+
+
+def _numbered(spec: Any, experts: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+    """Each piece of a layer's experts with the number of its first; all of them are there."""
+    first, size = 0, 3 * spec.hidden * spec.ffn
+    for piece in experts:
+        assert piece.size % size == 0, (piece.size, size)
+        yield first, piece
+        first += piece.size // size
+    assert first == spec.experts, f"weights of {first} experts given, {spec.experts} needed"
+
+
+def _attn_out(spec: Any, layer: LayerWeights, attn: np.ndarray, hidden: np.ndarray, normed: np.ndarray) -> None:
+    """Output projection, residual and norm."""
     _product(attn, layer.wo, normed)
     np.add(hidden, normed, out=hidden)
     rms_norm.forward(hidden, layer.ffn_norm, spec.norm_eps, normed)
-    _product(normed, layer.router, logits)
-    ids, weights = route(logits, spec.top_k, forced_routing)
-    positions = space.take(tokens, spec.top_k).view(np.int32)
-    offsets = space.take(spec.experts + 1).view(np.int32)
-    rows = space.take(tokens * spec.top_k, spec.hidden)
-    dispatch.forward(normed, ids, offsets, positions, rows, _threads())
-    run_experts(spec, experts, rows, offsets, space)
-    combine.forward(rows, positions, weights, hidden, _threads())
+
+
+def fused_post_attn(
+    spec: Any, layer: LayerWeights, experts: np.ndarray, attn: np.ndarray, hidden: np.ndarray, scratch: np.ndarray, launch: HostLaunch
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `post_attn`, from the router on in one launch. experts: all of them in one piece; scratch: tokens x hidden
+    elements more than the launch needs."""
+    tokens, space = len(hidden), Scratch(scratch)
+    normed = space.take(tokens, spec.hidden)
+    _attn_out(spec, layer, attn, hidden, normed)
+    ids, weights = np.empty((tokens, spec.top_k), np.int16), np.empty((tokens, spec.top_k), np.float32)
+    launch.use(space.take(launch.floats))
+    launch(Layer(normed, layer.router, experts, hidden, hidden, ids, weights))
     return ids, weights
 
 
@@ -213,27 +263,32 @@ def route(logits: np.ndarray, top_k: int, forced: np.ndarray | None = None) -> t
     return ids, weights
 
 
-def run_experts(spec: Any, experts: Sequence[np.ndarray], rows: np.ndarray, offsets: np.ndarray, space: Scratch) -> None:
-    """Each expert's FFN over its own `rows` [T k, H], in place; as many rows at a time as `space` has room for."""
+def run_experts(spec: Any, experts: Iterable[np.ndarray], rows: np.ndarray, offsets: np.ndarray, space: Scratch) -> None:
+    """All of a layer's experts, given in order as pieces of whole ones, each over its own `rows` [T k, H], in place."""
+    run_pieces(spec, _numbered(spec, experts), rows, offsets, rows, space)
+
+
+def run_pieces(
+    spec: Any, pieces: Iterable[tuple[int, np.ndarray]], rows: np.ndarray, offsets: np.ndarray, out: np.ndarray, space: Scratch
+) -> None:
+    """Each expert's FFN over its own `rows` [T k, H] to the same rows of `out`, which may be `rows`; as many rows at a
+    time as `space` has room for. pieces: (number of the first expert, flat weights of whole experts) of each."""
     chunk = min(len(rows), EXPERT_ROWS, space.left // (3 * spec.ffn))
     assert chunk > 0, f"room for {space.left} floats, {3 * spec.ffn} needed for one row"
     gate_up, act = space.take(chunk, 2 * spec.ffn), space.take(chunk, spec.ffn)
     few = len(rows) <= chunk and int(np.diff(offsets).max()) <= streamed_rows()
-    first, size = 0, 3 * spec.hidden * spec.ffn
-    for piece in experts:
-        assert piece.size % size == 0, (piece.size, size)
+    size = 3 * spec.hidden * spec.ffn
+    for first, piece in pieces:
         if few and piece.size:
-            expert_ffn.grouped(rows, offsets, piece, first, gate_up, act, rows, _threads())
+            expert_ffn.grouped(rows, offsets, piece, first, gate_up, act, out, _threads())
         elif not few:
             for e in range(piece.size // size):
-                mine = rows[offsets[first + e] : offsets[first + e + 1]]
-                _run_expert(spec, piece[e * size : (e + 1) * size], mine, gate_up, act)
-        first += piece.size // size
-    assert first == spec.experts, f"weights of {first} experts given, {spec.experts} needed"
+                mine = slice(offsets[first + e], offsets[first + e + 1])
+                _run_expert(spec, piece[e * size : (e + 1) * size], rows[mine], out[mine], gate_up, act)
 
 
-def _run_expert(spec: Any, weights: np.ndarray, rows: np.ndarray, gate_up: np.ndarray, act: np.ndarray) -> None:
-    """One expert over any number of rows, `len(act)` at a time, in place."""
+def _run_expert(spec: Any, weights: np.ndarray, rows: np.ndarray, out: np.ndarray, gate_up: np.ndarray, act: np.ndarray) -> None:
+    """One expert over any number of rows, `len(act)` at a time; out may be rows."""
     split = 2 * spec.ffn * spec.hidden
     expand, contract = weights[:split].reshape(2 * spec.ffn, spec.hidden), weights[split:].reshape(spec.hidden, spec.ffn)
     for start in range(0, len(rows), len(act)):
@@ -241,7 +296,7 @@ def _run_expert(spec: Any, weights: np.ndarray, rows: np.ndarray, gate_up: np.nd
         count = len(part)
         _product(part, expand, gate_up[:count])
         expert_ffn.swiglu(gate_up[:count], act[:count])
-        _product(act[:count], contract, part)
+        _product(act[:count], contract, out[start : start + count])
 
 
 def sample_tokens(

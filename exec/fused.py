@@ -44,6 +44,7 @@ class FusedLayers:
         self._launches: dict[Plan, HostLaunch] = {}
 
     def launch(self, body: Plan, shape: Shape) -> HostLaunch:
+        """What runs `body`, the same each time; it must be told what scratch to use."""
         if body not in self._launches:
             self._launches[body] = HostLaunch(tiles_in(body, shape), program_of(body), self._blocks)
         return self._launches[body]

@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 
 from exec import decoder
 from exec.arena import Arena
-from exec.backends.buffers import Buffers, of_kind, one
+from exec.backends.buffers import Buffers, Held, of_kind, one
 from exec.backends.caches import KVCache, by_entry
 from exec.backends.copies import KV_USES, Copies, append_rows, staged_entries
 from exec.backends.experts import Experts, dense_on
 from exec.backends.routing import RoutingRecorder, forced
 from exec.backends.warmup import warm_up
+from exec.fused import FusedLayers, stamps_of
 from exec.links import Link, sharpen_sleep
 from exec.runtime import Interrupt, Record
 from exec.state import MicroBatch, Sequences
 from exec.weights import LayerWeights, Weights
 from kernels import attention_decode
+from kernels.fused_moe.tiles import Shape
 from sim.errors import UserError
 from sim.events import Request, Result
 from sim.machines.schema import Lane, Machine
@@ -64,6 +66,7 @@ class CpuBackend:
         self._place_weights(weights, needed)
         self._place_caches(needed)
         self._threads = {lane.name: max(1, lane.threads) for lane in machine.lanes}
+        self._fused = {name: FusedLayers(count) for name, count in self._threads.items()}
         self._scratch = {
             "gpu": _Scratch(self.arenas["gpu"], "workspace.gpu", needed["gpu"].get("workspace", 0) // 4),
             "cpu": _Scratch(self.arenas["cpu"], "workspace.cpu", 0),
@@ -173,16 +176,31 @@ class CpuBackend:
     def _post_attn(self, task: Record, _: Interrupt) -> Result | None:
         attn, hidden = (self._buffers.read(of_kind(task.reads, kind)) for kind in ("attn", "hidden"))
         batch = hidden.batch
-        ids, weights = decoder.post_attn(
-            self.model, self._layers[task.layer], self._experts.pieces(task), attn.array, hidden.array, self._space(task, batch),
-            forced(self._replay, task, batch),
-        )  # fmt: skip
+        pieces, routing = self._experts.pieces(task), forced(self._replay, task, batch)
+        if task.body is not None and len(pieces) == 1 and routing is None:
+            ids, weights = self._fused_post_attn(task, pieces[0], attn.array, hidden)
+        else:
+            ids, weights = decoder.post_attn(
+                self.model, self._layers[task.layer], pieces, attn.array, hidden.array, self._space(task, batch), routing
+            )
         self._buffers.drop(of_kind(task.reads, "attn"))
         if self.recorder is not None:
             self.recorder.record(task, batch, ids, weights)
         if not task.notify:
             return None
         return Result(experts=tuple(np.bincount(ids.ravel(), minlength=self.model.experts).tolist()))
+
+    def _fused_post_attn(self, task: Record, experts: Floats, attn: Floats, hidden: Held) -> tuple[NDArray[np.int16], Floats]:
+        """The body of the task as one launch, whose stamps stay with it. A routing that is forced, or experts in
+        several pieces, the kernel does not know: those run op by op."""
+        assert task.body is not None and task.lane is not None, task.number
+        model, rows = self.model, hidden.batch.rows
+        shape = Shape(rows, model.hidden, model.ffn, model.experts, model.top_k)
+        launch = self._fused[task.lane].launch(task.body, shape)
+        space = self._space(task, hidden.batch, rows * model.hidden + launch.floats)
+        chosen = decoder.fused_post_attn(model, self._layers[task.layer], experts, attn, hidden.array, space, launch)
+        task.inside = stamps_of(launch)
+        return chosen
 
     def _sample(self, task: Record, _: Interrupt) -> Result:
         """Greedy; the temporaries (last rows, logits) are cut off the front of the workspace."""

@@ -100,7 +100,7 @@ def layout(tiles: Tiles, p: int, tickets: int, element: Any = np.float32) -> dic
     }
 
 
-def host_state(tiles: Tiles, blocks: int, tickets: int) -> State:
-    """Arrays in host memory; a launch leaves the counters at zero for the next."""
-    p = blocks if tiles.decode else 1
-    return State(**{name: np.zeros(shape, dtype) for name, (shape, dtype) in layout(tiles, p, tickets).items()})
+def host_state(tiles: Tiles, blocks: int, tickets: int, **given: np.ndarray) -> State:
+    """Arrays in host memory, but for those that are given; a launch leaves the counters at zero for the next."""
+    arrays = layout(tiles, blocks if tiles.decode else 1, tickets).items()
+    return State(**{name: np.zeros(shape, dtype) for name, (shape, dtype) in arrays if name not in given}, **given)
