@@ -11,7 +11,7 @@ import numpy as np
 
 from exec.calibration.measure import on_thread
 from exec.links import Link, sharpen_sleep
-from exec.pool.loader import Chunk, Loader, cut
+from exec.pool.loader import Chunk, Loader, cut, elements
 from exec.pool.make import make_manifest
 from exec.pool.manifest import LEAF_BYTES
 from exec.pool.places import Piece, headers_of
@@ -60,7 +60,7 @@ def _loads(loader: Loader, chunks: list[list[Chunk]], link: Link) -> list[tuple[
 
     def load(size: int, parts: list[Chunk]) -> None:
         transfer = link.begin(size, stop)
-        loader.load(parts, out, stop, transfer.count)
+        loader.load(parts, out, stop, lambda chunk: transfer.count(4 * elements(chunk)))
 
     def all_sizes() -> list[float]:
         sharpen_sleep()

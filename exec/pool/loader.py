@@ -29,8 +29,6 @@ from sim.errors import UserError
 DEPTH = 4
 """Chunks on their way at a time. See docs/expert-pool.md for the measurement."""
 
-Landed = Callable[[int], None]
-"""Told the bytes of each chunk in order, as they are in place."""
 
 
 class Leaf(NamedTuple):
@@ -46,6 +44,8 @@ class Leaf(NamedTuple):
 
 
 Chunk = Sequence[Leaf]
+Landed = Callable[[Chunk], None]
+"""Told each chunk in order, as it is in place."""
 
 
 def cut(pieces: Sequence[Piece], leaf_bytes: int, digests: Callable[[Place, int], Sequence[int]]) -> list[Chunk]:
@@ -97,7 +97,7 @@ class Loader:
         """Whether all reads go around the page cache."""
         return all(file.direct for file in self._files.values())
 
-    def load(self, chunks: Sequence[Chunk], out: NDArray[np.float32], interrupt: Interrupt, landed: Landed = lambda nbytes: None) -> None:
+    def load(self, chunks: Sequence[Chunk], out: NDArray[np.float32], interrupt: Interrupt, landed: Landed = lambda chunk: None) -> None:
         """Fill the flat array `out`. Returns or raises when nobody writes to it any more.
 
         Raises UserError naming file and tensor where a file is gone, cut short or changed, or a leaf is not the
@@ -107,13 +107,13 @@ class Loader:
             self._files[path].check()
         if len(chunks) == 1:
             self._chunk(chunks[0], out)
-            landed(_size(chunks[0]))
+            landed(chunks[0])
             return
         pending = [self._threads.submit(self._chunk, chunk, out) for chunk in chunks]
         try:
             for i, done in enumerate(pending):
                 done.result()
-                landed(_size(chunks[i]))
+                landed(chunks[i])
                 if interrupt and i + 1 < len(pending):
                     raise Interrupted((i + 1) / len(pending))
         finally:
@@ -164,6 +164,11 @@ def widen(raw: NDArray[np.uint8], dtype: str, out: NDArray[np.float32]) -> None:
     if raw.ctypes.data % item.itemsize:
         raw = raw.copy()  # a header of odd length: torch reads aligned elements only
     torch.from_numpy(out).copy_(torch.from_numpy(raw).view(item))
+
+
+def elements(chunk: Chunk) -> int:
+    """float32 elements that a chunk becomes."""
+    return sum(leaf.nbytes // ITEM_BYTES[leaf.dtype] for leaf in chunk)
 
 
 def _size(chunk: Chunk) -> int:

@@ -6,7 +6,7 @@ verified in its slot, or with the slot empty and an error that says why.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from exec.links import Link
-from exec.pool.loader import DEPTH, Chunk, Loader, cut
+from exec.pool.loader import DEPTH, Chunk, Loader, cut, elements
 from exec.pool.manifest import NAME, Manifest, read_manifest
 from exec.pool.places import Piece, Place, Places, headers_of
 from exec.pool.tiers import Expert, Floats, Tier
@@ -68,9 +68,22 @@ class Store:
     def _cut(self, pieces: Sequence[Piece]) -> list[Chunk]:
         return cut(pieces, self.manifest.leaf_bytes, self.manifest.leaves)
 
-    def fill(self, expert: Expert, out: Floats, interrupt: Interrupt, landed: Any = lambda nbytes: None) -> None:
-        """One expert, flat; errors as `Loader.load` raises."""
-        self.loader.load(self._chunks[expert], out, interrupt, landed)
+    def fill(
+        self, expert: Expert, out: Floats, interrupt: Interrupt, landed: Callable[[int], None] = lambda count: None, start: int = 0
+    ) -> None:
+        """One expert, flat. start: elements that are in place, in the order in which the disk has them; landed: told that
+        number as it grows. Errors as `Loader.load` raises."""
+        chunks, count = self._chunks[expert], 0
+        while chunks and count + elements(chunks[0]) <= start:
+            count += elements(chunks[0])
+            chunks = chunks[1:]
+
+        def more(chunk: Chunk) -> None:
+            nonlocal count
+            count += elements(chunk)
+            landed(count)
+
+        self.loader.load(chunks, out, interrupt, more)
 
     def file_bytes(self, expert: Expert) -> int:
         """Bytes that the disk has of an expert."""
@@ -85,19 +98,32 @@ class ExpertPool:
         self.host = Tier("--ram-budget", host)
         self.device = Tier("--device-budget", device)
 
-    def read(self, slot: int, expert: Expert, link: Link, interrupt: Interrupt) -> None:
-        """Disk to a host slot at the rate of the link, which counts the expert's bytes as it is held."""
+    def read(self, slot: int, expert: Expert, link: Link, interrupt: Interrupt, nbytes: int | None = None) -> None:
+        """Disk to a host slot at the rate of the link, which counts the expert's bytes as it is held; `nbytes`: what is
+        left of them, where a read goes on."""
         floats = self.store.expert_floats
-        share = floats * 4 / self.store.file_bytes(expert)
-        transfer = link.begin(floats * 4, interrupt)
-        with self.host.filling(slot, expert, floats) as room:
-            self.store.fill(expert, room, interrupt, lambda nbytes: transfer.count(round(nbytes * share)))
+        start = self._start(nbytes)
+        transfer = link.begin(4 * (floats - start), interrupt)
+        with self.host.filling(slot, expert, floats, start) as filling:
+            def landed(count: int) -> None:
+                new, filling.done = count - filling.done, count
+                transfer.count(4 * new)
 
-    def load(self, source: int, slot: int, expert: Expert, link: Link, interrupt: Interrupt) -> None:
+            self.store.fill(expert, filling.room, interrupt, landed, start)
+
+    def load(self, source: int, slot: int, expert: Expert, link: Link, interrupt: Interrupt, nbytes: int | None = None) -> None:
         """A host slot to a device slot."""
-        floats = self.store.expert_floats
-        with self.host.using([(source, expert)]) as (have,), self.device.filling(slot, expert, floats) as room:
-            link.copy(room, have, interrupt)
+        floats, start = self.store.expert_floats, self._start(nbytes)
+        transfer = link.begin(4 * (floats - start), interrupt)
+        with self.host.using([(source, expert)]) as (have,), self.device.filling(slot, expert, floats, start) as filling:
+            try:
+                transfer.copy(filling.room[start:], have[start:])
+            finally:
+                filling.done = start + transfer.moved // 4
+
+    def _start(self, nbytes: int | None) -> int:
+        """First element of the last `nbytes` of an expert."""
+        return 0 if nbytes is None else self.store.expert_floats - -(-nbytes // 4)
 
     def experts(self, wanted: Sequence[tuple[int, Expert]]) -> AbstractContextManager[list[Floats]]:
         """Experts in device slots, all or none, see `Tier.using`."""

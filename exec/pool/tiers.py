@@ -1,8 +1,9 @@
 """Tier: experts by slot in one memory of a fixed size.
 
-Slots are names that somebody else gives out. A slot holds nothing, is being filled, or holds an expert; what it
-holds is given to a reader for as long as a context lasts, and to all that the reader asked for or none. Experts
-of different sizes leave gaps that no newcomer fits; then what is there moves together, once nobody uses it.
+Slots are names that somebody else gives out. A slot holds nothing, an expert, or the part of one that had come when
+its load had to make way; that load may go on later. What a slot holds is given to a reader for as long as a context
+lasts, and to all that the reader asked for or none. Experts of different sizes leave gaps that no newcomer fits; then
+what is there moves together, once nobody uses it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exec.arena import ALIGN, Gaps, rounded
+from exec.runtime import Interrupted
 from kernels import compaction
 from sim.errors import UserError
 
@@ -26,18 +28,32 @@ _CHUNK_WORDS = 1 << 20
 
 
 class Segment:
-    """What a slot has: `floats` elements from `first` on. full: whether all of the expert is there; users: readers."""
+    """What a slot has: `floats` elements from `first` on, of which the first `done` are in place. filling: whether
+    somebody writes to it now; users: readers."""
 
-    __slots__ = ("expert", "first", "floats", "full", "users")
+    __slots__ = ("done", "expert", "filling", "first", "floats", "users")
 
     def __init__(self, first: int, floats: int, expert: Expert) -> None:
         self.first, self.floats, self.expert = first, floats, expert
-        self.full = False
-        self.users = 0
+        self.filling = False
+        self.done = self.users = 0
+
+    @property
+    def full(self) -> bool:
+        return self.done == self.floats and not self.filling
 
     @property
     def busy(self) -> bool:
-        return self.users > 0 or not self.full
+        return self.users > 0 or self.filling
+
+
+class Filling:
+    """A slot that is being filled: `room` [floats], of which the first `done` are in place; its writer counts on."""
+
+    __slots__ = ("done", "room")
+
+    def __init__(self, room: Floats, done: int) -> None:
+        self.room, self.done = room, done
 
 
 class InUse(RuntimeError):
@@ -71,29 +87,48 @@ class Tier:
             return {slot: s.expert for slot, s in self._segments.items() if s.full}
 
     @contextmanager
-    def filling(self, slot: int, expert: Expert, floats: int) -> Iterator[Floats]:
-        """Room for an expert in a slot, in place of what it held. It holds the expert once the context has ended
-        well, else nothing.
+    def filling(self, slot: int, expert: Expert, floats: int, start: int = 0) -> Iterator[Filling]:
+        """Room for an expert in a slot, in place of what it held; with a `start`, what is before it is there already
+        (or all but its last element: shares are rounded).
 
-        Raises InUse where what the slot holds is in use, UserError where there is no room; the slot keeps what it has.
+        It holds the expert once the context has ended well. Where that is ended by `Interrupted`, what is in place
+        stays for a filling that goes on; by any other error, the slot holds nothing. Raises InUse where what the slot
+        holds is in use, UserError where there is no room; the slot then keeps what it has.
         """
         with self._changed:
-            old = self._segments.get(slot)
-            self._check_room(slot, expert, floats, old)
-            if old is not None:
-                self._evict(slot)
-            segment = self._segments[slot] = Segment(self._room(_words(floats)), floats, expert)
-            self.peak_bytes = max(self.peak_bytes, 4 * self._used)
+            segment = self._opened(slot, expert, floats, start)
+            segment.filling = True
+            filling = Filling(self._view(segment), min(start, segment.done))
         try:
-            yield self._view(segment)
-        except BaseException:
+            yield filling
+        except BaseException as error:
             with self._changed:
-                self._drop(slot)
+                segment.filling, segment.done = False, filling.done
+                if isinstance(error, Interrupted) and filling.done:
+                    self._changed.notify_all()
+                else:
+                    self._drop(slot)
             raise
         with self._changed:
-            segment.full = True
+            segment.filling, segment.done = False, floats
             self.fills += 1
             self._changed.notify_all()
+
+    def _opened(self, slot: int, expert: Expert, floats: int, start: int) -> Segment:
+        """The segment to fill: a new one, or that of a filling that goes on. The lock is held."""
+        old = self._segments.get(slot)
+        if start:
+            found = "nothing" if old is None else f"{old.done} of {old.expert}"
+            assert old is not None and old.expert == expert and not old.busy and start <= old.done + 1, (
+                f"{self.name} slot {slot}: {expert} is to go on from {start}, the slot has {found}"
+            )
+            return old
+        self._check_room(slot, expert, floats, old)
+        if old is not None:
+            self._evict(slot)
+        segment = self._segments[slot] = Segment(self._room(_words(floats)), floats, expert)
+        self.peak_bytes = max(self.peak_bytes, 4 * self._used)
+        return segment
 
     @contextmanager
     def using(self, wanted: Sequence[tuple[int, Expert]]) -> Iterator[list[Floats]]:
@@ -125,10 +160,10 @@ class Tier:
     def _evict(self, slot: int) -> None:
         segment = self._segments[slot]
         if segment.busy:
-            doing = f"{segment.users} readers" if segment.full else "still being filled"
+            doing = "being filled" if segment.filling else f"{segment.users} readers"
             raise InUse(f"{self.name} slot {slot}: expert {segment.expert} cannot go, it is in use ({doing})")
+        self.evictions += segment.full
         self._drop(slot)
-        self.evictions += 1
 
     def _drop(self, slot: int) -> None:
         segment = self._segments.pop(slot)

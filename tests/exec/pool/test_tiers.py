@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from exec.arena import Arena
 from exec.pool.tiers import InUse, Tier
+from exec.runtime import Interrupted
 from sim.errors import UserError
 
 FLOATS = 1024
@@ -22,8 +23,8 @@ def tier(floats: int = FLOATS) -> Tier:
 
 
 def put(t: Tier, slot: int, expert: tuple[int, int], floats: int) -> None:
-    with t.filling(slot, expert, floats) as room:
-        room[:] = contents(expert, floats)
+    with t.filling(slot, expert, floats) as filling:
+        filling.room[:] = contents(expert, floats)
 
 
 def contents(expert: tuple[int, int], floats: int) -> np.ndarray:
@@ -57,8 +58,8 @@ class Tiers(RuleBasedStateMachine):
     @rule(data=st.data())
     def fill_that_fails(self, data: st.DataObject) -> None:
         slot = data.draw(st.sampled_from(sorted(self.model)))
-        with pytest.raises(OSError), self.tier.filling(slot, (9, 9), 16) as room:
-            room[:] = 7
+        with pytest.raises(OSError), self.tier.filling(slot, (9, 9), 16) as filling:
+            filling.room[:] = 7
             raise OSError("the disk is gone")
         del self.model[slot]
 
@@ -135,3 +136,39 @@ def test_no_room_keeps_what_the_slot_has() -> None:
     with pytest.raises(UserError, match=r"--device-budget: no room for expert 2 of layer 0 in slot 1: .* 256 bytes, 128 of 256 are free"):
         put(t, 1, (0, 2), 64)
     assert t.held() == {0: (0, 0), 1: (0, 1)}
+
+
+def test_a_filling_that_was_interrupted_goes_on() -> None:
+    t = tier(64)
+    with pytest.raises(Interrupted), t.filling(0, (0, 1), 64) as filling:
+        filling.room[:40] = contents((0, 1), 64)[:40]
+        filling.done = 40
+        raise Interrupted(40 / 64)
+    assert t.held() == {} and t.fills == 0
+    with pytest.raises(AssertionError, match="not whole yet"), t.using([(0, (0, 1))]):
+        raise RuntimeError("unreachable")
+    with t.filling(0, (0, 1), 64, start=40) as filling:
+        filling.room[40:] = contents((0, 1), 64)[40:]
+    with t.using([(0, (0, 1))]) as (view,):
+        assert (view == contents((0, 1), 64)).all()
+
+
+def test_going_on_with_what_is_not_there_is_an_error() -> None:
+    t = tier(64)
+    with pytest.raises(AssertionError, match="is to go on from 8, the slot has nothing"), t.filling(0, (0, 1), 64, start=8):
+        raise RuntimeError("unreachable")
+    put(t, 0, (0, 0), 64)
+    with pytest.raises(AssertionError, match=r"go on from 8, the slot has 64 of \(0, 0\)"), t.filling(0, (0, 1), 64, start=8):
+        raise RuntimeError("unreachable")
+    with pytest.raises(Interrupted), t.filling(0, (0, 1), 64):
+        raise Interrupted(0.0)
+    put(t, 1, (0, 2), 64)  # nothing of it stayed
+
+
+def test_what_was_left_of_an_interrupted_filling_makes_room() -> None:
+    t = tier(64)
+    with pytest.raises(Interrupted), t.filling(0, (0, 1), 64) as filling:
+        filling.done = 8
+        raise Interrupted(8 / 64)
+    put(t, 0, (0, 2), 64)
+    assert t.held() == {0: (0, 2)} and t.evictions == 0
