@@ -71,7 +71,7 @@ class Mail:
         self.members = dict(members)
         self.down: set[str] = set()
         self.sent = self.lost = self.bytes = 0
-        self._numbers = numbers or count()
+        self.numbers = numbers or count()
         self._open: dict[int, tuple[str, Heard]] = {}
 
     def start(self, now: Time) -> list[Command]:
@@ -101,7 +101,7 @@ class Mail:
         return [self._task(now, name, act) for act in acts]
 
     def _task(self, now: Time, name: str, act: Act) -> Task:
-        number = next(self._numbers)
+        number = next(self.numbers)
         if isinstance(act, Alarm):
             self._open[number] = (name, act)
             return Task(number, Work("timer", latency_ps=max(1, act.after_ps)), notify=True)
