@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exec.backends.cpu import CpuBackend, Needed
+from exec.backends.warmup import warm_up_fused
 from exec.runtime import ThreadEngine
 from exec.weights import Weights
 from sim.costs import CostModel
@@ -37,6 +38,7 @@ class Serves(Scheduler, Protocol):
 
     lanes: tuple[str, ...]
     pools: Any
+    fused: bool
 
     def memory(self, requests: Sequence[Request]) -> Needed: ...
 
@@ -136,6 +138,8 @@ def opened(
     for lane in scheduler.lanes:
         _check_lane(machine, lane)
     backend, engine_class = _backend(device, graphs)(model, weights, machine, needed, requests, prompts, **options)
+    if device is None and scheduler.fused:
+        warm_up_fused()
     seen = profile if profile is not None else CostModel(machine, model)
     paced = any(machine.lane[n].paced_bytes_per_s for n in scheduler.lanes)
     with engine_class(machine, backend, seen, requests, scheduler.pools) as engine:

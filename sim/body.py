@@ -44,15 +44,15 @@ def with_blocks(
 
     blocks: of the whole GPU, `per_sm` on each multiprocessor. flops, bytes: what tiles reach of their block's share.
     Where threads play the GPU, each is a block, and tiles take the measured seconds of the kernels that they are
-    parts of. Raises UserError where lane gpu is none that blocks could share.
+    parts of (none on a machine without op times). Raises UserError where lane gpu is none that blocks could share.
     """
     gpu = machine.lane.get("gpu")
     if LANE in machine.lane:
         return machine
-    if gpu is None or gpu.compute is None or gpu.memory is None:
-        raise UserError(f"machine {machine.name}: needs a lane 'gpu' with compute and memory to hold the blocks of a kernel")
-    if gpu.cores is not None:
+    if gpu is not None and gpu.cores is not None:
         return _with_threads(machine, gpu)
+    if gpu is None or gpu.compute is None or gpu.memory is None:
+        raise UserError(f"machine {machine.name}: needs a lane 'gpu' with compute and memory, or cores, to hold the blocks of a kernel")
     blocks = multiprocessors(machine.name) * gpu.ranks * per_sm if blocks is None else blocks
     share = min(1.0, per_sm / blocks)
     lane = Lane(name=LANE, order="ready", servers=blocks, kind="compute", compute=gpu.compute, memory=gpu.memory, home=gpu.home)
@@ -78,7 +78,8 @@ def _with_threads(machine: Machine, gpu: Lane) -> Machine:
     threads = max(1, gpu.threads)
     lane = Lane(name=LANE, order="ready", servers=threads, kind="compute", cores=gpu.cores, threads=1, home=gpu.home)
     curves = {row.op: row.curve for row in machine.ops if row.lane == gpu.name and row.curve}
-    rows = [OpRate(op=op, lane=where, source="guessed: takes no time") for op, where in (("*", LANE), ("fused_moe", gpu.name))]
+    free = (("*", LANE), ("fused_moe", gpu.name)) if machine.ops else ()
+    rows = [OpRate(op=op, lane=where, source="guessed: takes no time") for op, where in free]
     for tile, kernel in PART_OF.items():
         if kernel in curves:
             curve = tuple((r, s * threads) for r, s in curves[kernel])

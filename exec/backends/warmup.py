@@ -9,8 +9,13 @@ import numpy as np
 import torch
 
 from exec import decoder
+from exec.fused import FusedLayers
 from exec.weights import random_weights
+from kernels.fused_moe.host import Layer
+from kernels.fused_moe.tiles import Shape
+from sim import models
 from sim.models.spec import ModelSpec
+from sim.schedulers.ticket import body_of, tiles_of
 
 FEW, MANY = 5, decoder.EXPERT_ROWS
 """Rows whose experts run in one kernel, and rows whose experts run one by one (on the BLAS where it is faster)."""
@@ -23,6 +28,15 @@ def warm_up(model: ModelSpec, threads: int) -> None:
     _run_all(replace(small, name="warm-up"), threads)
     x = np.zeros((MANY, small.hidden), np.float32)
     torch.mm(torch.from_numpy(x), torch.from_numpy(x).t())
+
+
+@cache
+def warm_up_fused() -> None:
+    """Run a small fused layer once a process."""
+    small = replace(models.load("tiny-mixtral"), hidden=8, ffn=8, experts=2, top_k=1)
+    body, zeros = body_of(tiles_of(small, 1)), np.zeros((2, 1, 8), np.float32)
+    layer = Layer(zeros[0], zeros[:, 0], np.zeros(2 * 3 * 64, np.float32), zeros[0], zeros[1], np.zeros((1, 1), np.int16), zeros[1, :, :1])
+    FusedLayers(1).launch(body, Shape(1, 8, 8, 2, 1))(layer)
 
 
 @cache
