@@ -210,4 +210,5 @@ class Committee:
     def proves_view(self, signed: Signed[NewView]) -> bool:
         new = signed.body
         enough = len({w.signer for w in new.wanted}) >= self.quorum
-        return self.honest(signed, self.leader(new.view)) and enough and all(w.body.view == new.view and self.proves_wish(w) for w in new.wanted)
+        wished = all(w.body.view == new.view and self.proves_wish(w) for w in new.wanted)
+        return self.honest(signed, self.leader(new.view)) and enough and wished
