@@ -20,7 +20,7 @@ import numpy as np
 
 from sim.engines import lazy
 from sim.engines.heap import schedule
-from sim.engines.layout import CUT, LAZY_FROM, LEVEL, NEVER, NOISE, ONE, PART, SLACK, TIGHTNESS, TOUCHED, Shared, jit, seldom
+from sim.engines.layout import CUT, LAZY, LAZY_FROM, LEVEL, NEVER, NOISE, ONE, PART, SLACK, TIGHTNESS, TOUCHED, Shared, jit, seldom
 from sim.engines.usage import add_part, touch, wake
 
 
@@ -289,8 +289,6 @@ def regroup(x: Shared, k: int, now: int) -> None:
 @jit
 def level_anew(x: Shared, now: int) -> None:
     """Lazy resources whose users changed."""
-    if x.counts[LEVEL] == 0:
-        return
     for i in range(x.counts[TOUCHED]):
         s = x.lists[TOUCHED, i]
         if is_new(x.slots[s]):
@@ -323,6 +321,7 @@ def close_parts(x: Shared) -> None:
 @jit
 def become_lazy(x: Shared, k: int, now: int) -> None:
     r = x.resources[k]
+    x.counts[LAZY] += 1
     r.is_lazy, r.clock, r.since, r.root, r.shown = 1, 0.0, now, -1, -1
     node = r.head
     while node >= 0:
@@ -338,10 +337,12 @@ def become_lazy(x: Shared, k: int, now: int) -> None:
 def settle(x: Shared, now: int) -> None:
     """End of an instant: solve if an oversubscribed resource changed, then rearm what changed speed."""
     if x.counts[PART] > 0:
-        couple(x)
-        set_lazy_apart(x)
+        if x.counts[LAZY] > 0:
+            couple(x)
+            set_lazy_apart(x)
         share_out(x)
-        level_anew(x, now)
+        if x.counts[LEVEL] > 0:
+            level_anew(x, now)
         close_parts(x)
     for i in range(x.counts[TOUCHED]):
         s = x.lists[TOUCHED, i]

@@ -59,8 +59,9 @@ NODE = np.dtype([("slot", "i4"), ("demand", "i4"), ("next", "i4"), ("prev", "i4"
 # this solve; slots whose speed may have changed; resources to solve anew; slots due next; lazy resources
 # to level anew, then those that become lazy.
 HEAP, CUT, TOUCHED, PART, DUE, LEVEL = range(6)
-# Further counts: most demands of a class; users from which on a resource may be lazy.
-WIDTH, LAZY_FROM = 6, 7
+# Further counts: most demands of a class; users from which on a resource may be lazy; lazy resources.
+WIDTH, LAZY_FROM, LAZY = 6, 7, 8
+COUNTS = 9
 
 
 class Shared(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.engines import usage
-from sim.engines.layout import CLASS, DEMAND, LAZY_FROM, NEVER, NODE, RESOURCE, SLOT, WEIGHT_ONE, WIDTH, Shared, entry
+from sim.engines.layout import CLASS, COUNTS, DEMAND, LAZY_FROM, NEVER, NODE, RESOURCE, SLOT, WEIGHT_ONE, WIDTH, Shared, entry
 from sim.engines.lazy import due
 from sim.rates import settle
 
@@ -77,7 +77,7 @@ class Rates:
     Attributes
     ----------
     classes [c], demands [d], resources [r], slots [m], nodes [m * width], lists [6, max(m, r)],
-        counts [8]: see the dtypes of `sim.engines.layout`.
+        counts [COUNTS]: see the dtypes of `sim.engines.layout`.
     """
 
     def __init__(self, capacity: NDArray[np.float64], slots: int) -> None:
@@ -87,7 +87,7 @@ class Rates:
         self.resources = np.zeros(len(capacity), RESOURCE)
         self.resources["capacity"] = capacity
         self.resources["head"] = self.resources["root"] = self.resources["shown"] = -1
-        self.counts = np.zeros(8, np.int64)
+        self.counts = np.zeros(COUNTS, np.int64)
         self.counts[WIDTH] = 1
         self.counts[LAZY_FROM] = MANY
         self.slots = _fresh_slots(0)

@@ -11,7 +11,7 @@ import numpy as np
 
 from sim.engines import lazy
 from sim.engines.heap import unschedule
-from sim.engines.layout import ONE, PART, TOUCHED, WIDTH, Shared, jit, seldom
+from sim.engines.layout import LAZY, ONE, PART, TOUCHED, WIDTH, Shared, jit, seldom
 
 
 @jit
@@ -115,6 +115,7 @@ def wake(x: Shared, k: int) -> None:
         touch(x, r.root)
         lazy.own_clock(x, r.root)
     r.is_lazy = 0
+    x.counts[LAZY] -= 1
     add_part(x, k)
 
 
@@ -137,7 +138,8 @@ def enter(x: Shared, s: int, cls: int, left: float, now: int) -> None:
 @jit
 def leave(x: Shared, s: int) -> None:
     """Slot `s` is done, or given up."""
-    lazy.part(x, s)
+    if x.counts[LAZY] > 0:
+        lazy.part(x, s)
     unlink(x, s)
     if x.slots[s].heap >= 0:
         unschedule(x, s)

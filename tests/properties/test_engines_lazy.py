@@ -113,7 +113,7 @@ def test_speeds_are_the_exact_ones_whoever_comes_and_goes(tasks: list[list[Deman
             crowd.step(leaving, entering, now)
             assert crowd.exact()
     crowd.step(leaving=sorted(crowd.running), now=now + 1)
-    assert not crowd.rates.resources["is_lazy"].any() and crowd.rates.counts[:6].tolist() == [0] * 6
+    assert not crowd.rates.resources["is_lazy"].any() and crowd.rates.counts[[0, 1, 2, 3, 5, 8]].tolist() == [0] * 6
     assert not any(crowd.rates.resources[name].any() for name in ("total", "used", "users"))
 
 
