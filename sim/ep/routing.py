@@ -37,10 +37,11 @@ def drawn(layer: MoELayer, tokens: Sequence[int], seed: int = 0, skew: float = 0
 
 
 def even(layer: MoELayer, tokens: Sequence[int]) -> Counts:
-    """As equal as whole rows allow."""
-    rows = np.array(tokens)[:, None] * layer.top_k
-    place = (np.arange(layer.experts) - np.arange(len(tokens))[:, None]) % layer.experts
-    return np.asarray(rows // layer.experts + (place < rows % layer.experts), np.int64)
+    """As equal as whole rows allow: of each rank, and over all ranks."""
+    rows = np.array(tokens) * layer.top_k
+    begin = np.cumsum(rows) - rows
+    place = (np.arange(layer.experts) - begin[:, None]) % layer.experts
+    return np.asarray(rows[:, None] // layer.experts + (place < rows[:, None] % layer.experts), np.int64)
 
 
 def to_one_expert(layer: MoELayer, tokens: Sequence[int], expert: int = 0) -> Counts:
