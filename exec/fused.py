@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,12 +59,15 @@ def stamps_of(launch: HostLaunch) -> Stamps:
 
 
 class LayerBackend:
-    """Runs each `fused_moe` task over `layer`; an `exec.runtime.Backend`. ran_on: the block of each tile, by task."""
+    """Runs `fused_moe` tasks over layers of one shape, which take turns; an `exec.runtime.Backend`.
 
-    def __init__(self, layer: Layer, top_k: int, blocks: int) -> None:
-        (tokens, hidden), experts = layer.x.shape, len(layer.gate)
-        self._shape = Shape(tokens, hidden, layer.experts.size // (3 * hidden * experts), experts, top_k)
-        self._layer, self._fused = layer, FusedLayers(blocks)
+    ran_on: the block of each tile, by task.
+    """
+
+    def __init__(self, layers: Sequence[Layer], blocks: int) -> None:
+        (tokens, hidden), experts, top_k = layers[0].x.shape, len(layers[0].gate), layers[0].ids.shape[1]
+        self._shape = Shape(tokens, hidden, layers[0].experts.size // (3 * hidden * experts), experts, top_k)
+        self._layers, self._fused = layers, FusedLayers(blocks)
         self.ran_on: dict[int, NDArray[np.int32]] = {}
 
     def enter_lane(self, lane: Lane) -> None:
@@ -71,6 +76,6 @@ class LayerBackend:
     def run(self, task: Record, interrupt: Interrupt) -> None:
         assert task.body is not None, task.number
         launch = self._fused.launch(task.body, self._shape)
-        launch(self._layer)
+        launch(self._layers[task.number % len(self._layers)])
         task.inside = stamps_of(launch)
         self.ran_on[task.number] = launch.state.ran_on.copy()

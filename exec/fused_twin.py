@@ -91,14 +91,14 @@ class Twin:
 def twin(model: ModelSpec, tokens: int, blocks: int, seed: int = 0) -> Twin:
     """Run a layer of `model` in fp32 over `tokens` random rows on `blocks` threads, and simulate it.
 
-    Of five launches the one of median length is shown.
+    Of five launches the one of median length is shown. Those that tile times come from take turns with them.
     """
     model = replace(model, dtype="fp32", expert_dtype="")
-    plan = layer_plan(model, tokens)
+    plan = layer_plan(model, tokens, blocks=blocks)
     other, layer = _layer(model, tokens, seed + 1), _layer(model, tokens, seed)
-    machine = calibrated(model, launches(model, other, blocks), _expert_rows(other), blocks)
-    measured = sorted(launches(model, layer, blocks), key=lambda one: one.span_ps)[REPEATS // 2]
-    rows = _expert_rows(layer)
+    known, shown = launches(model, (other, layer), blocks)
+    machine, rows = calibrated(model, known, _expert_rows(other), blocks), _expert_rows(layer)
+    measured = sorted(shown, key=lambda one: one.span_ps)[REPEATS // 2]
     return Twin(plan, measured, _simulate(plan, CostModel(machine, model, Chosen(rows))), rows)
 
 
@@ -120,15 +120,15 @@ def _expert_rows(layer: Layer) -> tuple[int, ...]:
     return tuple(np.bincount(layer.ids.ravel(), minlength=len(layer.gate)).tolist())
 
 
-def launches(model: ModelSpec, layer: Layer, blocks: int) -> list[Launched]:
-    """Five launches, behind one that is not counted: it touches the memory."""
-    machine, backend = _machine(blocks, ()), LayerBackend(layer, model.top_k, blocks)
-    plan = layer_plan(model, len(layer.x), REPEATS + 1)
+def launches(model: ModelSpec, layers: Sequence[Layer], blocks: int) -> list[list[Launched]]:
+    """Five launches of each layer in turn, behind one that is not counted: it touches the memory."""
+    machine, backend = _machine(blocks, ()), LayerBackend(layers, blocks)
+    plan = layer_plan(model, len(layers[0].x), (REPEATS + 1) * len(layers), blocks=blocks)
     with ThreadEngine(machine, backend, CostModel(machine, model), ()) as engine:
         drive(Given(plan), engine, Log())
     run = engine.run()
-    made = [Launched(int(run.start_ps[i]), int(run.end_ps[i]), run.inside[i], backend.ran_on[i]) for i in range(REPEATS + 1)]
-    return made[1:]
+    made = [Launched(int(run.start_ps[i]), int(run.end_ps[i]), run.inside[i], backend.ran_on[i]) for i in range(len(plan))]
+    return [made[len(layers) + i :: len(layers)] for i in range(len(layers))]
 
 
 def _simulate(plan: Plan, costs: CostModel) -> Launched:
@@ -139,8 +139,8 @@ def _simulate(plan: Plan, costs: CostModel) -> Launched:
 
 
 def calibrated(model: ModelSpec, made: Sequence[Launched], expert_rows: tuple[int, ...], blocks: int) -> Machine:
-    """Curves of tile seconds from launches: the median of each kind and number of rows; what passes between two
-    tiles of a block; and what a launch takes beside its tiles."""
+    """Curves of tile seconds from launches: each tile's median, and their mean over a kind and number of rows, since
+    times add up; what passes between two tiles of a block; and what a launch takes beside its tiles."""
     body = made[0].inside.body
     filled = tile_rows(body, expert_rows)
     seconds = np.median([one.inside.end_ps - one.inside.start_ps for one in made], axis=0) / PS_PER_S
@@ -165,8 +165,8 @@ def _between(one: Launched, block: int) -> NDArray[np.int64]:
 
 
 def _curve(op: str, rows: NDArray[np.int64], seconds_per_unit: NDArray[np.float64], latency_s: float) -> OpRate:
-    points = tuple((float(r), float(np.median(seconds_per_unit[rows == r]))) for r in np.unique(rows))
-    source = "calibrated: median of the stamps of launches over another input"
+    points = tuple((float(r), float(seconds_per_unit[rows == r].mean())) for r in np.unique(rows))
+    source = "calibrated: stamps of launches over another input, medians over launches, mean over tiles"
     return OpRate(op=op, lane=LANE, latency_s=latency_s, curve=points, source=source)
 
 

@@ -15,6 +15,7 @@ from exec.backends.cpu import CpuBackend, Needed
 from exec.backends.warmup import warm_up_fused
 from exec.runtime import ThreadEngine
 from exec.weights import Weights
+from sim.body import with_blocks
 from sim.costs import CostModel
 from sim.drive import Log, Scheduler, drive
 from sim.engines.run import Run
@@ -140,7 +141,7 @@ def opened(
     backend, engine_class = _backend(device, graphs)(model, weights, machine, needed, requests, prompts, **options)
     if device is None and scheduler.fused:
         warm_up_fused()
-    seen = profile if profile is not None else CostModel(machine, model)
+    seen = profile if profile is not None else CostModel(with_blocks(machine) if scheduler.fused else machine, model)
     paced = any(machine.lane[n].paced_bytes_per_s for n in scheduler.lanes)
     with engine_class(machine, backend, seen, requests, scheduler.pools) as engine:
         yield Session(engine, backend, needed, "emulated" if paced else "measured")

@@ -117,6 +117,10 @@ class CostModel:
         """Budget of each memory."""
         return {name: m.budget_bytes for name, m in self.machine.memories.items()}
 
+    def servers(self, lane: str) -> int | None:
+        """Tasks that the lane runs at a time; None where the machine has no such lane."""
+        return self.machine.lane[lane].servers if lane in self.machine.lane else None
+
     def estimate(self, task: Task) -> Time:
         """Solo time of a task in picoseconds, under expected routing."""
         return self.solo_ps(task.lane, task.work)

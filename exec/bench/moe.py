@@ -32,7 +32,7 @@ def _case(spec: ModelSpec, tokens: int, threads: int, gate: np.ndarray, experts:
     x, residual = floats(tokens, spec.hidden), floats(tokens, spec.hidden + 1)[:, 1:].copy()
     fused, steps = np.empty_like(x), np.empty_like(x)
     ids, weights = np.empty((tokens, spec.top_k), np.int16), np.empty((tokens, spec.top_k), np.float32)
-    tiles = tiles_of(spec, tokens)
+    tiles = tiles_of(spec, tokens, blocks=threads)
     launch = HostLaunch(tiles, program_of(body_of(tiles)), threads)
     layer = Layer(x, gate, experts, residual, fused, ids, weights)
     space = np.zeros(decoder.scratch_floats(spec, tokens, threads=threads), np.float32)

@@ -24,6 +24,9 @@ from typing import NamedTuple
 from kernels import combine, linear, router
 from kernels.cost import EXPERT_ID_BYTES, ROW_BYTES, Cost
 
+REGISTER_COLUMNS = 6
+"""Columns of a register tile of the CPU form (kernels/gemm.py): tiles of a multiple leave none for the slow rest."""
+
 OPS = ("route_tile", "dispatch_tile", "gate_up_tile", "down_tile", "combine_tile")
 ROUTE, DISPATCH, GATE_UP, DOWN, COMBINE = range(5)
 

@@ -14,21 +14,29 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from sim.body import LANE
 from sim.errors import UserError
+from sim.events import Event, Started
 from sim.models.spec import ModelSpec
 from sim.ops import tiles as moe
 from sim.plan import Plan, PlanBuilder
 from sim.schedulers.policy import Policy
 from sim.schedulers.resident import Resident
-from sim.tasks import Work
+from sim.tasks import Command, Time, Work
 
 DECODE_TOKENS = 16
 """Up to here CUDA cores keep up with memory, and tiles are cut for streaming."""
 
 DECODE_TILES = 1600
 """Tiles of a stage that keep all blocks of a large GPU (132 SMs, 4 blocks each) busy to the end."""
+
+MOST_THREADS = 64
+"""Up to as many blocks are threads of a CPU: the smallest GPU here has 160."""
+
+THREAD_TILES, MOST_UNITS = 16, 32
+"""Tiles of a stage for each thread, so that the last ones even out; register tiles in the widest tile."""
 
 BETWEEN = 1024
 """Tickets between the last down tile of some columns and the tiles that combine them: more than blocks of any
@@ -40,9 +48,12 @@ FUSED_TOKENS = 512
 _JOIN = Work("join")
 
 
-def choose_tiling(shape: moe.Shape) -> moe.Tiling:
-    """The decode form for few tokens, else tiles for tensor cores."""
-    if shape.tokens > DECODE_TOKENS or shape.experts < 2:
+def choose_tiling(shape: moe.Shape, blocks: int | None = None) -> moe.Tiling:
+    """The decode form for few tokens, else tiles for tensor cores; for a few `blocks`, which are threads, wide tiles."""
+    decode = shape.tokens <= DECODE_TOKENS and shape.experts > 1
+    if blocks is not None and blocks <= MOST_THREADS:
+        return _for_threads(shape, blocks, decode)
+    if not decode:
         return moe.Tiling(tokens=64, experts=shape.experts, rows=64, gate_up=32, down=64, combine=256)
     touched = min(shape.experts, shape.routes)
     gate_up, down = _width(touched * shape.ffn), 2 * _width(touched * shape.hidden)
@@ -54,6 +65,24 @@ def _width(columns: int) -> int:
     """Columns of a tile: a power of two from 4 to 32."""
     wanted = max(4, min(32, columns // DECODE_TILES))
     return 1 << (wanted.bit_length() - 1)
+
+
+def _for_threads(shape: moe.Shape, blocks: int, decode: bool) -> moe.Tiling:
+    """Widths in whole register tiles, so wide that a stage has some tiles for each thread."""
+    touched, unit = min(shape.experts, shape.routes), moe.REGISTER_COLUMNS
+    gate_up, down = (
+        unit * max(4, min(MOST_UNITS, touched * columns // (THREAD_TILES * blocks * unit))) for columns in (shape.ffn, shape.hidden)
+    )
+    rows, combine = min(64, shape.tokens), down * max(1, 256 // down)
+    experts = min(2 * unit, shape.experts - 1) if decode else shape.experts
+    return moe.Tiling(tokens=rows, experts=experts, rows=rows, gate_up=gate_up, down=down, combine=combine)
+
+
+@runtime_checkable
+class KnowsLanes(Protocol):
+    """A profile that tells how many tasks a lane runs at a time."""
+
+    def servers(self, lane: str) -> int | None: ...
 
 
 class Ticket(Resident):
@@ -69,22 +98,29 @@ class Ticket(Resident):
     def __init__(self, model: ModelSpec, policy: Policy, *, seed: int = 0, tiling: moe.Tiling | None = None) -> None:
         super().__init__(model, policy, seed=seed)
         self._tiling = tiling
+        self._blocks: int | None = None
         self._bodies: dict[int, Plan] = {}
+
+    def on(self, now: Time, event: Event) -> Sequence[Command]:
+        if isinstance(event, Started) and isinstance(event.profile, KnowsLanes):
+            self._blocks = event.profile.servers(LANE)
+        return super().on(now, event)
 
     def body(self, tokens: int) -> Plan | None:
         """The list for a layer over `tokens` rows; the same object each time."""
         if tokens > FUSED_TOKENS:
             return None
         if tokens not in self._bodies:
-            self._bodies[tokens] = body_of(tiles_of(self.model, tokens, self._tiling))
+            self._bodies[tokens] = body_of(tiles_of(self.model, tokens, self._tiling, self._blocks))
         return self._bodies[tokens]
 
 
-def tiles_of(model: ModelSpec, tokens: int, tiling: moe.Tiling | None = None) -> moe.Tiles:
-    """A layer of `model` over `tokens` rows, cut. Raises UserError for a tiling that does not fit together."""
+def tiles_of(model: ModelSpec, tokens: int, tiling: moe.Tiling | None = None, blocks: int | None = None) -> moe.Tiles:
+    """A layer of `model` over `tokens` rows, cut as `tiling` says or as suits so many blocks. Raises UserError for a
+    tiling that does not fit together."""
     shape = moe.Shape(tokens, model.hidden, model.ffn, model.experts, model.top_k)
     try:
-        return moe.Tiles(shape, tiling or choose_tiling(shape))
+        return moe.Tiles(shape, tiling or choose_tiling(shape, blocks))
     except ValueError as e:
         raise UserError(f"tiling: {e}") from None
 
@@ -94,9 +130,9 @@ def body_of(tiles: moe.Tiles) -> Plan:
     return _Body(tiles).plan()
 
 
-def layer_plan(model: ModelSpec, tokens: int, times: int = 1, tiling: moe.Tiling | None = None) -> Plan:
+def layer_plan(model: ModelSpec, tokens: int, times: int = 1, tiling: moe.Tiling | None = None, blocks: int | None = None) -> Plan:
     """A fused layer by itself: one task that launches it, `times` over."""
-    builder, body = PlanBuilder(), body_of(tiles_of(model, tokens, tiling))
+    builder, body = PlanBuilder(), body_of(tiles_of(model, tokens, tiling, blocks))
     for _ in range(times):
         builder.add(Work("fused_moe", tokens, experts=model.experts), "gpu", layer=0, body=body)
     return builder.build()

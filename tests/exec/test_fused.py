@@ -41,7 +41,7 @@ def test_stamps_lie_within_their_task_and_the_log_replays() -> None:
     made = case(5, 32, 48, 6, 2)
     plan, log = layer_plan(MODEL, 5, 2), Log()
     lanes = machine("gpu", Lane(name="blocks", kind="compute", servers=900))
-    with ThreadEngine(lanes, LayerBackend(made.layer, 2, 1), Profile(), ()) as engine:
+    with ThreadEngine(lanes, LayerBackend([made.layer], 1), Profile(), ()) as engine:
         drive(Given(plan), engine, log)
     run = engine.run()
     assert run.lanes == ("gpu",) and [i.task for i in run.inside] == run.number.tolist() == [0, 1]
