@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from sim.errors import UserError
-from sim.placement.improve import effort_s, improved, sampled_sets, steps_for
+from sim.placement.improve import EFFORT_S, effort_s, improved, sampled_sets, steps_for
 from sim.placement.placement import Placement
 from sim.placement.policy import Tell, silent
 from sim.placement.problem import Gpus, Ints, Problem, Sample
@@ -22,7 +22,7 @@ from sim.placement.robust import filled
 
 UNITS = ("gpu", "node", "region")
 TOKENS = 16384
-INDEPENDENT_TOKENS, INDEPENDENT_K = 1024, 8
+INDEPENDENT_TOKENS, INDEPENDENT_K = 256, 8
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def unit_of(gpus: Gpus, unit: str) -> Ints:
 
 def tokens_for(seconds: float) -> int:
     """Tokens to look at: fewer where there is little time for each."""
-    return int(min(TOKENS, 2048 * max(1.0, seconds / 0.35)))
+    return int(min(TOKENS, 1024 * max(1.0, seconds / EFFORT_S)))
 
 
 def sample_of(problem: Problem) -> Sample:
@@ -65,6 +65,7 @@ def sample_of(problem: Problem) -> Sample:
         return problem.sample
     rng = np.random.default_rng(problem.seed)
     k = min(INDEPENDENT_K, max(1, problem.experts // 4))
-    keys = rng.gumbel(size=(INDEPENDENT_TOKENS, problem.layers, problem.experts)) + np.log(problem.load + 1)
-    chosen = np.argpartition(-keys, k - 1, axis=2)[:, :, :k]  # the k largest of Gumbel keys: a draw without replacement
+    waits = rng.standard_exponential((INDEPENDENT_TOKENS, problem.layers, problem.experts), np.float32)
+    waits /= (problem.load + 1).astype(np.float32)
+    chosen = np.argpartition(waits, k - 1, axis=2)[:, :, :k]  # the k first of a race of exponentials: a draw without replacement
     return Sample(chosen.astype(np.int16), np.zeros(INDEPENDENT_TOKENS, np.int64))

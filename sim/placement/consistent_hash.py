@@ -41,10 +41,11 @@ class ConsistentHash:
         walks = self._walks(problem, slots)
         bound = self._bound(problem.experts * replicas, slots)
         held = np.zeros((problem.layers, problem.experts, len(slots)), np.bool_)
-        new = None if problem.current is None else ~problem.current.held.any(axis=(0, 1))
+        current = None if problem.current is None else problem.current.held
+        new = None if current is None else np.asarray(~current.any(axis=(0, 1)))
         for layer in range(problem.layers):
-            if problem.current is not None and new is not None:
-                _keep(held[layer], problem.current.held[layer], walks[layer], bound, new, replicas)
+            if current is not None and new is not None:
+                _keep(held[layer], current[layer], walks[layer], bound, new, replicas)
             _walk(held[layer], walks[layer], bound, slots, replicas)
         return Placement(held)
 

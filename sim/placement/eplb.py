@@ -70,11 +70,11 @@ def _hierarchical(load: Floats, groups: int, problem: Problem, slots: Ints, foun
     """Groups to nodes, each node with its share of the groups; then every node alone."""
     gpus, size = problem.gpus, problem.experts // groups
     room = np.bincount(gpus.node, weights=slots).astype(np.int64)
-    speed = np.bincount(gpus.node, weights=gpus.speed)
-    share = np.minimum(apportion(groups, room), room // size)
+    speed = np.bincount(gpus.node, weights=gpus.speed).astype(np.float64)
+    share = np.minimum(apportion(groups, room.astype(np.float64)), room // size)
     if share.sum() < groups:  # slots of some nodes do not divide by the size of a group
         return _fill(load, np.arange(problem.experts), np.arange(len(gpus)), problem, slots, found)
-    node = _pack(np.arange(groups), load.reshape(groups, size).sum(axis=1), share, speed)
+    node = _pack(np.arange(groups), np.asarray(load.reshape(groups, size).sum(axis=1)), share, speed)
     for n in range(gpus.nodes):
         experts = np.flatnonzero(np.repeat(node == n, size))
         ordered = _as_packed(load.reshape(groups, size).sum(axis=1), node, n, size) if len(experts) else experts

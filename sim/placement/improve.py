@@ -49,13 +49,17 @@ def sampled_sets(problem: Problem, sample: Sample, tokens: int) -> Sets:
 
 def improved(
     problem: Problem, start: Bools, loads: Floats, weight: Floats, steps: int, pull: float = 0.0, sets: Sets | None = None,
-    unit: Ints | None = None,
+    unit: Ints | None = None, price: float = 0.0,
 ) -> Placement:  # fmt: skip
-    """The search of every layer from `start` [layers, experts, gpus]; loads [scenarios, layers, experts], weight [scenarios]."""
+    """The search of every layer from `start` [layers, experts, gpus]; loads [scenarios, layers, experts], weight [scenarios].
+
+    pull: what a `unit` touched less is worth; price: what it costs to load a copy that the current placement lacks.
+    """
+    home = problem.current.held if problem.current is not None else start
 
     def one(layer: int) -> Bools:
-        state = layer_of(start[layer], loads[:, layer], weight, problem.gpus.speed, sets[layer] if sets else NO_SETS, unit)
-        found: Bools = anneal(state, pull, steps, (problem.seed * 1_000_003 + layer) % (1 << 32))
+        state = layer_of(start[layer], loads[:, layer], weight, problem.gpus.speed, sets[layer] if sets else NO_SETS, unit, home[layer])
+        found: Bools = anneal(state, pull, price, steps, (problem.seed * 1_000_003 + layer) % (1 << 32))
         return found
 
     with ThreadPoolExecutor(min(problem.layers, os.cpu_count() or 1)) as pool:

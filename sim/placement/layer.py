@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from sim.placement.compiled import jit
 
 
 class Layer(NamedTuple):
@@ -19,6 +20,7 @@ class Layer(NamedTuple):
     sets [T, k]: experts that tokens chose together; share [T]: of the tokens; first [E + 1], where: the sets that
     hold an expert; mass [E]: their share. unit [G]: what is counted when touched (the GPU, its node or region).
     y [E, U]: x by unit; miss [T, U]: chance that the token leaves the unit untouched.
+    home [E, G] bool: copies that need not be loaded.
     """
 
     held: Any
@@ -39,6 +41,7 @@ class Layer(NamedTuple):
     unit: Any
     y: Any
     miss: Any
+    home: Any
 
 
 NO_SETS = np.zeros((0, 1), np.int64), np.zeros(0)
@@ -47,18 +50,20 @@ NO_SETS = np.zeros((0, 1), np.int64), np.zeros(0)
 def layer_of(
     held: NDArray[np.bool_], scenarios: NDArray[np.float64], weight: NDArray[np.float64], speed: NDArray[np.float64],
     sets: tuple[NDArray[np.int64], NDArray[np.float64]] = NO_SETS, unit: NDArray[np.int64] | None = None,
+    home: NDArray[np.bool_] | None = None,
 ) -> Layer:  # fmt: skip
-    """A layer ready for `sim.placement.search`; `held` is copied. Scenarios [S, E] may be in any unit."""
+    """A layer ready for `sim.placement.search`; `held` is copied. Scenarios [S, E] may be in any unit; home: by default `held`."""
     experts, gpus = held.shape
     unit = np.arange(gpus) if unit is None else unit
     total = scenarios.sum(axis=1, keepdims=True)
     ideal = np.ascontiguousarray(scenarios / total * speed.sum())
     chosen, share = np.ascontiguousarray(sets[0]), np.ascontiguousarray(sets[1])
     first, where, mass = _inverted(chosen, share, experts)
-    return _build(held.copy(), ideal, weight, speed, chosen, share, first, where, mass, unit)
+    found: Layer = _build(held.copy(), ideal, weight, speed, chosen, share, first, where, mass, unit, held if home is None else home)
+    return found
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _inverted(sets: Any, share: Any, experts: int) -> Any:
     """For each expert the sets that hold it, and their share."""
     first, mass = np.zeros(experts + 1, np.int64), np.zeros(experts)
@@ -75,9 +80,9 @@ def _inverted(sets: Any, share: Any, experts: int) -> Any:
     return first, where, mass
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _build(
-    held: Any, scenarios: Any, weight: Any, speed: Any, sets: Any, share: Any, first: Any, where: Any, mass: Any, unit: Any
+    held: Any, scenarios: Any, weight: Any, speed: Any, sets: Any, share: Any, first: Any, where: Any, mass: Any, unit: Any, home: Any
 ) -> Any:
     experts, gpus = held.shape
     copies = held.sum(axis=1)
@@ -90,17 +95,27 @@ def _build(
                 y[e, unit[g]] += x[e, g]
                 members[g, used[g]] = e
                 used[g] += 1
-    loads = np.zeros((len(weight), gpus))
-    for s in range(len(weight)):
-        for e in range(experts):
-            for g in range(gpus):
-                loads[s, g] += scenarios[s, e] * x[e, g] / speed[g]
+    loads = (scenarios @ x) / speed
     top = np.zeros(len(weight), np.int64)
     for s in range(len(weight)):
         top[s] = loads[s].argmax()
-    miss = np.ones((len(share), y.shape[1]))
-    for t in range(len(share)):
+    miss = _misses(sets, y)
+    return Layer(held, x, copies, members, used, scenarios, weight, speed, loads, top, sets, share, first, where, mass, unit, y, miss, home)
+
+
+@jit
+def _misses(sets: Any, y: Any) -> Any:
+    """Chance that a token leaves a unit untouched [T, U]."""
+    experts, units = y.shape
+    reach, count = np.zeros((experts, units), np.int64), np.zeros(experts, np.int64)
+    for e in range(experts):
+        for u in range(units):
+            if y[e, u] > 0:
+                reach[e, count[e]] = u
+                count[e] += 1
+    miss = np.ones((sets.shape[0], units))
+    for t in range(sets.shape[0]):
         for e in sets[t]:
-            for u in range(y.shape[1]):
-                miss[t, u] *= 1.0 - y[e, u]
-    return Layer(held, x, copies, members, used, scenarios, weight, speed, loads, top, sets, share, first, where, mass, unit, y, miss)
+            for i in range(count[e]):
+                miss[t, reach[e, i]] *= 1.0 - y[e, reach[e, i]]
+    return miss

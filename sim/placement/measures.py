@@ -59,7 +59,7 @@ def touched(placement: Placement, sample: Sample, gpus: Gpus, unit: Ints) -> flo
             for column in chosen.T:
                 miss *= 1.0 - rows[column]
             found.append(w * float(share @ (1.0 - miss).sum(axis=1)))
-    return sum(found) / sample.experts.shape[1]
+    return float(np.sum(found) / sample.experts.shape[1])
 
 
 def gpus_touched(placement: Placement, sample: Sample, gpus: Gpus) -> float:

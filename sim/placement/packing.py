@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from sim.placement.compiled import jit
 
 
-@njit(cache=True, nogil=True)
+@jit
 def replicate(load: Any, total: int, most: int) -> Any:
     """Experts of `total` copies, in the order in which they are handed out: first one each, then again and again one
     more for the expert with the largest load a copy (the first of equals), but never more than `most` of one.
@@ -36,7 +37,7 @@ def replicate(load: Any, total: int, most: int) -> Any:
     return found[:n]
 
 
-@njit(cache=True, nogil=True)
+@jit
 def pack(items: Any, load: Any, slots: Any, speed: Any) -> Any:
     """GPU of each item (an expert's copy) [items]: largest first, each to the GPU that would be done with it soonest.
 
@@ -64,13 +65,13 @@ def pack(items: Any, load: Any, slots: Any, speed: Any) -> Any:
     return where
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _sooner(a: float, a_speed: float, b: float, b_speed: float, load: float) -> bool:
     """Whether a GPU with load `a` ends `load` more before one with `b`; exact where both are as fast."""
     return a < b if a_speed == b_speed else (a + load) / a_speed < (b + load) / b_speed
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _make_room(i: int, items: Any, load: Any, slots: Any, held: Any, where: Any, used: Any, busy: Any) -> int:
     """A GPU without the expert of item i, freed by sending one of its copies to a GPU with a free slot; -1: there is none.
 
@@ -96,7 +97,7 @@ def _make_room(i: int, items: Any, load: Any, slots: Any, held: Any, where: Any,
     return int(g)
 
 
-@njit(cache=True, nogil=True)
+@jit
 def spread(load: Any, slots: Any, speed: Any, total: int) -> Any:
     """Held [experts, gpus] bool: `total` copies handed out by `replicate` and placed by `pack`."""
     items = replicate(load, total, (slots > 0).sum())

@@ -41,6 +41,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "affinity": ("affinity", "Affinity"),
     "joint": ("joint", "Joint"),
     "robust": ("robust", "Robust"),
+    "optimal": ("optimal", "Optimal"),
     "petals": ("petals", "Petals"),
     "swarm": ("swarm", "Swarm"),
     "max-flow": ("max_flow", "MaxFlow"),

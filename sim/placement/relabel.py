@@ -11,6 +11,9 @@ import numpy as np
 from sim.placement.placement import Bools, Placement
 from sim.placement.problem import Floats, Gpus, Problem, Sample
 
+TOKENS = 2048
+"""Recorded tokens that are followed from layer to layer."""
+
 
 def near_current(placement: Placement, problem: Problem) -> Placement:
     """The placement with equal GPUs renamed, layer by layer, so that the fewest copies move. Loads by GPU stay a permutation."""
@@ -37,7 +40,8 @@ def along_tokens(placement: Placement, problem: Problem) -> Placement:
 
 def transitions(sample: Sample, layer: int, experts: int) -> Floats:
     """How often an expert of the layer before and one of this layer served the same token [experts, experts]."""
-    before, here = sample.experts[:, layer - 1], sample.experts[:, layer]
+    rows = np.linspace(0, len(sample) - 1, min(TOKENS, len(sample))).astype(np.int64)
+    before, here = sample.experts[rows, layer - 1], sample.experts[rows, layer]
     pairs = before[:, :, None].astype(np.int64) * experts + here[:, None, :]
     return np.bincount(pairs.ravel(), minlength=experts * experts).reshape(experts, experts).astype(np.float64)
 

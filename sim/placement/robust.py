@@ -4,6 +4,9 @@ Starts from EPLB's placement and searches for the best mean balancedness over th
 (`scenarios`), with the pooled load as one of them so that today's load stays served well. Copies go where they guard
 against change: to experts that swing, and those that swing together to different GPUs. Where only one window was ever
 recorded there is nothing to learn about change, and the result is a better packed EPLB.
+
+With a limit on moves, every copy to be loaded gets a price, the same in all layers, and the lowest price that keeps to
+the limit is taken (Lagrangian relaxation): moves go to the layers and experts where they help most.
 """
 
 from __future__ import annotations
@@ -22,23 +25,55 @@ from sim.placement.problem import Problem
 from sim.placement.relabel import near_current
 from sim.placement.scenarios import scenarios
 
+PRICES = (1e-5, 0.1)
+"""Lowest and highest price of a copy to be loaded, in balancedness of its layer."""
+HALVINGS = 6
+
 
 @dataclass(frozen=True)
 class Robust:
-    """nominal: weight of the pooled load among the scenarios."""
+    """nominal: weight of the pooled load among the scenarios. moves: copies that may be loaded, if 1 or more; below 1 the
+    share of those that would be loaded without a limit; 0: no limit. Without a current placement there is no limit."""
 
     whole_layers: ClassVar[bool] = False
     nominal: float = 0.25
+    moves: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.nominal <= 1:
             raise UserError(f"option nominal: has {self.nominal}; must be 0 to 1")
+        if self.moves < 0:
+            raise UserError(f"option moves: has {self.moves}; must be 0 or more")
 
     def place(self, problem: Problem, tell: Tell = silent) -> Placement:
         loads, weight = scenarios(problem, self.nominal)
         steps = steps_for(problem, effort_s(problem), len(weight), None)
-        found = improved(problem, filled(problem), loads, weight, steps)
-        return near_current(found, problem)
+        best = near_current(improved(problem, filled(problem), loads, weight, steps), problem)
+        wanted = best.moved(problem.current)
+        limit = int(self.moves * wanted if self.moves < 1 else self.moves)
+        if self.moves == 0 or problem.current is None or wanted <= limit:
+            return best
+        if not np.array_equal(problem.current.used, best.used):
+            raise UserError("option moves: the current placement fills other slots than there are; place once without a limit")
+        return self._limited(problem, limit, tell)
+
+    def _limited(self, problem: Problem, limit: int, tell: Tell) -> Placement:
+        """At most `limit` copies loaded; the current placement where no price is high enough."""
+        assert problem.current is not None
+        loads, weight = scenarios(problem, self.nominal)
+        steps = steps_for(problem, effort_s(problem), len(weight), None)
+        low, high = np.log(PRICES)
+        best = problem.current
+        for i in range(HALVINGS):
+            price = float(np.exp((low + high) / 2))
+            found = improved(problem, problem.current.held, loads, weight, steps, price=price)
+            moved = found.moved(problem.current)
+            tell(f"price {price:.2g}: {moved:,} of at most {limit:,} copies ({i + 1} of {HALVINGS})")
+            if moved > limit:
+                low = np.log(price)
+            else:
+                high, best = np.log(price), found
+        return best
 
 
 def filled(problem: Problem) -> Bools:

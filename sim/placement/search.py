@@ -2,7 +2,8 @@
 
 What is maximised is  sum over scenarios of weight x balancedness  -  pull x units touched by a token,  balancedness
 being the ideal load over the largest. A move either exchanges two copies between two GPUs, or lets a GPU give up one
-copy of an expert that has others for a copy of an expert that it lacks; used slots stay as many.
+copy of an expert that has others for a copy of an expert that it lacks; used slots stay as many. With a price, every
+copy that must be loaded costs that much balancedness.
 
 Annealing after Kirkpatrick, Gelatt and Vecchi (Science 220, 1983) with geometric cooling; half of the proposals start
 at the busiest GPU of a scenario. The number of steps is fixed beforehand: no clock decides about a placement.
@@ -13,7 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from sim.placement.compiled import jit
 
 HOT, COLD = 0.02, 0.0003
 """First and last temperature, in units of balancedness: what one bad move may cost."""
@@ -21,8 +23,8 @@ SWAPS = 0.6
 """Share of exchanges among the proposals."""
 
 
-@njit(cache=True, nogil=True)
-def anneal(x: Any, pull: float, steps: int, seed: int) -> Any:
+@jit
+def anneal(x: Any, pull: float, price: float, steps: int, seed: int) -> Any:
     """The best placement found [experts, gpus] bool; `x`, a `Layer`, is left wherever the search ended."""
     np.random.seed(seed)
     gpus = x.held.shape[1]
@@ -37,7 +39,7 @@ def anneal(x: Any, pull: float, steps: int, seed: int) -> Any:
             continue
         n = exchange(x, e, f, a, b, at, de, df) if swap else replace(x, e, f, a, at, de, df)
         least = heat * np.log(np.random.random())
-        change = balance_change(x, e, f, at, de, df, n)
+        change = balance_change(x, e, f, at, de, df, n) - price * loaded_change(x, e, f, a, b, swap)
         if change + pull * (x.mass[e] + x.mass[f]) < least:
             continue
         if pull > 0:
@@ -55,7 +57,7 @@ def anneal(x: Any, pull: float, steps: int, seed: int) -> Any:
     return best
 
 
-@njit(cache=True, nogil=True)
+@jit
 def propose(x: Any, swap: bool) -> Any:
     """Experts e, f and GPUs a, b: e leaves a, and f takes its place; e = -1: the draw made no sense."""
     gpus = len(x.used)
@@ -71,7 +73,7 @@ def propose(x: Any, swap: bool) -> Any:
     return e, f, a, b
 
 
-@njit(cache=True, nogil=True)
+@jit
 def exchange(x: Any, e: int, f: int, a: int, b: int, at: Any, de: Any, df: Any) -> int:
     """Copies of e on a and of f on b change places. Fills GPUs `at` and the changes there of both rows of x."""
     at[0], at[1] = a, b
@@ -80,7 +82,7 @@ def exchange(x: Any, e: int, f: int, a: int, b: int, at: Any, de: Any, df: Any) 
     return 2
 
 
-@njit(cache=True, nogil=True)
+@jit
 def replace(x: Any, e: int, f: int, a: int, at: Any, de: Any, df: Any) -> int:
     """GPU a gives up its copy of e for one of f: the other copies of e serve more, those of f less."""
     e_share, f_share = 1.0 / (x.copies[e] - 1), 1.0 / (x.copies[f] + 1)
@@ -94,7 +96,14 @@ def replace(x: Any, e: int, f: int, a: int, at: Any, de: Any, df: Any) -> int:
     return n
 
 
-@njit(cache=True, nogil=True)
+@jit
+def loaded_change(x: Any, e: int, f: int, a: int, b: int, swap: bool) -> int:
+    """Copies that must be loaded more."""
+    more = int(x.home[e, a]) - int(x.home[f, a])
+    return more + int(x.home[f, b]) - int(x.home[e, b]) if swap else more
+
+
+@jit
 def balance_change(x: Any, e: int, f: int, at: Any, de: Any, df: Any, n: int) -> float:
     """Gain in the weighted balancedness over the scenarios."""
     change = 0.0
@@ -112,7 +121,7 @@ def balance_change(x: Any, e: int, f: int, at: Any, de: Any, df: Any, n: int) ->
     return change
 
 
-@njit(cache=True, nogil=True)
+@jit
 def most_elsewhere(loads: Any, at: Any, n: int) -> float:
     """The largest load of the GPUs that are not among at[:n], which ascend or are two."""
     most, i = 0.0, 0
@@ -128,7 +137,7 @@ def most_elsewhere(loads: Any, at: Any, n: int) -> float:
     return most
 
 
-@njit(cache=True, nogil=True)
+@jit
 def shift(x: Any, e: int, f: int, at: Any, de: Any, df: Any, n: int, sign: float) -> None:
     """The rows of y follow the move, or go back."""
     for i in range(n):
@@ -136,7 +145,7 @@ def shift(x: Any, e: int, f: int, at: Any, de: Any, df: Any, n: int, sign: float
         x.y[f, x.unit[at[i]]] += sign * df[i]
 
 
-@njit(cache=True, nogil=True)
+@jit
 def reach_change(x: Any, e: int, f: int, at: Any, n: int, keep: bool) -> float:
     """Units that a token touches less, on average, now that the rows of y have moved; `keep`: remember it."""
     gain = 0.0
@@ -161,7 +170,7 @@ def reach_change(x: Any, e: int, f: int, at: Any, n: int, keep: bool) -> float:
     return gain
 
 
-@njit(cache=True, nogil=True)
+@jit
 def accept(x: Any, e: int, f: int, a: int, b: int, at: Any, de: Any, df: Any, n: int, swap: bool) -> None:
     """The move becomes the state."""
     for s in range(len(x.weight)):
@@ -181,7 +190,7 @@ def accept(x: Any, e: int, f: int, a: int, b: int, at: Any, de: Any, df: Any, n:
         x.x[f, g] = 1.0 / x.copies[f] if x.held[f, g] else 0.0
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _put(x: Any, g: int, out: int, into: int) -> None:
     """GPU g holds `into` where it held `out`."""
     x.held[out, g], x.held[into, g] = False, True
