@@ -1,10 +1,10 @@
 """Fabric: machines with a topology as ranks with lanes of their own, routes as lanes, collectives from puts."""
 
-from sim.fabric.collectives import Collective, all_gather, all_to_all, barrier, reduce_scatter
+from sim.fabric.collectives import Collective, all_gather, all_to_all, barrier, exchange, reduce_scatter
 from sim.fabric.expand import expand, ranks, topology_of, with_nodes
 from sim.fabric.prices import OpTable, put_price
 
 __all__ = [
-    "Collective", "OpTable", "all_gather", "all_to_all", "barrier", "expand", "put_price", "ranks", "reduce_scatter",
+    "Collective", "OpTable", "all_gather", "all_to_all", "barrier", "exchange", "expand", "put_price", "ranks", "reduce_scatter",
     "topology_of", "with_nodes",
 ]  # fmt: skip

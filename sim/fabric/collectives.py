@@ -7,7 +7,7 @@ need their sender only. All labels given are those of the puts; a put's `rank` i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from sim.tasks import Work
 _JOIN = Work("join")
 
 Numbers = Sequence[int]
+
+Puts = dict[tuple[int, int], int]
+"""(source, target) -> number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +34,15 @@ class Collective:
         for it models a library where the operation returns for all at once.
     """
 
-    puts: dict[tuple[int, int], int]
+    puts: Puts
     received: tuple[int, ...]
     done: int
+
+
+def exchange(ranks: int, put: Callable[[int, int, Numbers], int], after: Sequence[Numbers], rendezvous: bool = True) -> Puts:
+    """A put from every rank to every other one, each to the next first. put(source, target, deps) adds one and returns its number."""
+    pairs = [(a, (a + step) % ranks) for a in range(ranks) for step in range(1, ranks)]
+    return {(a, b): put(a, b, (*after[a], *after[b]) if rendezvous else tuple(after[a])) for a, b in pairs}
 
 
 def all_to_all(
@@ -42,16 +51,13 @@ def all_to_all(
 ) -> Collective:  # fmt: skip
     """All-to-all-v of sizes [W, W] bytes (what stays on a rank is no put). rows, messages [W, W]: what is noted in the
     work of each put; a pair without bytes gets one empty put, since its receiver waits for its count. O(W^2)."""
-    n = len(sizes)
-    puts = {}
-    for a in range(n):
-        for step in range(1, n):
-            b = (a + step) % n
-            count, cut = rows[a][b] if rows else 0, messages[a][b] if messages else 1
-            work = Work(op, tokens=int(count), bytes=int(sizes[a][b]), variant=variant, messages=int(cut))
-            deps = (*after[a], *after[b]) if rendezvous else tuple(after[a])
-            puts[a, b] = builder.add(work, names.put(a, b), deps, rank=a, page=b, **labels)
-    return _collective(builder, n, puts, after, labels)
+
+    def put(a: int, b: int, deps: Numbers) -> int:
+        count, cut = rows[a][b] if rows else 0, messages[a][b] if messages else 1
+        work = Work(op, tokens=int(count), bytes=int(sizes[a][b]), variant=variant, messages=int(cut))
+        return builder.add(work, names.put(a, b), deps, rank=a, page=b, **labels)
+
+    return _collective(builder, len(sizes), exchange(len(sizes), put, after, rendezvous), after, labels)
 
 
 def all_gather(
@@ -59,7 +65,7 @@ def all_gather(
 ) -> Collective:
     """Ring: in each of W - 1 steps every rank hands on to the next the part that it got last; sizes [W] bytes of each rank's part."""
     n = len(sizes)
-    puts: dict[tuple[int, int], int] = {}
+    puts: Puts = {}
     for step in range(n - 1):
         before = dict(puts)
         for a in range(n):
@@ -82,7 +88,7 @@ def reduce_scatter(
 def barrier(builder: PlanBuilder, after: Sequence[Numbers], *, op: str = "signal", variant: str = "", **labels: Any) -> Collective:
     """Dissemination: in round k rank r signals rank r + 2^k; ceil(log2 W) rounds of empty puts."""
     n = len(after)
-    puts: dict[tuple[int, int], int] = {}
+    puts: Puts = {}
     ready: list[Numbers] = [tuple(a) for a in after]
     hop = 1
     while hop < n:
@@ -98,7 +104,7 @@ def barrier(builder: PlanBuilder, after: Sequence[Numbers], *, op: str = "signal
 
 
 def _collective(
-    builder: PlanBuilder, n: int, puts: dict[tuple[int, int], int], after: Sequence[Numbers], labels: dict[str, Any]
+    builder: PlanBuilder, n: int, puts: Puts, after: Sequence[Numbers], labels: dict[str, Any]
 ) -> Collective:
     """Joins behind the puts. One rank alone has none, and is done when it takes part."""
     waits: list[list[int]] = [list(after[r]) if n == 1 else [] for r in range(n)]

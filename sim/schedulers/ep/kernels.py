@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
 from sim.ep import names
+from sim.fabric.collectives import exchange
 from sim.models.spec import ModelSpec
 from sim.plan import Plan, PlanBuilder
 from sim.schedulers.ep.base import ExpertParallel, Shape
@@ -138,10 +139,9 @@ class Layer:
 
     def all_to_all(self, variant: str, chunk: int, deps: Sequence[Sequence[int]]) -> int:
         """A collective: a pair moves when both are in it, and it returns for all at once. Returns the barrier."""
-        entered = self.enter(variant, chunk, deps)
-        pairs = [(a, b) for a in self.ranks for b in self.ranks if a != b]
-        puts = [self.put(variant, a, b, chunk, (entered[a], entered[b])) for a, b in pairs]
-        return self.add(Work("barrier", variant=variant), None, puts or entered, 0, chunk)
+        entered = [(e,) for e in self.enter(variant, chunk, deps)]
+        puts = exchange(len(self.ranks), lambda a, b, ready: self.put(variant, a, b, chunk, ready), entered)
+        return self.add(Work("barrier", variant=variant), None, puts.values() or entered[0], 0, chunk)
 
     def experts(self, rank: int, chunk: int, deps: Iterable[int], peer: int = -1) -> int:
         """Over the rows of all ranks, or of `peer` alone."""
