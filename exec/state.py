@@ -103,6 +103,10 @@ class Sequences:
             ids[end - len(s.prompt) : end] = s.prompt
         return ids, MicroBatch(tuple(requests), offsets, np.zeros(len(mine), np.int64))
 
+    def prompt_tokens(self, requests: Sequence[int]) -> int:
+        """Rows of these prompts, unpadded."""
+        return sum(len(self._all[r].prompt) for r in requests)
+
     def next_tokens(self, requests: Sequence[int]) -> tuple[NDArray[np.int64], MicroBatch]:
         """The token sampled last of each sequence [S], and its row."""
         mine = [self._all[r] for r in requests]

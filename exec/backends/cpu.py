@@ -92,8 +92,11 @@ class CpuBackend:
         self._layers = []
         for i, layer in enumerate(weights.layers):
             self._layers.append(LayerWeights(*(dense_on(gpu, f"layer.{i}.{k}", a) for k, a in enumerate(layer.arrays()))))
+        self._experts = self._place_experts(weights, needed)
+
+    def _place_experts(self, weights: Weights, needed: Needed) -> Experts:
         staged = needed.get("pinned", {}).get("pages", 0) > 0
-        self._experts = Experts(weights.experts, self.arenas, needed["gpu"].get("weight_buffer", 0) // 2, staged)
+        return Experts(weights.experts, self.arenas, needed["gpu"].get("weight_buffer", 0) // 2, staged)
 
     def _place_caches(self, needed: Needed) -> None:
         """Caches as large as the schedule says. On a GPU whose schedule keeps the cache on the host, "kv" are staging slots."""
@@ -212,24 +215,31 @@ class CpuBackend:
         np.take(held.array, held.batch.offsets[1:] - 1, axis=0, out=last, mode="clip")
         normed = space.take(count * self.model.hidden)
         tokens = decoder.sample_tokens(self.model, self._final_norm, self._lm_head, last, logits, normed).tolist()
-        if self.logits is not None:
-            for request, row in zip(held.batch.requests, logits, strict=True):
-                self.logits[request].append(row.copy())
+        self.keep(held.batch, logits)
         self._buffers.drop(name)
         ended = self.sequences.sampled(held.batch.requests, tokens)
         self._cache.ended(ended)
         return Result(ended=ended)
 
+    def keep(self, batch: MicroBatch, logits: Floats) -> None:
+        """Note the logits of a sampling, where they are asked for."""
+        if self.logits is not None:
+            for request, row in zip(batch.requests, logits, strict=True):
+                self.logits[request].append(row.copy())
+
     def _space(self, task: Record, batch: MicroBatch, least: int = 0) -> Floats:
         """Temporaries of an op, at least `least` floats: the workspace of its lane, as large as the schedule plans it."""
         assert task.lane in self._scratch, f"task {task.number} ({task.work.op}) runs on lane gpu or cpu, not {task.lane}"
-        threads = self._threads[task.lane]
-        if task.work.op == "attn_decode":
+        return self._workspace(task.lane, task.work.op, batch, least)
+
+    def _workspace(self, lane: str, op: str, batch: MicroBatch, least: int = 0) -> Floats:
+        threads = self._threads[lane]
+        if op == "attn_decode":
             floats = int(np.prod(attention_decode.scratch_shape(self.model.heads, threads)))
         else:
-            longest = int(np.diff(batch.offsets).max()) if task.work.op == "attn_prefill" else 0
+            longest = int(np.diff(batch.offsets).max()) if op == "attn_prefill" else 0
             floats = least or decoder.scratch_floats(self.model, batch.rows, longest=longest, threads=threads, in_turn=True)
-        return self._scratch[task.lane].of(floats)
+        return self._scratch[lane].of(floats)
 
 
 class _Scratch:

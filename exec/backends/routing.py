@@ -21,9 +21,12 @@ class RoutingRecorder:
     def __init__(self) -> None:
         self._calls: list[tuple[bool, int, int, MicroBatch, NDArray[np.int16], NDArray[np.float32]]] = []
 
-    def record(self, task: Record, batch: MicroBatch, experts: NDArray[np.int16], weights: NDArray[np.float32]) -> None:
+    def record(
+        self, task: Record, batch: MicroBatch, experts: NDArray[np.int16], weights: NDArray[np.float32], layer: int | None = None
+    ) -> None:
+        """layer: whose router it was, where not the task's."""
         decode = task.phase == "decode"
-        self._calls.append((decode, task.step if decode else 0, task.layer, batch, experts, weights))
+        self._calls.append((decode, task.step if decode else 0, task.layer if layer is None else layer, batch, experts, weights))
 
     def trace(self, model: ModelSpec, provenance: Provenance) -> Routing:
         """All calls as one trace. Where a pass was repeated, the last call counts."""

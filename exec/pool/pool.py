@@ -130,11 +130,10 @@ class ExpertPool:
         return self.device.using(wanted)
 
 
-def check_budgets(spec: Any, ram_bytes: int, device_bytes: int, work: str) -> None:
+def check_budgets(spec: Any, ram_bytes: int, device_bytes: int) -> None:
     """Raises UserError where a budget does not hold what one token needs of one layer."""
     size = expert_floats(spec) * 4
-    needs = {"--device-budget": (device_bytes, 0 if work == "cpu-expert" else spec.top_k), "--ram-budget": (ram_bytes, spec.top_k)}
-    for flag, (budget, least) in needs.items():
-        if budget < least * size:
+    for flag, budget in (("--device-budget", device_bytes), ("--ram-budget", ram_bytes)):
+        if budget < spec.top_k * size:
             holds = f"holds {budget // size} experts of {size:,} bytes"
-            raise UserError(f"{flag} {budget:,}: {holds}; the top {spec.top_k} of one layer need {least * size:,}")
+            raise UserError(f"{flag} {budget:,}: {holds}; the top {spec.top_k} of one layer need {spec.top_k * size:,}")
