@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from exec import decoder
 from exec.bench.case import Case, agree, floats
 from exec.fused import program_of
-from kernels import combine, dispatch, expert_ffn, router
-from kernels.cost import Cost
+from kernels import combine, dispatch, router
 from kernels.fused_moe.host import HostLaunch, Layer
+from kernels.fused_moe.tiles import work
 from sim.models.spec import ModelSpec
 from sim.schedulers.ticket import body_of, tiles_of
 
@@ -57,16 +57,13 @@ def _case(spec: ModelSpec, tokens: int, threads: int, gate: np.ndarray, experts:
 
     shape = f"{tokens} tokens, {spec.experts} experts, top-{spec.top_k}, hidden {spec.hidden}, ffn {spec.ffn}"
     variants = {"fused kernel": lambda: launch(layer), "kernel by kernel": unfused, "torch, one product an expert": by_torch}
-    return Case("fused_moe", shape, "fp32", threads, _cost(spec, tokens, x, gate), variants, check)
+    return Case("fused_moe", shape, "fp32", threads, work(tiles.shape, _expert_rows(x, gate, spec.top_k), 4), variants, check)
 
 
-def _cost(spec: ModelSpec, tokens: int, x: np.ndarray, gate: np.ndarray) -> Cost:
-    """By the experts that this input really chooses."""
-    ids, _ = router.reference(x @ gate.T, spec.top_k)
-    touched = [expert_ffn.work(int(rows), spec.hidden, spec.ffn, 4) for rows in np.bincount(ids.ravel()) if rows]
-    whole = router.work(tokens, spec.hidden, spec.experts, spec.top_k, 4) + dispatch.work(tokens, spec.top_k, spec.hidden, 4)
-    whole = whole + combine.work(tokens, spec.top_k, spec.hidden, 4)
-    return Cost(whole.flops + sum(c.flops for c in touched), whole.bytes + sum(c.bytes for c in touched))
+def _expert_rows(x: np.ndarray, gate: np.ndarray, top_k: int) -> list[int]:
+    """What this input really chooses."""
+    ids, _ = router.reference(x @ gate.T, top_k)
+    return np.bincount(ids.ravel(), minlength=len(gate)).tolist()
 
 
 class _Torch:

@@ -18,10 +18,11 @@ every block of the kernel chooses the experts for itself, which saves the barrie
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kernels import combine, linear, router
+from kernels import combine, dispatch, expert_ffn, linear, router
 from kernels.cost import EXPERT_ID_BYTES, ROW_BYTES, Cost
 
 REGISTER_COLUMNS = 6
@@ -126,6 +127,13 @@ def _parts(size: int, part: int) -> int:
 def part(size: int, width: int, index: int) -> int:
     """Width of part `index` when `size` is cut into parts of `width`."""
     return min(width, size - index * width)
+
+
+def work(shape: Shape, expert_rows: Sequence[int], b: int) -> Cost:
+    """A whole layer, whatever its tiles: router, dispatch, each expert over its `expert_rows` [experts], combine."""
+    tokens, hidden, ffn, experts, k = shape
+    whole = router.work(tokens, hidden, experts, k, b) + dispatch.work(tokens, k, hidden, b) + combine.work(tokens, k, hidden, b)
+    return sum((expert_ffn.work(rows, hidden, ffn, b) for rows in expert_rows), start=whole)
 
 
 def cost(op: int, rows: int, columns: int, shape: Shape, b: int) -> Cost:

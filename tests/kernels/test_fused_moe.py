@@ -7,13 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import combine, expert_ffn, router
+from exec import decoder
+from kernels import combine, dispatch, expert_ffn, linear, router
 from kernels.fused_moe import tiles as moe
 from kernels.fused_moe.host import HostLaunch
 from kernels.fused_moe.program import JUMP, program
 from kernels.fused_moe.tiles import Shape, Tiles, Tiling
+from sim.schedulers.ticket import tiles_of
 from tests.kernels.arrays import assert_close
-from tests.kernels.moe import Case, case, check_timeline
+from tests.kernels.moe import Case, case, check_timeline, model_of
 
 sizes = st.integers(1, 9)
 tilings = st.builds(
@@ -46,6 +48,37 @@ def test_fused_layer_agrees_and_stamps_a_valid_timeline(made: Case, blocks: int)
         assert (made.layer.ids == made.ids).all()
         assert_close(made.layer.weights, made.weights, 5e-6)
         check_timeline(made, kernel.state, blocks)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("tokens", [1, 3, 16, 17, 70])
+def test_tilings_for_threads(tokens: int, blocks: int) -> None:
+    """What the scheduler chooses for a few blocks: columns in whole register tiles, the last of each kind ragged."""
+    tiles = tiles_of(model_of(130, 100, 5, 2), tokens, blocks=blocks)
+    made = case(tokens, 130, 100, 5, 2, tiles.tiling)
+    assert tiles.tiling.gate_up % moe.REGISTER_COLUMNS == tiles.tiling.down % moe.REGISTER_COLUMNS == 0
+    kernel = HostLaunch(made.tiles, made.program, blocks)
+    kernel(made.layer)
+    assert_close(made.layer.out, made.wanted, 5e-6)
+    check_timeline(made, kernel.state, blocks)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_fused_and_unfused_agree(threads: int) -> None:
+    """The executor's steps one after another, and the one launch, over the same random inputs."""
+    for seed, tokens in enumerate((1, 2, 7, 16, 17, 33, 64, 100)):
+        made = case(tokens, 64, 48, 8, 3, seed=seed)
+        HostLaunch(made.tiles, made.program, threads)(made.layer)
+        steps, spec = made.layer.residual.copy(), model_of(64, 48, 8, 3)
+        space = decoder.Scratch(np.full(decoder.scratch_floats(spec, tokens), np.nan, np.float32))
+        logits = linear.reference(made.layer.x, made.layer.gate)
+        ids, weights = decoder.route(logits, 3)
+        offsets, positions, rows = dispatch.reference(made.layer.x, ids, 8)
+        decoder.run_experts(spec, [made.layer.experts], rows, offsets.astype(np.int32), space)
+        combine.forward(rows, positions, weights, steps)
+        assert (ids == made.layer.ids).all()
+        assert_close(made.layer.out, steps, 5e-6)
+        assert_close(steps, made.wanted, 5e-6)
 
 
 @given(

@@ -27,6 +27,8 @@ from kernels import (
     sample,
 )
 from kernels.cost import Cost
+from kernels.fused_moe import tiles
+from kernels.fused_moe.reference import reference as fused_reference
 from tests.kernels.counting import count
 from tests.kernels.moving import fragmented
 from tests.kernels.routing import RULES
@@ -144,6 +146,59 @@ def test_combine(tokens: int, hidden: int, top_k: int) -> None:
     weights = floats(tokens, top_k)
     flops = count(combine.reference, rows, positions, weights, x)
     assert combine.work(tokens, top_k, hidden, 8) == Cost(flops, moved(rows, x, x, positions, weights.astype(np.float32)))
+
+
+def layer(tokens: int, hidden: int, ffn: int, experts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return floats(tokens, hidden), floats(experts, hidden), floats(experts * 3 * ffn * hidden)
+
+
+@given(SIZE, SIZE, SIZE, st.integers(1, 8), st.data())
+def test_fused_moe(tokens: int, hidden: int, ffn: int, top_k: int, data: st.DataObject) -> None:
+    """A whole layer moves what its ops move one after another; experts that nobody chose are not touched."""
+    experts = data.draw(st.integers(top_k, 10))
+    x, gate, weights = layer(tokens, hidden, ffn, experts)
+    flops = count(fused_reference, x, gate, weights, x, top_k, ffn)
+    logits = linear.reference(x, gate)
+    ids, shares = router.reference(logits, top_k)
+    offsets, positions, rows = dispatch.reference(x, ids, experts)
+    moves = moved(x, gate, logits, logits, ids, shares.astype(np.float32)) + moved(x, rows, ids, ids, positions)
+    moves += moved(rows, x, x, positions, shares.astype(np.float32))
+    for n in np.diff(offsets).tolist():
+        mine, gate_up, act = floats(n, hidden), floats(n, 2 * ffn), floats(n, ffn)
+        moves += moved(floats(3 * ffn, hidden), mine, gate_up, gate_up, act, act, mine) if n else 0
+    shape = tiles.Shape(tokens, hidden, ffn, experts, top_k)
+    assert tiles.work(shape, np.diff(offsets).tolist(), 8) == Cost(flops, moves)
+
+
+@given(SIZE, SIZE, SIZE, SIZE, st.integers(1, 8), st.data())
+def test_tiles(rows: int, columns: int, hidden: int, ffn: int, top_k: int, data: st.DataObject) -> None:
+    """Each tile against its part of the reference: its operands once, its result once."""
+    experts = data.draw(st.integers(top_k, 10))
+    chosen = data.draw(st.integers(1, experts))
+    shape = tiles.Shape(rows, hidden, ffn, experts, top_k)
+    x, gate, up, down = floats(rows, hidden), floats(columns, hidden), floats(columns, hidden), floats(columns, ffn)
+    act, router_columns = floats(rows, ffn), floats(chosen, hidden)
+    logits, ids, share = linear.reference(x, router_columns), routes(rows, 10, top_k), floats(rows, top_k).astype(np.float32)
+    route = Cost(count(linear.reference, x, router_columns), moved(x, router_columns, logits))
+    if chosen == experts:
+        route += Cost(count(router.reference, logits, top_k), moved(logits, ids, share))
+    assert tiles.cost(tiles.ROUTE, rows, chosen, shape, 8) == route
+    _, positions, _ = dispatch.reference(x, ids, 10)
+    token_of = np.zeros(rows * top_k, positions.dtype)
+    assert tiles.cost(tiles.DISPATCH, rows, 1, shape, 8) == Cost(0, moved(ids, positions, token_of))
+
+    def activated(x: np.ndarray, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+        g = x @ gate.T
+        return g / (1 + np.exp(-g)) * (x @ up.T)
+
+    gate_up = Cost(count(activated, x, gate, up), moved(x, gate, up, floats(rows, columns)))
+    assert tiles.cost(tiles.GATE_UP, rows, columns, shape, 8) == gate_up
+    assert tiles.cost(tiles.DOWN, rows, columns, shape, 8) == Cost(
+        count(linear.reference, act, down), moved(act, down, floats(rows, columns))
+    )
+    part, residual = floats(rows * top_k, columns), floats(rows, columns)
+    combined = count(combine.reference, part, positions, share.astype(float), residual)
+    assert tiles.cost(tiles.COMBINE, rows, columns, shape, 8) == Cost(combined, moved(part, residual, residual, positions, share))
 
 
 @given(SIZE, SIZE)
