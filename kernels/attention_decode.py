@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from kernels.attention_tiles import ZERO, dots_1x4, dots_2x4, four, mix_1x4, mix_2x4, put, scale, soften
@@ -113,6 +115,12 @@ def _attend(qkv, k_cache, v_cache, table, begins, lengths, heads, kv_heads, scra
         _parallel(qkv, k_cache, v_cache, table, begins, lengths, heads, kv_heads, scratch, out)
 
 
+@functools.lru_cache(maxsize=64)
+def _zeros(sequences: int) -> np.ndarray:
+    """[sequences, 1], read only by those who share it: every sequence in page 0, or from row 0 on."""
+    return np.zeros((sequences, 1), np.int64)
+
+
 def paged(
     qkv: np.ndarray, k_cache: np.ndarray, v_cache: np.ndarray, table: np.ndarray, lengths: np.ndarray, heads: int, kv_heads: int,
     scratch: np.ndarray, out: np.ndarray,
@@ -124,7 +132,7 @@ def paged(
     table[s, t // page]; lengths [sequences] int64, before the append; scratch of `scratch_shape`, one
     row a thread; out [sequences, heads D].
     """
-    _attend(qkv, k_cache, v_cache, table, np.zeros(len(qkv), np.int64), lengths, heads, kv_heads, scratch, out)
+    _attend(qkv, k_cache, v_cache, table, _zeros(len(qkv))[:, 0], lengths, heads, kv_heads, scratch, out)
 
 
 def forward(
@@ -137,8 +145,8 @@ def forward(
     with max_len 1 a sequence may begin at any row and have any length that the cache has room for.
     """
     rows = (1, -1, k_cache.shape[2])
-    table, begins = np.zeros((len(qkv), 1), np.int64), slots * k_cache.shape[1]
-    _attend(qkv, k_cache.reshape(rows), v_cache.reshape(rows), table, begins, lengths, heads, kv_heads, scratch, out)
+    begins = slots if k_cache.shape[1] == 1 else slots * k_cache.shape[1]
+    _attend(qkv, k_cache.reshape(rows), v_cache.reshape(rows), _zeros(len(qkv)), begins, lengths, heads, kv_heads, scratch, out)
 
 
 @jit

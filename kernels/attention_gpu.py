@@ -152,12 +152,23 @@ def _attend(
         sync_warp()
         _weigh(p, warp * SIZE, values, cells, stride, value_column + head * d, d, lane, sums)
         sync_warp()
+    _note_warp(statistics, warp, lane, peaks, totals)
+    cuda.syncthreads()
+    _merge_warps(statistics, sums, lane, warp, d, qs)
+    _store(statistics, qs, first, count, head, chunk, heads_each, group, d, splits, partial, out)
+
+
+@device
+def _note_warp(statistics, warp, lane, peaks, totals):
     for r in range(ROWS):
         total = warp_sum(totals[r])
         if lane == 0:
             statistics[PEAK, warp, r], statistics[TOTAL, warp, r] = peaks[r], total
-    cuda.syncthreads()
-    _merge_warps(statistics, sums, lane, warp, d, qs)
+
+
+@device
+def _store(statistics, sums, first, count, head, chunk, heads_each, group, d, splits, partial, out):
+    """The block's rows to the output, or with their maximum and sum to the split's part of the scratch."""
     i = cuda.threadIdx.x
     while i < ROWS * d:
         r, c = i // d, i % d
@@ -165,10 +176,10 @@ def _attend(
         if h < group and at < count:
             peak, total = _whole(statistics, r)
             if splits == 1:
-                out[first + at, (head * group + h) * d + c] = narrow(out, qs[r, c] / total)
+                out[first + at, (head * group + h) * d + c] = narrow(out, sums[r, c] / total)
             else:
                 mine = partial[first + at, head * group + h, cuda.blockIdx.z]
-                mine[c] = qs[r, c]
+                mine[c] = sums[r, c]
                 if c == 0:
                     mine[d], mine[d + 1] = peak, total
         i += THREADS
