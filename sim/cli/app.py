@@ -214,6 +214,34 @@ def place(
     placing.place(placing.Wanted(machine, load, names, test_load or (), gpus, spares, groups, current, seed, output), json)
 
 
+@app.command()
+def cache(
+    model: options.Model,
+    trace: Annotated[Path, typer.Option(help="Recorded routing (Parquet), its decode steps.", show_default=False)],
+    capacity: Annotated[str, typer.Option(help="Experts of each layer that stay on the GPU, separated by commas.", show_default=False)],
+    machine: Annotated[str | None, typer.Option(help="Built-in name, or a YAML profile; without it, hit rates and no times.")] = None,
+    evict: Annotated[str, typer.Option(help="lru, lfu, lfru, sieve, affinity, static, belady; several by commas.")] = "lru,lfu,lfru",
+    admit: Annotated[str, typer.Option(help="always, contest (the least worthy goes, new or not), frequent.")] = "always",
+    prefetch: Annotated[str, typer.Option(help="none, affinity, markov, next-gate, sequence.")] = "none",
+    work: Annotated[str, typer.Option(help="Where a missing expert is computed: gpu, cpu-expert, hybrid.")] = "gpu",
+    batch: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 1,
+    whole: Annotated[bool, typer.Option("--global", help="The layers share capacity x layers.")] = False,
+    host: Annotated[int | None, typer.Option(min=1, help="Experts in host memory; the rest is read over lane nvme.")] = None,
+    ungoverned: Annotated[bool, typer.Option("--no-governor", help="Prefetch even where it does not pay.")] = False,
+    steps: Annotated[int | None, typer.Option(min=0, help="Decode steps; 0: all. Else 1000, or all without a machine.")] = None,
+    sequences: Annotated[int | None, typer.Option(min=1, help="So many sequences, spread evenly over the trace.")] = None,
+    next_gate: Annotated[Path | None, typer.Option(help="Trace of what each layer's gate said one layer earlier.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Decode with a share of the experts on the GPU: hit rate, bytes and tokens/s of each policy."""
+    from sim.cli import caching
+
+    caching.cache(
+        model, machine, trace, capacity=capacity, evict=evict, admit=admit, prefetch=prefetch, work=work, batch=batch, whole=whole,
+        host=host, governed=not ungoverned, steps=steps, sequences=sequences, next_gate=next_gate, as_json=json,
+    )  # fmt: skip
+
+
 reproduce = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Simulate what was published, and tell how far it is off.")
 app.add_typer(reproduce, name="reproduce")
 Folder = Annotated[Path | None, typer.Option("-o", help="Write the page and its pictures into this directory.", show_default=False)]

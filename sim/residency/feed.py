@@ -46,6 +46,11 @@ class Feed:
     def take(self, which: Sequence[int]) -> Feed:
         return replace(self, sequences=tuple(self.sequences[i] for i in which))
 
+    def spread(self, count: int) -> Feed:
+        """`count` of the sequences, spread evenly; all, where there are no more."""
+        n = len(self.sequences)
+        return self if count >= n else self.take([i * n // count for i in range(count)])
+
     @property
     def tokens(self) -> int:
         return sum(map(len, self.sequences))

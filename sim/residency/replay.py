@@ -39,12 +39,12 @@ class Tally:
         return self.hits / self.asked if self.asked else 0.0
 
 
-def events(feed: Feed, batch: int, limit: int | None = None) -> Iterator[Event]:
-    """The events of `feed.steps(batch, limit)`, layer by layer."""
+def events(feed: Feed, batch: int, limit: int | None = None, by_row: bool = False) -> Iterator[Event]:
+    """The events of `feed.steps(batch, limit)`, layer by layer; experts ascending, or in the order of their first row."""
     last = len(feed.layers) - 1
     for step in feed.steps(batch, limit):
         for i, experts in enumerate(feed.asked(step)):
-            yield feed.layers[i], experts, step.ended if i == last else 0.0
+            yield feed.layers[i], experts if by_row else sorted(experts), step.ended if i == last else 0.0
 
 
 def keys_of(happened: Iterable[Event], experts: int) -> list[tuple[int, list[int]]]:

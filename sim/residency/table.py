@@ -83,6 +83,7 @@ class Residency:
         """Fetched ahead and not asked for yet, the oldest first."""
         self._flying: set[int] = set()
         self._pinned: dict[int, tuple[int, ...]] = {}
+        self._held: set[int] = set()
 
     # What is where ------------------------------------------------------------------------------
 
@@ -124,7 +125,7 @@ class Residency:
         fetch = [k for k in missed if k not in elsewhere] if elsewhere else missed
         if layer in self._pinned:
             return self._refuse(f"layer {layer} is pinned by an event that was not released")
-        if fetch and self._pinned and not self._fits(layer, keys, len(fetch)):
+        if fetch and (self._pinned or self._held) and not self._fits(layer, keys, len(fetch)):
             return self._refuse(f"no slots for {len(fetch)} experts: other events have pinned theirs")
         self.evictor.used(layer, keys)
         self._admission.used(layer, keys)
@@ -149,7 +150,9 @@ class Residency:
         for k in self._pinned.pop(layer, ()):
             self._flying.discard(k)
             self._guesses.pop(k, None)
-            if k not in kept:
+            if k in self._held and k not in kept:
+                self._guesses[k] = None  # still being read: it goes when its slot is wanted
+            elif k not in kept:
                 self._leave_slot(k)
 
     def _domain(self, layer: int) -> int:
@@ -160,7 +163,7 @@ class Residency:
         return Refusal(reason)
 
     def _pins(self, but: int = -1) -> set[int]:
-        return {k for layer, keys in self._pinned.items() if layer != but for k in keys}
+        return self._held.union(*(keys for layer, keys in self._pinned.items() if layer != but))
 
     def _fits(self, layer: int, asked: Collection[int], fetch: int) -> bool:
         """Whether all that may stay finds a slot at once, and one is left for visitors in turn. Always so while no other
@@ -173,7 +176,7 @@ class Residency:
 
     def _settle_guesses(self, grant: Grant, asked: Collection[int]) -> None:
         """The layer's turn has come: a guess was right, or it goes."""
-        for k in [k for k in self._guesses if k // self.experts == grant.layer]:
+        for k in [k for k in self._guesses if k // self.experts == grant.layer and k not in self._held]:
             if k in asked:
                 grant.guessed += 1
             else:
@@ -213,7 +216,7 @@ class Residency:
         todo = [*((k, False) for k in visitors), *((k, True) for k in staying)]
         self._make_room(len(todo), grant)
         kept = self._kept.get(self._domain(grant.layer), {})
-        spent = [grant.slots[k] for k in grant.hits if k not in kept]
+        spent = [self._slot[k] for k in self._pinned[grant.layer] if k not in kept]
         while todo:
             slots = [self._free.pop() for _ in range(min(len(self._free), len(todo)))]
             if not slots:
@@ -292,6 +295,14 @@ class Residency:
     def landed(self, key: int) -> None:
         """A guess or a promotion has arrived."""
         self._flying.discard(key)
+
+    def hold(self, key: int) -> None:
+        """Somebody reads the expert: it stays until `let_go`."""
+        assert key in self._slot and key not in self._held, key
+        self._held.add(key)
+
+    def let_go(self, key: int) -> None:
+        self._held.discard(key)
 
     def lost(self, key: int) -> None:
         """A guess or a promotion failed or was given up: nothing of it is here. A load of an event that failed: likewise."""

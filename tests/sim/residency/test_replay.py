@@ -112,5 +112,5 @@ MISSES = {"lru": (40_663, 81_978), "lfu": (35_731, 39_847), "lfru": (35_629, 64_
 def test_replaying_access_by_access_inflates_misses(name: str) -> None:
     """8 sequences at once, 16 of 32 experts: the wrong unit of replay doubles LRU's misses (arXiv 2608.07911 saw 27 to 29 % more
     on another trace), adds 12 % to LFU's, and so inverts the ranking: LFRU is the best by event and the third by access."""
-    happened = list(events(gpt_oss()[0].take(range(0, 188, 12)), 8, 300))
+    happened = list(events(gpt_oss()[0].take(range(0, 188, 12)), 8, 300, by_row=True))
     assert (run(happened, name, 24, 32, 16).misses, run(list(sequential(happened)), name, 24, 32, 16).misses) == MISSES[name]
