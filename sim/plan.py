@@ -30,7 +30,7 @@ class Plan:
     Attributes
     ----------
     lanes, pools, buffers, works, groups: tables that the columns index.
-    lane [n] int16: -1 for joins and timers. work [n] int32.
+    lane [n] int32: -1 for joins and timers. work [n] int32.
     dep_ptr [n + 1], dep: absolute numbers of the tasks waited for; below `first`: tasks of earlier
         commands.
     take_ptr [n + 1], take_pool, take_units: what a task acquires at its start.
@@ -48,7 +48,7 @@ class Plan:
     works: tuple[Work, ...]
     groups: tuple[tuple[int, ...], ...]
     bodies: tuple[Plan, ...]
-    lane: NDArray[np.int16]
+    lane: NDArray[np.int32]
     work: NDArray[np.int32]
     dep_ptr: NDArray[np.int32]
     dep: NDArray[np.int32]
@@ -128,7 +128,7 @@ class Plan:
 _SCALARS = ("lane", "work", "group", "body", "phase", "step", "layer", "microbatch", "page", "rank", "priority", "attempt", "notify")
 _RAGGED = {"dep": ("dep",), "take": ("take_pool", "take_units"), "release": ("release",), "buffer": ("buffer", "buffer_write")}
 _DTYPES: dict[str, Any] = {
-    "lane": np.int16, "work": np.int32, "group": np.int32, "body": np.int32, "phase": np.int8, "step": np.int32, "layer": np.int16,
+    "lane": np.int32, "work": np.int32, "group": np.int32, "body": np.int32, "phase": np.int8, "step": np.int32, "layer": np.int16,
     "microbatch": np.int16, "page": np.int16, "rank": np.int16, "priority": np.int32, "attempt": np.int16,
     "notify": np.bool_, "dep": np.int32, "take_pool": np.int16, "take_units": np.int64, "release": np.int32,
     "buffer": np.int32, "buffer_write": np.bool_,

@@ -134,7 +134,7 @@ class Book:
         self._add_bodies(priced, base)
         return range(base, base + len(plan))
 
-    def _add_rows(self, priced: PricedPlan, classes: int, numbers: Iterable[int], lane: NDArray[np.int16]) -> None:
+    def _add_rows(self, priced: PricedPlan, classes: int, numbers: Iterable[int], lane: NDArray[np.int32]) -> None:
         base, plan = len(self), priced.plan
         self.cls.extend((priced.cls + classes).tolist())
         self.number.extend(numbers)
@@ -269,7 +269,7 @@ class Book:
         """The arrays of a Run, and what ran inside tasks."""
         whole: dict[str, NDArray[Any]] = {
             "number": np.array(self.number, np.int64),
-            "lane": np.array(self.lane, np.int16),
+            "lane": np.array(self.lane, np.int32),
             "start_ps": np.array(self.start, np.int64),
             "end_ps": np.array(self.end, np.int64),
             "status": np.array(self.status, np.int8),

@@ -50,7 +50,7 @@ def graph(priced: PricedPlan, lanes: Sequence[str], pools: Mapping[str, int]) ->
     none = np.zeros(sum(map(len, inner)), np.int32)
     body, bodies = _bodies(parts)
     return Graph(
-        lane=_joined(lane_table(p.plan, lanes)[p.plan.lane] + np.int16(1) for p, _, _ in parts),
+        lane=_joined(lane_table(p.plan, lanes)[p.plan.lane] + np.int32(1) for p, _, _ in parts),
         cls=_joined(_shifted(p.cls, tables[id(p)][1]) for p, _, _ in parts),
         dep_ptr=_pointers(plan.dep_ptr, [np.diff(p.dep_ptr) for p in inner]),
         dep=_joined(_shifted(p.plan.dep, plan.first + first - p.plan.first) for p, first, _ in parts),

@@ -19,13 +19,13 @@ Change = tuple[int, str, float]
 """(time in ps, resource, capacity from then on)."""
 
 
-def lane_table(plan: Plan, lanes: Sequence[str]) -> NDArray[np.int16]:
+def lane_table(plan: Plan, lanes: Sequence[str]) -> NDArray[np.int32]:
     """Index of the machine's lane for each row of `plan.lanes`; a last row of -1 for "no lane"."""
     index = {name: i for i, name in enumerate(lanes)}
     for name in plan.lanes:
         if name not in index:
             raise unknown("lane of a task", name, lanes)
-    return np.array([*(index[name] for name in plan.lanes), -1], np.int16)
+    return np.array([*(index[name] for name in plan.lanes), -1], np.int32)
 
 
 def pool_table(plan: Plan, pools: Mapping[str, int]) -> NDArray[np.int16]:

@@ -45,7 +45,7 @@ class Graph(NamedTuple):
     of one -2 less that row, else -1.
     """
 
-    lane: NDArray[np.int16]
+    lane: NDArray[np.int32]
     cls: NDArray[np.int32]
     dep_ptr: NDArray[np.int32]
     dep: NDArray[np.int32]

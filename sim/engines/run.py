@@ -69,7 +69,7 @@ class Run:
     sources: tuple[Plan | Task, ...]
     lanes: tuple[str, ...]
     number: NDArray[np.int64]
-    lane: NDArray[np.int16]
+    lane: NDArray[np.int32]
     start_ps: NDArray[np.int64]
     end_ps: NDArray[np.int64]
     status: NDArray[np.int8]

@@ -27,6 +27,7 @@ from sim.plan import Plan
 from sim.plan import plan_of as plan_of_tasks
 from sim.schedulers.ep import registry
 from sim.schedulers.ep.base import ExpertParallel
+from sim.schedulers.ep.deepep_ll import DeepEPLowLatency
 from sim.schedulers.ep.kernels import Kernels as KernelScheduler
 from sim.schedulers.ep.packets import capacity
 from sim.schedulers.ep.tiled import Tiled
@@ -98,6 +99,8 @@ def make(
     options: dict[str, Any] = {"seed": seed, "ranks": len(tokens), **system.options}
     if issubclass(found, Tiled):
         options = {"rows": counts, "sms": sms, "gpus_per_node": gpus_per_node, **options}
+    elif issubclass(found, DeepEPLowLatency):
+        options = {"rows": counts, **options}
     scheduler: ExpertParallel = found(layer.model(), Policy(batch=len(tokens), microbatch=1), **options)
     return scheduler
 

@@ -59,6 +59,14 @@ NCCL: tuple[OpRate, ...] = (
 """Collectives of NCCL, which take SMs."""
 
 
+LOW_LATENCY: tuple[OpRate, ...] = (
+    *(OpRate(op=f"enter.{half}", lane="gpu", latency_s=15e-6,
+             source="fitted to DeepEP's low-latency table (docs/legacy.md): half of a dispatch or combine beside its messages")
+      for half in ("dispatch-send", "dispatch-recv", "combine-send", "combine-recv")),
+)  # fmt: skip
+"""DeepEP's low-latency kernels. Rates of links are the machine's."""
+
+
 @dataclass(frozen=True)
 class System:
     """Attributes
@@ -96,6 +104,7 @@ SYSTEMS: dict[str, System] = {s.name: s for s in (
            {"chunks": 2, "launches": Launches.of(30)}, NCCL, padded=True),
     System("overlapped", "overlapped", "puts with signals, a peer at a time: Flux (arXiv 2406.06858), COMET", {"launches": Launches.of(6)}),
     System("comet", "comet", f"COMET (arXiv 2502.19811); {TABLE_1}", {"launches": 33}, SPLIT),
+    System("deepep-ll", "deepep-ll", "DeepEP's low-latency dispatch and combine, two micro-batches (docs/legacy.md)", ops=LOW_LATENCY),
     System("flashdmoe", "flashdmoe", "FlashDMoE (arXiv 2506.04667)", ops=IN_KERNEL),
     System("static-wave", "static-wave", "DeepGEMM Mega MoE (README, PR #304, #383)", ops=WAVES),
 )}  # fmt: skip

@@ -15,6 +15,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "chunked": ("sim.schedulers.ep.chunked", "Chunked"),
     "overlapped": ("sim.schedulers.ep.overlapped", "Overlapped"),
     "comet": ("sim.schedulers.ep.comet", "Comet"),
+    "deepep-ll": ("sim.schedulers.ep.deepep_ll", "DeepEPLowLatency"),
     "flashdmoe": ("sim.schedulers.ep.flashdmoe", "FlashDMoE"),
     "static-wave": ("sim.schedulers.ep.static_wave", "StaticWave"),
 }
