@@ -12,6 +12,7 @@ from exec.cluster.experts import MoELayers
 from exec.cluster.job import Order
 from exec.cluster.mesh import AHEAD, HEADER
 from exec.cluster.outputs import Outputs
+from exec.cluster.priority import SHORT_SLICE_NS, ask_for_slice
 from exec.cluster.rows import RowMemory
 from exec.cluster.store import Store
 from exec.runtime import Interrupt, Record
@@ -52,10 +53,13 @@ class RankBackend:
             self.store.hidden = self._inputs.copy()
 
     def enter_lane(self, lane: Lane) -> None:
-        """Give the lane's thread its share of the cores; compile and load what it will run."""
+        """Give the compute lane's thread its share of the cores; compile and load what it will run. The others only wait and
+        pass on: they are let in as soon as they wake."""
         if lane.name.startswith("gpu."):
             decoder.set_threads(self.order.threads)
             self._warm_up()
+        else:
+            ask_for_slice(SHORT_SLICE_NS)
 
     def _warm_up(self) -> None:
         """Once an order: runs of the same one find all loaded."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from exec import decoder
 from exec.cluster.job import Order
 from exec.cluster.mesh import Landing, Mesh
-from exec.cluster.rows import Floats, Piece, RowMemory
+from exec.cluster.rows import Floats, Piece, RowMemory, lasting
 from exec.cluster.store import Part, Routes, Sent, Store
 from exec.runtime import Interrupt, Record
 from exec.weights import Weights
@@ -23,6 +23,20 @@ Op = Callable[[Record, Interrupt], None]
 
 PROBE = "probe"
 """Variant of puts that calibration times, and the kind of buffer that they fill."""
+
+
+def run_experts(sizes: SimpleNamespace, experts: Floats, rows: Floats, counts: NDArray[np.int32], space: Floats) -> None:
+    """FFNs of `sizes.experts` experts over their rows [n, H] in place, as many rows at a time as one kernel takes together.
+    space: `space_floats`."""
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    for start in range(0, len(rows), decoder.EXPERT_ROWS):
+        part = rows[start : start + decoder.EXPERT_ROWS]
+        decoder.run_experts(sizes, (experts,), part, np.clip(offsets - start, 0, len(part)).astype(np.int32), decoder.Scratch(space))
+
+
+def space_floats(ffn: int) -> int:
+    """Intermediates of `run_experts`."""
+    return 3 * ffn * decoder.EXPERT_ROWS
 
 
 class MoELayers:
@@ -41,10 +55,10 @@ class MoELayers:
         self._weights, self._rows, self.store = weights, rows, store
         self._own = SimpleNamespace(hidden=self.model.hidden, ffn=self.model.ffn, experts=order.experts_per_rank)
         most = order.rows_of(rank)
-        self._normed = np.zeros((most, self.model.hidden), np.float32)
-        self._logits = np.zeros((most, self.model.experts), np.float32)
-        self._space = np.zeros(3 * self.model.ffn * decoder.EXPERT_ROWS, np.float32)
-        self._gathered = np.zeros((0, self.model.hidden), np.float32)
+        self._normed = lasting("normed", (most, self.model.hidden))
+        self._logits = lasting("logits", (most, self.model.experts))
+        self._space = lasting("space", (space_floats(self.model.ffn),))
+        self._gathered = lasting("gathered", (0, self.model.hidden))
 
     def ops(self) -> dict[str, Op]:
         return {
@@ -147,14 +161,13 @@ class MoELayers:
 
     def _run(self, experts: Floats, rows: Floats, counts: NDArray[np.int32]) -> None:
         if len(rows):
-            offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-            decoder.run_experts(self._own, (experts,), rows, offsets, decoder.Scratch(self._space))
+            run_experts(self._own, experts, rows, counts, self._space)
 
     def _gather_and_run(self, experts: Floats, parts: Sequence[Part]) -> None:
         """Each expert's rows of all sources together, so that its weights are read once."""
         total = sum(p.rows for p in parts)
         if len(self._gathered) < total:
-            self._gathered = np.zeros((total, self.model.hidden), np.float32)
+            self._gathered = lasting("gathered", (total, self.model.hidden))
         rows = self._gathered[:total]
         runs = list(self._runs(parts))
         for to, start, count in runs:

@@ -8,6 +8,7 @@ import numpy as np
 
 from exec.checkpoint import Checkpoint
 from exec.cluster.job import Order
+from exec.cluster.rows import lasting
 from exec.weights import LayerWeights, Weights, expert_floats, layer_shapes, load_dense, load_experts, random_weights, split_expert
 
 STREAM = 2
@@ -21,11 +22,19 @@ def shard(order: Order, rank: int) -> Weights:
     mine = order.experts_of(rank)
     if order.weights:
         with Checkpoint(Path(order.weights)) as files:
-            return load_dense(files, order.model, tuple(load_experts(files, order.model, i, mine) for i in range(order.model.layers)))
+            layers = tuple(kept(load_experts(files, order.model, i, mine)) for i in range(order.model.layers))
+            return load_dense(files, order.model, layers)
     whole = random_weights(order.model, order.seed)
     size = expert_floats(order.model)
-    own = tuple(layer[mine.start * size : mine.stop * size].copy() for layer in whole.experts)
+    own = tuple(kept(layer[mine.start * size : mine.stop * size]) for layer in whole.experts)
     return Weights(whole.embed, whole.final_norm, whole.lm_head, whole.layers, own)
+
+
+def kept(experts: np.ndarray) -> np.ndarray:
+    """A copy in memory that streams well."""
+    out = lasting("experts", experts.shape)
+    out[:] = experts
+    return out
 
 
 # MoE layers without a model around them ---------------------------------------------------------
@@ -43,7 +52,7 @@ def _layers(order: Order, rank: int) -> Weights:
     """Weights of the layers' norms, routers and own experts; an expert's do not depend on how many ranks there are."""
     nothing = np.empty((0, order.model.hidden), np.float32)
     layers = tuple(_router(order, i) for i in range(order.model.layers))
-    experts = tuple(np.concatenate([_expert(order, i, e) for e in order.experts_of(rank)]) for i in range(order.model.layers))
+    experts = tuple(kept(np.concatenate([_expert(order, i, e) for e in order.experts_of(rank)])) for i in range(order.model.layers))
     return Weights(nothing, nothing, nothing, layers, experts)
 
 

@@ -49,7 +49,8 @@ class Grid(BaseModel):
     cases: list[dict[str, Any]] = Field(min_length=1)
 
 
-def _product(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def product(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every combination of the values that a row lists."""
     values = [v if isinstance(v, list) else [v] for v in row.values()]
     return (dict(zip(row, combination, strict=True)) for combination in itertools.product(*values))
 
@@ -61,4 +62,4 @@ def load_grid(path: Path | None, device: DeviceName = DeviceName.cpu) -> tuple[i
     """
     path = path or Path(__file__).with_name("grid.yaml" if device is DeviceName.cpu else f"grid_{device}.yaml")
     grid = configuration.load(path, Grid)
-    return grid.repeats, [configuration.parse(f"{path}: case {i}", one, Case) for i, row in enumerate(grid.cases) for one in _product(row)]
+    return grid.repeats, [configuration.parse(f"{path}: case {i}", one, Case) for i, row in enumerate(grid.cases) for one in product(row)]

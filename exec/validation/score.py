@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-
-from exec.validation.grid import Case
 
 LINK_LANES = ("h2d", "d2h", "pin")
 BUSY = 0.6
@@ -37,8 +35,16 @@ def busy_errors(simulated: dict[str, float], measured: dict[str, float], makespa
     return {lane: relative(simulated.get(lane, 0.0), busy) for lane, busy in measured.items() if busy > NOTICED * makespan_s}
 
 
-def rank_agreement(cases: Sequence[tuple[Case, float, float]]) -> dict[str, Any]:
-    """Over pairs of schedulers in the same configuration that measure over 5 % apart: how often the
+class Ranked(Protocol):
+    """A case of one scheduler among several of the same configuration."""
+
+    @property
+    def scheduler(self) -> str: ...
+    def without_scheduler(self) -> tuple[Any, ...]: ...
+
+
+def rank_agreement(cases: Sequence[tuple[Ranked, float, float]], apart: float = APART) -> dict[str, Any]:
+    """Over pairs of schedulers in the same configuration that measure over `apart` apart: how often the
     simulator puts the same one first. Each case is (case, simulated_s, measured_s)."""
     groups = defaultdict(list)
     for case, simulated, measured in cases:
@@ -46,7 +52,7 @@ def rank_agreement(cases: Sequence[tuple[Case, float, float]]) -> dict[str, Any]
     pairs, wrong = 0, []
     for rows in groups.values():
         for (a, sim_a, real_a), (b, sim_b, real_b) in combinations(rows, 2):
-            if abs(real_a / real_b - 1.0) <= APART:
+            if abs(real_a / real_b - 1.0) <= apart:
                 continue
             pairs += 1
             if (sim_a < sim_b) != (real_a < real_b):

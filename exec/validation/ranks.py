@@ -1,0 +1,129 @@
+"""How far the simulator is off for several ranks: cases that calibration never saw, taken in turn with its probes.
+
+A shared computer is faster at one time than at another. So each round goes through cases and probes
+alike, and the profile is fitted to the probes of all rounds; no case is ever fitted to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from exec.cluster import calibrate as calibration
+from exec.cluster.calibrate import LAYERS, PROBES, Observed
+from exec.cluster.controller import Cluster
+from exec.cluster.prices import simulate
+from exec.cluster.runs import Setup, layers_setup
+from exec.validation.grid import Grid, product
+from exec.validation.score import rank_agreement, relative
+from sim import configuration
+from sim.errors import UserError
+from sim.machines.schema import Machine
+
+APART = 0.08
+"""Schedulers that measure closer than this are not ranked."""
+
+RUNS = 3
+"""Runs of a setup each time that it is its turn."""
+
+Say = Callable[[str], None]
+
+
+class Case(BaseModel):
+    """MoE layers of so many rows a rank, under one scheduler."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scheduler: str
+    tokens: int = Field(gt=0, le=1 << 20, description="rows of each rank")
+    hidden: int = Field(gt=0)
+    ffn: int = Field(gt=0)
+    experts: int = Field(gt=0)
+    top_k: int = Field(gt=0)
+    skew: float = Field(0.0, ge=0)
+    seed: int = 0
+
+    def setup(self, ranks: int) -> Setup:
+        """Raises UserError for a case that so many ranks cannot run."""
+        model = calibration.sized(self.hidden, self.ffn, self.experts, self.top_k)
+        threads = calibration.threads_of(ranks)
+        return layers_setup(model, [self.tokens] * ranks, self.scheduler, layers=LAYERS, skew=self.skew, seed=self.seed, threads=threads)
+
+    def without_scheduler(self) -> tuple[Any, ...]:
+        """What two cases share that may be ranked against each other."""
+        return tuple(sorted((k, v) for k, v in self.model_dump().items() if k != "scheduler"))
+
+
+def load_grid(path: Path | None) -> tuple[int, list[Case]]:
+    """(rounds, cases) of a YAML grid; without a path, the one that comes with Tandem. Raises UserError naming each wrong field."""
+    path = path or Path(__file__).with_name("grid_ranks.yaml")
+    grid = configuration.load(path, Grid)
+    return grid.repeats, [configuration.parse(f"{path}: case {i}", one, Case) for i, row in enumerate(grid.cases) for one in product(row)]
+
+
+def validate(
+    ranks: int, cases: Sequence[Case], rounds: int, machine: Machine | None = None, say: Say = lambda text: None
+) -> dict[str, Any]:
+    """The object of `validate --ranks --json`, of one number of ranks. machine: profile to test as it is; without
+    one, probes are taken in turn with the cases, and the profile is theirs."""
+    setups = _setups(cases, ranks)
+    with Cluster(ranks) as cluster:
+        unfitted = calibration.draft(cluster, say) if machine is None else machine
+        probes = [calibration.setup_of(p, ranks) for p in PROBES] if machine is None else []
+        seen_cases, seen_probes = _rounds(cluster, setups, probes, rounds, say)
+    profile = calibration.fitted(unfitted, seen_probes) if machine is None else machine
+    rows = [_row(case, ranks, seen, profile) for case, seen in zip(cases, seen_cases, strict=True)]
+    errors = np.array([abs(row["error"]) for row in rows])
+    ranked = rank_agreement([(c, r["simulated_s"], r["measured_s"]) for c, r in zip(cases, rows, strict=True)], APART)
+    return {
+        "ranks": ranks, "machine": profile.name, "rounds": rounds, "cases": rows, "median_abs_error": float(np.median(errors)),
+        "p90_abs_error": float(np.percentile(errors, 90)), "median_repeat_spread": float(np.median([r["repeat_spread"] for r in rows])),
+        "rank_agreement": ranked,
+    }  # fmt: skip
+
+
+def _setups(cases: Sequence[Case], ranks: int) -> list[Setup]:
+    found = []
+    for i, case in enumerate(cases):
+        try:
+            found.append(case.setup(ranks))
+        except UserError as e:
+            raise UserError(f"--grid: case {i + 1} ({case.scheduler}): {e}") from None
+    return found
+
+
+def _rounds(
+    cluster: Cluster, setups: Sequence[Setup], probes: Sequence[Setup], rounds: int, say: Say
+) -> tuple[list[Observed], list[Observed]]:
+    """Each setup and each probe, once a round, probes spread evenly between the others."""
+    everything = [*enumerate(setups), *((len(setups) + k, p) for k, p in enumerate(probes))]
+    order = sorted(everything, key=lambda item: item[0] if item[0] < len(setups) else (item[0] - len(setups)) * len(setups) / len(probes))
+    seen: dict[int, list[Observed]] = {k: [] for k, _ in everything}
+    for turn in range(rounds):
+        for k, setup in order:
+            say(f"round {turn + 1} of {rounds}: {setup.scheduler}, {setup.order.tokens[0]} rows, {setup.order.model.name}")
+            seen[k].append(calibration.observe(cluster, setup, RUNS))
+    merged = [_merged(seen[k]) for k in range(len(everything))]
+    return merged[: len(setups)], merged[len(setups) :]
+
+
+def _merged(seen: Sequence[Observed]) -> Observed:
+    """The same setup, run in several rounds."""
+    return replace(seen[0], samples=tuple(sample for s in seen for sample in s.samples))
+
+
+def _row(case: Case, ranks: int, seen: Observed, profile: Machine) -> dict[str, Any]:
+    """Times of one layer."""
+    layers = np.array([s.makespan_s for s in seen.settled]) / LAYERS
+    measured_s = float(np.median(layers))
+    simulated_s = simulate(profile, seen.order, seen.plan, seen.outputs).makespan_ps / 1e12 / LAYERS
+    return {
+        **case.model_dump(), "ranks": ranks, "simulated_s": simulated_s, "measured_s": measured_s,
+        "error": relative(simulated_s, measured_s), "repeat_spread": float(layers.max() - layers.min()) / measured_s,
+        "samples_s": layers.tolist(), "disturbed": len(seen.samples) - len(layers),
+    }  # fmt: skip
