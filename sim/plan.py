@@ -93,6 +93,10 @@ class Plan:
             h.update(v.tobytes() if isinstance(v, np.ndarray) else repr(v).encode())
         return h.hexdigest()
 
+    def on(self, lane: str) -> NDArray[np.bool_]:
+        """[n], the tasks on a lane that some are on."""
+        return np.asarray(self.lane == self.lanes.index(lane))
+
     def task(self, i: int) -> Task:
         """The i-th task as an object."""
         lane = int(self.lane[i])

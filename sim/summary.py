@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.columns import Columns, columns_of
-from sim.engines.run import DONE, Run
+from sim.engines.run import DONE, Inside, Run
 from sim.events import Request
 from sim.machines.schema import Machine
 from sim.plan import PHASES
@@ -76,10 +76,11 @@ def sources(machine: Machine) -> dict[str, str]:
 
 
 def lanes(run: Run) -> dict[str, dict[str, float]]:
-    """Busy seconds of each lane of the machine and their share of the makespan."""
+    """Busy seconds of each lane of the machine, what ran inside tasks included, and their share of the makespan."""
     found = {}
     for i, name in enumerate(run.lanes):
-        busy = union_ps(*_times(run, run.lane == i))
+        parts = [_times(run, run.lane == i), *(_times(one, one.body.on(name)) for one in run.inside if name in one.body.lanes)]
+        busy = union_ps(*(np.concatenate(times) for times in zip(*parts, strict=True)))
         found[name] = {"busy_s": busy / PS_PER_S, "utilization": busy / run.makespan_ps if run.makespan_ps else 0.0}
     return found
 
@@ -92,7 +93,7 @@ def union_ps(start_ps: NDArray[np.int64], end_ps: NDArray[np.int64]) -> int:
     return int(np.maximum(0, end - np.maximum(start, covered)).sum())
 
 
-def _times(run: Run, chosen: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _times(run: Run | Inside, chosen: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return run.start_ps[chosen], run.end_ps[chosen]
 
 

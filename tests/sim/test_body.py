@@ -181,6 +181,8 @@ def test_ticket_is_resident_with_tiles_inside() -> None:
     experts = [t.number for s in fused.run.sources for t in s.tasks() if t.body is not None]
     assert [i.task for i in fused.run.inside] == experts and len(experts) >= 2 * SMALL.layers
     assert fused.summary["lower_bound_s"] <= fused.summary["makespan_s"]
+    lanes = fused.summary["lanes"]
+    assert 0 < lanes[LANE]["busy_s"] < lanes["gpu"]["busy_s"] and LANE not in plain.summary["lanes"]
     costs = CostModel(load("h200"), SMALL)
     (plan,) = fused.run.sources
     assert run_compiled(costs.bind(plan), costs.lanes, {}).same_times(plain.run)

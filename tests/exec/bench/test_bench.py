@@ -18,9 +18,13 @@ from exec.bench.run import kernels_on_cpu
 from exec.bench.timing import measure, with_threads
 from exec.cli.app import main
 from exec.cli.benching import numbers
+from exec.fused import program_of, tiles_in
 from exec.weights import random_weights, save_hf
 from kernels.cost import Cost
+from kernels.fused_moe import gpu_decode, gpu_grouped
+from sim import models
 from sim.errors import UserError
+from sim.schedulers.ticket import body_of, tiles_of
 from tests.exec.backends.support import SPEC
 
 
@@ -142,6 +146,21 @@ def test_pp_and_tg_of_the_executor(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [line["test"] for line in lines] == ["pp8", "tg3"]
     assert all(len(line["samples_tokens_per_s"]) == 2 and min(line["samples_tokens_per_s"]) > 0 for line in lines)
     assert all(line["made"]["torch"] == torch.__version__ for line in lines)
+
+
+@pytest.mark.parametrize(("model", "expert_bytes", "top_k"), [("qwen3-30b-a3b", 9.44e6, 8), ("mixtral-8x7b", 352e6, 2)])
+def test_fused_layers_of_large_models_are_cut_as_the_gpu_s_kernel_needs(model: str, expert_bytes: float, top_k: int) -> None:
+    """Their shapes build without memory on the meta device; at batch 1 the bytes are those of the chosen experts."""
+    spec = models.load(model)
+    for batch in cuda.DECODE_BATCHES:
+        found = cuda._moe_layer(spec, batch, torch.device("meta"))
+        assert found.shape.startswith(f"{model}: {batch} tokens") and found.calls == cuda.TURNS
+        if batch == 1:
+            assert found.cost.bytes == pytest.approx(top_k * expert_bytes, rel=0.01)
+        tiles = tiles_of(spec, batch)
+        (gpu_decode if tiles.decode else gpu_grouped).check(tiles)
+        body = body_of(tiles)
+        assert tiles.decode == (batch <= 16) and tiles_in(body, tiles.shape) == tiles and len(program_of(body)) == (body.lane >= 0).sum()
 
 
 def test_gpu_cases_compute_what_they_say_on_any_device() -> None:
