@@ -61,7 +61,8 @@ def check_contents(o: Outcome) -> None:
     """Replays the copies: when experts are computed, exactly those that the router chose are in the slots that are read."""
     run = o.run
     tasks = [t for source in run.sources for t in ((source,) if isinstance(source, Task) else source.tasks())]
-    times = {n: (a, b, s) for n, a, b, s in zip(run.number.tolist(), run.start_ps.tolist(), run.end_ps.tolist(), run.status.tolist(), strict=True)}
+    columns = (run.number.tolist(), run.start_ps.tolist(), run.end_ps.tolist(), run.status.tolist())
+    times = {n: (a, b, s) for n, a, b, s in zip(*columns, strict=True)}
     writes: dict[str, list[tuple[int, int, int, bool]]] = {}
     for t in tasks:
         if t.op in ("load_expert", "read_expert"):
@@ -110,7 +111,8 @@ def test_experts_are_where_they_are_read(data: st.DataObject) -> None:
     caching = Caching(
         data.draw(st.integers(1, 5)), evict=data.draw(st.sampled_from(policies.NAMES)), admit=data.draw(st.sampled_from([*ADMISSIONS])),
         prefetch=data.draw(st.sampled_from([*PREDICTORS])), work=data.draw(st.sampled_from(["gpu", "cpu-expert", "hybrid"])),
-        whole=data.draw(st.booleans()), staging=data.draw(st.integers(1, 4)), host=data.draw(st.sampled_from([None, 8, 12])), governed=False,
+        whole=data.draw(st.booleans()), staging=data.draw(st.integers(1, 4)), host=data.draw(st.sampled_from([None, 8, 12])),
+        governed=False,
     )  # fmt: skip
     box = with_disk(machine(Random(data.draw(st.integers(0, 99)))), 10 ** data.draw(st.floats(6, 9)))
     gates = feed(7, tuple(len(s) for s in f.sequences)) if caching.prefetch == "next-gate" else None

@@ -1,0 +1,188 @@
+"""A router that leans towards experts that are in memory, within a stated margin.
+
+The logits of resident experts get a bonus before the choice; weights come from the logits as they are. The bonus is
+at most `margin`, so whatever an expert displaces, that one's logit was less than `margin` above its own: the top
+choice is never displaced by more. It may be fixed, or follow a target hit rate (an integrator, clamped to the margin).
+
+Several threads route at once, each with a shard of its own: counters, requests, moving averages and bonus. Nobody
+locks anything; `merged` adds the shards up, at any time, since counters only grow.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels.jit import inline, jit
+from kernels.router.cpu import below, number
+from kernels.vecmath import exp
+
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_LINE = 128
+"""Bytes between the shards of two threads at least: two cache lines, since they are fetched in pairs."""
+
+ASKED, HITS, DISPLACED = range(3)
+METRICS = 3
+"""Of one shard, int64: experts chosen; of these resident; tokens whose best expert by the logits was not chosen first."""
+
+
+class Lean(NamedTuple):
+    """How far the router may bend.
+
+    bonus: on the logits of resident experts, to begin with. margin: the most that it may become. target: hit rate to
+    reach by adapting it; negative: it stays as it is. gain: change of the bonus a token for each unit of hit rate that is missing.
+    decay: of the moving average of choices, a token.
+    """
+
+    bonus: float
+    margin: float
+    target: float = -1.0
+    gain: float = 0.02
+    decay: float = 0.96
+
+
+class Shards(NamedTuple):
+    """What the threads count, one row each; rows lie apart.
+
+    counts [threads, experts] int64: times chosen. requests [threads, experts] int64: of these, while not resident: what to
+    page in (counters only grow: whoever pages keeps what it has seen). affinity [threads, experts] float32: moving average of
+    being chosen. bonus [threads, 1] float32: as it is now. scratch [threads, experts] float32.
+    """
+
+    counts: np.ndarray
+    requests: np.ndarray
+    affinity: np.ndarray
+    bonus: np.ndarray
+    scratch: np.ndarray
+
+
+def shards(threads: int, experts: int, lean: Lean) -> Shards:
+    """Fresh shards. The only allocation: routing itself makes none."""
+
+    def rows(width: int, dtype: type) -> np.ndarray:
+        size = np.dtype(dtype).itemsize
+        stride = -(-width * size // _LINE) * _LINE + _LINE
+        return np.zeros((threads, stride // size), dtype)[:, :width]
+
+    made = Shards(
+        rows(experts, np.int64), rows(experts, np.int64), rows(experts, np.float32), rows(1, np.float32), rows(experts, np.float32)
+    )
+    made.bonus[:] = min(lean.bonus, lean.margin)
+    return made
+
+
+def merged(made: Shards) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts, requests and affinity [experts] of all threads together."""
+    return made.counts.sum(axis=0), made.requests.sum(axis=0), made.affinity.sum(axis=0)
+
+
+@inline
+def _two(logits, t, resident, bonus):
+    """The two experts that are wanted most, the lower of equal ones first. One pass."""
+    first = second = np.intp(0)
+    best = next_best = -np.float32(np.inf)
+    for e in range(logits.shape[1]):
+        value = logits[t, e] + bonus * np.float32(resident[e])
+        if value > best:
+            second, next_best = first, best
+            first, best = e, value
+        elif value > next_best:
+            second, next_best = e, value
+    return first, second
+
+
+@inline(reorder=True)
+def _biased(logits, t, resident, bonus, row):
+    for e in range(np.uintp(logits.shape[1])):
+        row[0, e] = logits[t, e] + bonus * np.float32(resident[e])
+
+
+@inline(reorder=True)
+def _weigh(logits, t, ids, weights):
+    """Softmax over the chosen, by the logits as they are."""
+    largest, total = logits[t, ids[t, 0]], _ZERO
+    for j in range(1, ids.shape[1]):
+        largest = max(largest, logits[t, ids[t, j]])
+    for j in range(ids.shape[1]):
+        weights[t, j] = exp(logits[t, ids[t, j]] - largest)
+        total += weights[t, j]
+    for j in range(ids.shape[1]):
+        weights[t, j] /= total
+
+
+@inline(reorder=True)
+def _decay(affinity, decay):
+    for e in range(np.uintp(affinity.shape[0])):
+        affinity[e] *= decay
+
+
+@inline
+def _best(logits, t):
+    best = np.intp(0)
+    for e in range(1, logits.shape[1]):
+        if logits[t, e] > logits[t, best]:
+            best = e
+    return best
+
+
+@jit
+def route_some(logits, resident, lean, counts, requests, affinity, bonus, scratch, ids, weights, start, stop, metrics):
+    """`route` of rows [start, stop), for compiled callers; the arrays of one shard: counts, requests, affinity [experts], bonus [1],
+    scratch [1, experts]. metrics [3] int64, or None, for which nothing of it is compiled."""
+    experts, top_k = logits.shape[1], ids.shape[1]
+    margin, target, gain = np.float32(lean[1]), np.float32(lean[2]), np.float32(lean[3])
+    decay = np.float32(lean[4])
+    now = bonus[0]
+    for t in range(start, stop):
+        if top_k == 2:
+            first, second = _two(logits, t, resident, now)
+            ids[t, 0], ids[t, 1] = first, second
+        else:
+            _biased(logits, t, resident, now, scratch)
+            key = np.uint64(0)
+            for j in range(top_k):
+                key = below(scratch, 0, experts, key)
+                ids[t, j] = number(key)
+        _weigh(logits, t, ids, weights)
+        _decay(affinity, decay)
+        hits = 0
+        for j in range(top_k):
+            e = ids[t, j]
+            here = np.int64(resident[e])
+            hits += here
+            counts[e] += 1
+            requests[e] += 1 - here
+            affinity[e] += _ONE - decay
+        if target >= _ZERO:
+            now = min(margin, max(_ZERO, now + gain * (target - np.float32(hits) / np.float32(top_k))))
+        if metrics is not None:
+            metrics[0] += top_k
+            metrics[1] += hits
+            if _best(logits, t) != ids[t, 0]:
+                metrics[2] += 1
+    bonus[0] = now
+
+
+def route(
+    logits: np.ndarray, resident: np.ndarray, lean: Lean, made: Shards, ids: np.ndarray, weights: np.ndarray, shard: int = 0,
+    metrics: np.ndarray | None = None,
+) -> None:  # fmt: skip
+    """Choose experts for every row and count what was chosen.
+
+    logits [tokens, experts] float32; resident [experts] uint8, 1 where the expert is in memory (its owner may change it at any
+    time); ids [tokens, k] int16 and weights [tokens, k] float32 are written. Threads may call it at once with different `shard`.
+    """
+    route_some(
+        logits, resident, lean, made.counts[shard], made.requests[shard], made.affinity[shard], made.bonus[shard],
+        made.scratch[shard : shard + 1], ids, weights, 0, len(logits), metrics,
+    )  # fmt: skip
+
+
+def reference(logits: np.ndarray, resident: np.ndarray, bonus: float, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Experts and weights [tokens, k] with a fixed bonus, in plain NumPy."""
+    wanted = logits + np.float32(bonus) * resident.astype(np.float32)
+    ids = np.argsort(-wanted, axis=1, kind="stable")[:, :top_k].astype(np.int16)
+    chosen = np.take_along_axis(logits, ids.astype(np.intp), axis=1)
+    powers = np.exp(chosen - chosen.max(axis=1, keepdims=True))
+    return ids, powers / powers.sum(axis=1, keepdims=True)
