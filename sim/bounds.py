@@ -94,9 +94,11 @@ def bounds(sources: Sequence[Plan | Task], costs: Costs, servers: Mapping[str, i
     capacity = np.asarray(costs.capacity, np.float64)
     columns = columns_of(sources)
     ran = np.ones(len(columns), np.bool_) if ran is None else ran
-    span = np.where(ran, np.concatenate([solo_ps(p.prices, capacity)[p.cls] for p in priced]), 0.0)
+    inside = np.concatenate([_inside(p) for p in priced], axis=1)
+    alone_ps = np.concatenate([solo_ps(p.prices, capacity)[p.cls] for p in priced])
+    span = np.where(ran, alone_ps + (inside / capacity[:, None]).max(axis=0, initial=0.0) * PS_PER_S, 0.0)
     lanes = list(_lanes(priced, span, servers))
-    resources = list(_resources(priced, capacity, costs.resources, ran))
+    resources = list(_resources(priced, inside, capacity, costs.resources, ran))
     critical, best = _Graph(priced, columns, span, ran).bound([*lanes, *resources])
     alone = [float(m.work.sum()) for m in (*lanes, *resources)]
     seconds = [v * EXACT / PS_PER_S for v in (max(best, critical, *alone), critical, *alone)]
@@ -121,16 +123,29 @@ def _lanes(priced: Sequence[PricedPlan], span: NDArray[np.float64], servers: Map
         yield _Machine(name, at, span[at] / servers[name])
 
 
+def _amounts(p: PricedPlan, k: int) -> NDArray[np.float64]:
+    """What each task demands of resource k [n]."""
+    owner = np.repeat(np.arange(len(p.prices.latency_ps)), np.diff(p.prices.ptr))
+    mine = p.prices.resource == k
+    return np.asarray(np.bincount(owner[mine], p.prices.amount[mine], minlength=len(p.prices.latency_ps)), np.float64)[p.cls]
+
+
+def _inside(p: PricedPlan) -> NDArray[np.float64]:
+    """What the body of each task demands of each resource [resources, n]: the task lasts until all of it is done."""
+    found = np.zeros((len(p.capacity), len(p.plan)))
+    totals: dict[int, list[float]] = {}
+    for i, body in p.bodies.items():
+        if id(body) not in totals:
+            totals[id(body)] = [float(_amounts(body, k).sum()) for k in range(len(p.capacity))]
+        found[:, i] = totals[id(body)]
+    return found
+
+
 def _resources(
-    priced: Sequence[PricedPlan], capacity: NDArray[np.float64], names: Sequence[str], ran: NDArray[np.bool_]
+    priced: Sequence[PricedPlan], inside: NDArray[np.float64], capacity: NDArray[np.float64], names: Sequence[str], ran: NDArray[np.bool_]
 ) -> Iterator[_Machine]:
     for k, name in enumerate(names):
-        parts = []
-        for p in priced:
-            owner = np.repeat(np.arange(len(p.prices.latency_ps)), np.diff(p.prices.ptr))
-            mine = p.prices.resource == k
-            parts.append(np.bincount(owner[mine], p.prices.amount[mine], minlength=len(p.prices.latency_ps))[p.cls])
-        work = np.concatenate(parts) * ran / capacity[k] * PS_PER_S
+        work = (np.concatenate([_amounts(p, k) for p in priced]) + inside[k]) * ran / capacity[k] * PS_PER_S
         at = np.flatnonzero(work)
         if len(at):
             yield _Machine(name, at, work[at])

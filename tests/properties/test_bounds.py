@@ -58,7 +58,7 @@ def longest_s(tasks: tuple[Task, ...], costs: FakeCosts) -> float:
     return max(end.values())
 
 
-@given(cases(changes=False))
+@given(cases(changes=False, bodies=True))
 def test_no_run_of_either_engine_is_shorter(case: Case) -> None:
     try:
         ran = case.simpy()
