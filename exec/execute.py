@@ -18,6 +18,7 @@ from sim.drive import Log
 from sim.engines.run import DONE
 from sim.errors import UserError
 from sim.job import Job
+from sim.machines.schema import Machine
 from sim.models.spec import ModelSpec
 from sim.simulate import Outcome as Simulated
 from sim.simulate import simulate_job
@@ -87,16 +88,16 @@ def execute(
         scheduler=job.scheduler,
         policy=job.policy.model_dump(mode="json", exclude_none=True),
         peak_bytes=outcome.peak_bytes,
-        lower_bound_s=_lower_bound_s(outcome, costs, job),
+        lower_bound_s=bound_s(outcome, costs, job.machine),
     )
     return Executed(job, outcome, log, summarize(about, outcome.run, job.requests, job.lengths, outcome.wall_s))
 
 
-def _lower_bound_s(outcome: session.Outcome, costs: CostModel, job: Job) -> float:
-    """By the profile's op times; 0 where the machine has none."""
-    if not job.machine.ops:
+def bound_s(outcome: session.Outcome, costs: CostModel, machine: Machine) -> float:
+    """Lower bound by the profile's op times; 0 where the machine has none."""
+    if not machine.ops:
         return 0.0
-    return lower_bound_s(outcome.run.sources, costs, {lane.name: lane.servers for lane in job.machine.lanes}, outcome.run.status == DONE)
+    return lower_bound_s(outcome.run.sources, costs, {lane.name: lane.servers for lane in machine.lanes}, outcome.run.status == DONE)
 
 
 def stdlib_prompts(job: Job) -> list[list[int]]:

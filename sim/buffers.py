@@ -29,6 +29,7 @@ KINDS: dict[str, Kind] = {
     "kv_stage": Kind("gpu", "s", "KV cache of one (layer, micro-batch), on a visit from the host"),
     "routed": Kind("gpu", "j", "normed rows and their routes [tokens, hidden], [tokens, k], for the experts"),
     "moe": Kind("gpu", "j", "what each expert made of its rows [tokens * k, hidden], before they are combined"),
+    "moe_part": Kind("gpu", "j", "the CPU's share of it [tokens, hidden], weighted and summed"),
     "expert": Kind("gpu", "s", "one routed expert, in slot s of the expert cache"),
     "pin": Kind("pinned", "p", "page p on its way from pageable memory to the GPU"),
     "qkv_host": Kind("pinned", "j", "Q, K and V rows for CPU attention"),
@@ -69,6 +70,11 @@ def routed(j: int) -> str:
 @cache
 def moe(j: int) -> str:
     return f"moe.{j}"
+
+
+@cache
+def moe_part(j: int) -> str:
+    return f"moe_part.{j}"
 
 
 @cache

@@ -66,9 +66,16 @@ def run(
     chunks: Annotated[int | None, typer.Option(min=1, help="With --ranks: parts that the scheduler cuts a rank's rows into.")] = None,
     check: Annotated[bool, typer.Option("--check", help="With --ranks: compare the outputs with a single process.")] = False,
     on_rank_loss: Annotated[OnRankLoss, typer.Option(help="With --ranks: what a killed or stalled rank does.")] = OnRankLoss.stop,
+    ram_budget: Annotated[str | None, typer.Option(help="Experts come from disk: bytes of them in RAM, as in 200MB.")] = None,
+    device_budget: Annotated[str | None, typer.Option(help="With --ram-budget: bytes of experts on the device.")] = None,
+    evict: Annotated[str, typer.Option(help="With --ram-budget: lru, lfu, lfru, sieve, affinity; with --trace static, belady.")] = "lfru",
+    admit: Annotated[str | None, typer.Option(help="With --ram-budget: always, contest or frequent.")] = None,
+    prefetch: Annotated[str, typer.Option(help="With --ram-budget: none, affinity, markov, next-gate or sequence.")] = "none",
+    work: Annotated[str, typer.Option(help="With --ram-budget: who computes a missing expert: gpu, cpu-expert or hybrid.")] = "gpu",
+    governed: Annotated[bool, typer.Option(help="With --prefetch: turn it off where it does not pay.")] = True,
     json: options.Json = False,
 ) -> None:  # fmt: skip
-    """Really run one scheduler; with --ranks, on several processes that share the experts."""
+    """Really run one scheduler; with --ranks, on several processes that share the experts; with --ram-budget, experts from disk."""
     from exec.cli import clustering, running
 
     if (place := clustering.place(ranks)) is not None:
@@ -77,6 +84,17 @@ def run(
         clustering.run(
             place[1], model, scheduler, workload, tokens=tokens, layers=layers, skew=skew, chunks=chunks, gen=gen, batch=batch, seed=seed,
             timeline=timeline, check=check, as_json=json,
+        )  # fmt: skip
+        return
+    if ram_budget is not None or device_budget is not None:
+        from exec.cli import caching
+
+        if ram_budget is None or device_budget is None:
+            raise typer.BadParameter("--ram-budget and --device-budget: both are needed")
+        caching.run(
+            model, machine, workload, ram_budget=ram_budget, device_budget=device_budget, evict=evict, admit=admit, prefetch=prefetch,
+            work=work, governed=governed, gen=gen, batch=batch, trace=trace, seed=seed, timeline=timeline, record_routing=record_routing,
+            log=log, as_json=json,
         )  # fmt: skip
         return
     for flag, value in (("--machine", machine), ("--workload", workload)):

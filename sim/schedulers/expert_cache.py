@@ -14,8 +14,8 @@ victims are the table's (`sim.residency`), times the profile's.
 | experts | gpu | expert_tokens; tokens of shared experts | the experts in the slots that it reads | routed, expert.s... -> moe |
 | offload_normed | d2h | tokens, bytes | rows for the CPU | routed -> routed_host |
 | cpu_experts | cpu | expert_tokens | experts where their weights are (notify) | routed_host, expert_host.S... -> moe_host |
-| load_partial | h2d | tokens, bytes | what the CPU made of them | moe_host -> moe |
-| combine | gpu | tokens | weighted sum, in the order of the routes | moe, hidden -> hidden |
+| load_partial | h2d | tokens, bytes | what the CPU made of them | moe_host -> moe_part |
+| combine | gpu | tokens | weighted sum, in the order of the routes | moe, moe_part, hidden -> hidden |
 
 An expert's rows of `moe` are its own, so nothing in a sum depends on who was computed when.
 Loads that nobody waits for (guesses of the prefetcher, promotions of experts that the CPU computes) go through
@@ -339,7 +339,8 @@ class ExpertCache:
         return task.number
 
     def _host_buffers(self, key: int) -> tuple[str, ...]:
-        return () if self.host is None else (buffers.expert_host(self.host.slot(key)),)
+        """Where the host has it; without a table every expert has the slot of its key."""
+        return (buffers.expert_host(key if self.host is None else self.host.slot(key)),)
 
     def _experts(
         self, held: Sequence[tuple[int, int]], rows: Sequence[int], deps: tuple[int, ...], out: list[Command], shared: bool = False
@@ -370,13 +371,14 @@ class ExpertCache:
         n = len(self._rows)
         up = Work("load_partial", n, n, bytes=n * self.sizes.hidden_bytes)
         out = self._link.stop()
-        task = self._task(up, H2D, (self._cpu_task,), reads=(buffers.moe_host(0),), writes=(buffers.moe(0),))
+        task = self._task(up, H2D, (self._cpu_task,), reads=(buffers.moe_host(0),), writes=(buffers.moe_part(0),))
         out.append(task)
         return [*out, *self._combine_and_go_on((task.number,)), *self._link.fill()]
 
     def _combine_and_go_on(self, deps: tuple[int, ...] = ()) -> list[Command]:
         n, hidden = len(self._rows), buffers.hidden(0)
-        combine = self._compute(Work("combine", n, n), reads=(buffers.moe(0), hidden), writes=(hidden,), deps=deps)
+        made = (buffers.moe(0), buffers.moe_part(0)) if deps else (buffers.moe(0),)
+        combine = self._compute(Work("combine", n, n), reads=(*made, hidden), writes=(hidden,), deps=deps)
         return [combine, *self._forward(self._layer + 1)]
 
     # Prefetch -----------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def test_buffer_names_parse_and_have_a_home() -> None:
     assert buffers.half(1, 3) == ("w.1.0", "w.1.1", "w.1.2")
     made = [
         buffers.hidden(1), buffers.qkv(1), buffers.attn(1), buffers.token(1), buffers.weight(1, 2), buffers.kv_gpu(1, 2),
-        buffers.kv_stage(1), buffers.routed(1), buffers.moe(1), buffers.expert(1), buffers.pin(1), buffers.qkv_host(1),
+        buffers.kv_stage(1), buffers.routed(1), buffers.moe(1), buffers.moe_part(1), buffers.expert(1), buffers.pin(1), buffers.qkv_host(1),
         buffers.attn_host(1), buffers.routed_host(1), buffers.moe_host(1), buffers.expert_host(1), buffers.kv_host(1, 2),
         buffers.hidden_host(1),
     ]  # fmt: skip
