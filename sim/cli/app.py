@@ -181,7 +181,9 @@ def moe_layer(
     capacity_factor: Annotated[float | None, typer.Option(min=0.01, help="Drop what is beyond it; none: drop nothing.")] = None,
     jitter: Annotated[str, typer.Option(help="vm, supercomputer, none, or a file of measured delay ratios.")] = "none",
     steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Draws of the jitter.")] = 100,
-    seed: options.Seed = 0, timeline: options.Timeline = None, json: options.Json = False,
+    seed: options.Seed = 0, timeline: options.Timeline = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture of rank 0's time in each system: OUT.svg or OUT.png.")] = None,
+    json: options.Json = False,
 ) -> None:  # fmt: skip
     """Simulate one MoE layer over the GPUs of a machine, under several systems of expert parallelism."""
     from sim.cli import moe_layering
@@ -190,7 +192,7 @@ def moe_layer(
         model, machine, tokens_per_gpu, schedulers, sizes={"experts": experts, "hidden": hidden, "ffn": ffn, "top_k": top_k},
         gated=gated, dtype=dtype, trace=trace, skew=skew, capacity_factor=capacity_factor, jitter=jitter, steps=steps, seed=seed,
     )  # fmt: skip
-    moe_layering.run(asked, timeline=timeline, as_json=json)
+    moe_layering.run(asked, timeline=timeline, plot=plot, as_json=json)
 
 
 @app.command()
@@ -215,6 +217,34 @@ def place(
 
 
 @app.command()
+def swarm(
+    machine: Annotated[str, typer.Option(help="A cluster: built-in name, YAML file, or Helix .ini file.", show_default=False)],
+    model: options.Model,
+    trace: Annotated[Path, typer.Option(help="Recorded routing, or expert counts, as place takes them.", show_default=False)],
+    requests: Annotated[Path | None, typer.Option(help="Request trace (Parquet, or an Azure CSV); without one, Poisson arrivals.")] = None,
+    placement: Annotated[str, typer.Option(help="Policy, or NAME:OPTION=VALUE.")] = "eplb",
+    replica_routing: Annotated[str, typer.Option(help="nearest, least-loaded, power-of-two, lp.")] = "nearest",
+    events: Annotated[Path | None, typer.Option(help="What goes wrong: FILE.yaml.")] = None,
+    duration: Annotated[float | None, typer.Option(min=1, help="Seconds to simulate; else until all is answered.")] = None,
+    design: Annotated[str, typer.Option(help="spread, replicas, edge; the last two are always in the table.")] = "spread",
+    spares: Annotated[int, typer.Option(min=0, help="Copies a layer beyond one of each expert (spread).")] = 0,
+    first: Annotated[int | None, typer.Option(min=1, help="Only the trace's first so many requests.")] = None,
+    everywhere: Annotated[bool, typer.Option("--everywhere", help="Requests come in evenly over all regions.")] = False,
+    report_age: Annotated[float, typer.Option(min=0, help="Seconds that load reports are older than the network makes them.")] = 0.0,
+    rebalance: Annotated[float, typer.Option(min=0, help="Seconds between looks at the placement; 0: never.")] = 600.0,
+    seed: options.Seed = 0, timeline: options.Timeline = None, json: options.Json = False,
+) -> None:  # fmt: skip
+    """Serve a request trace on a cluster over regions, with crashes and moves, beside the baselines of a sane operator."""
+    from sim.cli import swarming
+
+    wanted = swarming.Wanted(
+        machine, model, trace, requests, placement, replica_routing, events, duration, design, spares, first, everywhere, report_age,
+        rebalance, seed,
+    )  # fmt: skip
+    swarming.swarm(wanted, timeline, json)
+
+
+@app.command()
 def cache(
     model: options.Model,
     trace: Annotated[Path, typer.Option(help="Recorded routing (Parquet), its decode steps.", show_default=False)],
@@ -230,6 +260,7 @@ def cache(
     ungoverned: Annotated[bool, typer.Option("--no-governor", help="Prefetch even where it does not pay.")] = False,
     steps: Annotated[int | None, typer.Option(min=0, help="Decode steps; 0: all. Else 1000, or all without a machine.")] = None,
     sequences: Annotated[int | None, typer.Option(min=1, help="So many sequences, spread evenly over the trace.")] = None,
+    skip: Annotated[int, typer.Option(min=0, help="Leave out so many sequences at the front, before --sequences.")] = 0,
     next_gate: Annotated[Path | None, typer.Option(help="Trace of what each layer's gate said one layer earlier.")] = None,
     json: options.Json = False,
 ) -> None:
@@ -238,7 +269,8 @@ def cache(
 
     caching.cache(
         model, machine, trace, capacity=capacity, evict=evict, admit=admit, prefetch=prefetch, work=work, batch=batch, whole=whole,
-        host=host, governed=not ungoverned, steps=steps, sequences=sequences, next_gate=next_gate, as_json=json,
+        host=host, governed=not ungoverned, steps=steps, sequences=sequences, skip=skip, next_gate=next_gate,
+        as_json=json,
     )  # fmt: skip
 
 

@@ -84,16 +84,21 @@ def ask(
     return Asked(model, box, layer, shares, counts, source, chosen, delays, steps, seed, capacity_factor)
 
 
-def run(asked: Asked, *, timeline: Path | None, as_json: bool) -> None:
+def run(asked: Asked, *, timeline: Path | None, plot: Path | None, as_json: bool) -> None:
     from sim.ep.study import compile_engine
 
     output.check_writable("--timeline", timeline, options.TIMELINE_SUFFIXES)
+    output.check_writable("--plot", plot, (".svg", ".png"))
     with output.steps(f"simulating {len(asked.systems)} systems (the first run compiles the engine, about 10 s)") as tell:
         compile_engine()
         outcomes = [_study(asked, system, tell) for system in asked.systems]
     if timeline is not None:
         for outcome in outcomes:
             write_timeline(outcome, asked, _path(timeline, outcome.prepared.system.name, len(outcomes)))
+    if plot is not None:
+        from sim.ep.picture import write_picture
+
+        write_picture(plot, outcomes)
     rows = [dict(outcome.row) for outcome in outcomes]
     if as_json:
         output.print_json({**about(asked), "results": rows})

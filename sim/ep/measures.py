@@ -69,7 +69,7 @@ def hidden(run: Run, plan: Plan, ranks: int) -> float:
     """Share of the communication time of all ranks in which the rank computes."""
     computes = np.array([work.op in COMPUTE for work in plan.works])[plan.work]
     sends = np.array([work.bytes > 0 for work in plan.works])[plan.work]
-    source, target = _ends(plan)
+    source, target = ends(plan)
     whole = both = 0
     for rank in range(ranks):
         comm = sends & ((source == rank) | (target == rank))
@@ -86,7 +86,7 @@ def _union(run: Run, chosen: NDArray[np.bool_]) -> int:
     return union_ps(run.start_ps[chosen], run.end_ps[chosen])
 
 
-def _ends(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def ends(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """[n], from which rank to which a task sends: by its lane put.A.B, or its variant A.B; -1 where it sends nothing."""
     lanes = np.array([_pair(name, "put.") for name in plan.lanes] + [(-1, -1)])[plan.lane]
     works = np.array([_pair(work.variant) for work in plan.works])[plan.work]

@@ -30,7 +30,8 @@ def drawn(layer: MoELayer, tokens: Sequence[int], seed: int = 0, skew: float = 0
     counts = np.zeros((len(tokens), layer.experts), np.int64)
     for rank, n in enumerate(tokens):
         rng = np.random.default_rng((seed, 1, rank))
-        score = odds - np.log(rng.standard_exponential((n, layer.experts), np.float32))
+        noise = rng.standard_exponential((n, layer.experts), np.float32)
+        score = odds - np.log(np.maximum(noise, np.finfo(np.float32).tiny))  # single precision draws 0 now and then
         chosen = np.argpartition(score, layer.experts - layer.top_k, axis=1)[:, layer.experts - layer.top_k :]
         counts[rank] = np.bincount(chosen.reshape(-1), minlength=layer.experts)
     return counts
