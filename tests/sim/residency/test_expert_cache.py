@@ -87,8 +87,8 @@ def check_contents(o: Outcome) -> None:
             found.setdefault(at, []).extend(inside(b, start, end) for b in t.reads if b.startswith("expert."))
         elif t.op == "cpu_experts":
             elsewhere[at] = len(t.work.expert_tokens)
-        elif t.op == "load_expert" and status == DONE and t.reads:
-            held = inside(t.reads[0], start, end)
+        elif t.op == "load_expert" and status == DONE:
+            held = inside(t.reads[0], start, end) if o.caching.host is not None else int(t.reads[0].removeprefix("expert_host."))
             assert held == t.layer * MODEL.experts + t.page, f"{t} copies {held}"
     for entry in o.log.entries:
         event = entry[1]
