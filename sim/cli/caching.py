@@ -22,11 +22,12 @@ STEPS = 1000
 
 def cache(
     model: str, machine: str | None, trace: Path, *, capacity: str, evict: str, admit: str, prefetch: str, work: str, batch: int,
-    whole: bool, host: int | None, governed: bool, steps: int | None, sequences: int | None, next_gate: Path | None, as_json: bool,
+    whole: bool, host: int | None, governed: bool, steps: int | None, sequences: int | None, skip: int,
+    next_gate: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Run every combination and print them; slow ones tell on stderr how far they are."""
     with output.steps("simulating expert caches") as tell:
-        study, skipped = _study(model, machine, trace, batch, steps, sequences, next_gate)
+        study, skipped = _study(model, machine, trace, batch, steps, (skip, sequences), next_gate)
         wanted = list(_combinations(study.model, capacity, evict, admit, prefetch, work, whole, host, governed))
         _check(study, wanted, trace, next_gate)
         rows = []
@@ -48,7 +49,7 @@ def cache(
 
 
 def _study(
-    model: str, machine: str | None, trace: Path, batch: int, steps: int | None, sequences: int | None, next_gate: Path | None
+    model: str, machine: str | None, trace: Path, batch: int, steps: int | None, part: tuple[int, int | None], next_gate: Path | None
 ) -> tuple[Study, int]:
     """The study, and the steps of the whole trace where not all are taken."""
     from sim import machines, models
@@ -57,9 +58,9 @@ def _study(
 
     spec = models.load(model)
     box = None if machine is None else machines.load(machine)
-    feed, gates = _load(feeds.load(trace), spec, trace, sequences), None
+    feed, gates = _load(feeds.load(trace), spec, trace, part), None
     if next_gate is not None:
-        gates = _load(feeds.load(next_gate), spec, next_gate, sequences)
+        gates = _load(feeds.load(next_gate), spec, next_gate, part)
         if [len(s) for s in gates.sequences] != [len(s) for s in feed.sequences]:
             raise UserError(f"--next-gate {next_gate}: its sequences are not those of --trace {trace}; record both in one run")
     limit = (STEPS if box is not None else 0) if steps is None else steps
@@ -67,9 +68,15 @@ def _study(
     return Study(spec, box, feed, batch=batch, limit=limit or None, gates=gates), total if limit and total > limit else 0
 
 
-def _load(feed: Feed, spec: ModelSpec, path: Path, sequences: int | None) -> Feed:
+def _load(feed: Feed, spec: ModelSpec, path: Path, part: tuple[int, int | None]) -> Feed:
+    """part: sequences to leave out at the front, and how many to take of the rest."""
     feed.check(spec, path)
-    return feed if sequences is None else feed.spread(sequences)
+    skip, count = part
+    if skip >= len(feed.sequences):
+        most = len(feed.sequences) - 1
+        raise UserError(f"--skip: is {skip}; {path} has {most + 1} sequences, so at most {most} can be left out")
+    rest = feed.take(range(skip, len(feed.sequences)))
+    return rest if count is None else rest.spread(count)
 
 
 def _combinations(

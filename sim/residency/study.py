@@ -178,10 +178,10 @@ class Study:
 
     def _timed(self, caching: Caching, machine: Machine) -> dict[str, Any]:
         done = simulate(self.model, machine, self.feed, caching, batch=self.batch, limit=self.limit, gates=self.gates)
-        s, each = done.served, self.model.expert_bytes / done.served.tokens
+        s, size = done.served, self.model.expert_bytes
         return {
-            "hit_rate": s.hits / s.asked, "bytes_per_token": s.moved * each, "tokens_per_s": done.tokens_per_s,
+            "hit_rate": s.hits / s.asked, "bytes_per_token": s.moved * size / s.tokens, "tokens_per_s": done.tokens_per_s,
             "prefetch_useful": s.right / s.guesses if s.guesses else None, "late": s.late / s.asked, "on_cpu": s.on_cpu / s.asked,
-            "ahead_bytes_per_token": s.ahead * each, "disk_bytes_per_token": s.read * each,
+            "ahead_bytes_per_token": s.ahead * size / s.tokens, "disk_bytes_per_token": s.read * size / s.tokens,
             "governor": [{"step": step, "prefetch": on} for step, on in done.governor],
         }  # fmt: skip
