@@ -46,7 +46,7 @@ class OpPrices:
         self.machine, self.layer, self.kernels = machine, layer, kernels
         self.table = OpTable(machine, layer.dtype)
         self._of: Mapping[str, Callable[[Lane, Work, OpRate], Price]] = {
-            "put": self._put, "signal": self._put, "gate": self._kernel, "permute": self._kernel, "experts": self._kernel,
+            "put": self._put, "signal": self._signal, "gate": self._kernel, "permute": self._kernel, "experts": self._kernel,
             "unpermute": self._kernel, "gate_tile": self._tile, "gemm0": self._tile, "gemm1": self._tile, "combine": self._tile,
             "dispatch": self._move, "pull": self._move, "push": self._move, **dict.fromkeys(ALONE, self._alone),
         }  # fmt: skip
@@ -67,6 +67,11 @@ class OpPrices:
 
     def _put(self, lane: Lane, work: Work, rate: OpRate) -> Price:
         return put_price(self.machine, lane, work, rate)
+
+    def _signal(self, lane: Lane, work: Work, rate: OpRate) -> Price:
+        """A word that overtakes what else is on the wire; its bytes take their time and hinder nobody."""
+        latency_s, crossed = put_price(self.machine, lane, work, rate)
+        return latency_s + max(amount / cap for _, amount, cap, _ in crossed), []
 
     def _kernel(self, lane: Lane, work: Work, rate: OpRate) -> Price:
         """A kernel over all SMs: a roofline. One that shares the GPU with a communication kernel gets the SMs that are left."""
