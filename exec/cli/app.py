@@ -45,10 +45,16 @@ def calibrate(
     output: Output,
     device: Device = DeviceName.cpu,
     rig: Annotated[str, typer.Option(help="Links and budgets to keep to: a built-in rig or a YAML file.")] = "laptop-rig",
+    ranks: Ranks = None,
 ) -> None:
-    """Measure this computer, op by op and in pairs, and write a machine profile."""
-    from exec.cli import calibrating
+    """Measure this computer, op by op and in pairs, and write a machine profile; with --ranks, one of that many processes."""
+    from exec.cli import calibrating, clustering
 
+    if (place := clustering.place(ranks)) is not None:
+        if place[0] > 0:
+            clustering.serve_as_rank(*place)
+        clustering.calibrate(place[1], output)
+        return
     calibrating.calibrate(rig, output, device)
 
 
@@ -108,14 +114,22 @@ def run(
 
 @app.command()
 def validate(
-    machine: Profile,
+    machine: Annotated[str | None, typer.Option(help="Profile, from calibrate; with --ranks the default is one made in between.")] = None,
     grid: Annotated[Path | None, typer.Option(help="YAML with the configurations; the default grid comes with Tandem.")] = None,
     device: Device = DeviceName.cpu,
+    ranks: Annotated[str | None, typer.Option(help="Numbers of processes that share the experts of MoE layers, as in 2,4.")] = None,
     json: options.Json = False,
 ) -> None:
     """Run configurations that calibration never saw on both clocks, and report the simulator's error."""
-    from exec.cli import validating
+    from exec.cli import clustering, validating
 
+    if (place := clustering.place(None)) is not None and place[0] > 0:
+        clustering.serve_as_rank(*place)
+    if ranks is not None or place is not None:
+        clustering.validate(ranks or str(place[1]), machine, grid, json)
+        return
+    if machine is None:
+        raise typer.BadParameter("missing option --machine")
     validating.validate(machine, grid, device, json)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -59,16 +60,10 @@ def run(
     _run(setup, timeline, check, as_json)
 
 
-def threads_of(ranks: int) -> int:
-    """Threads of each rank's compute lane on this computer."""
-    import os
-
-    return max(1, (os.cpu_count() or 1) // ranks)
-
-
 def _layers(
     model: str, ranks: int, tokens: int, scheduler: str, layers: int | None, skew: float, seed: int, chunks: int | None
 ) -> Setup:
+    from exec.cluster.calibrate import threads_of
     from exec.cluster.runs import layers_setup
     from exec.execute import spec_of
 
@@ -80,6 +75,7 @@ def _layers(
 def _model(
     model: str, ranks: int, workload: str, scheduler: str, gen: int | None, batch: int | None, seed: int, chunks: int | None
 ) -> Setup:
+    from exec.cluster.calibrate import threads_of
     from exec.cluster.runs import model_setup, weights_directory
     from exec.execute import spec_of
     from exec.prompts import byte_prompts
@@ -121,8 +117,6 @@ def _run(setup: Setup, timeline: Path | None, check: bool, as_json: bool) -> Non
 
 def _tell_loss(setup: Setup, stopped: RunStopped, timeline: Path | None) -> None:
     """One message: who was lost, and where what happened until then is kept."""
-    import sys
-
     from exec.cluster import summary
 
     kept = "nothing had begun"
@@ -158,3 +152,86 @@ def show(found: dict[str, Any]) -> None:
 
 def _tokens(equal: bool | None) -> str:
     return "" if equal is None else f", tokens {'equal' if equal else 'DIFFER'}"
+
+
+# calibrate --ranks, validate --ranks ------------------------------------------------------------
+
+
+def calibrate(ranks: int, path: Path) -> None:
+    from exec.calibration.profile import write as write_profile
+    from exec.cluster.calibrate import calibrate as measure
+    from exec.cluster.controller import Cluster
+    from exec.cluster.losses import RunStopped
+
+    out.check_writable("-o", path, (".yaml", ".yml"))
+    try:
+        with out.steps(f"calibrating {ranks} ranks") as say, Cluster(ranks) as cluster:
+            machine = measure(cluster, say)
+    except RunStopped as stopped:
+        _say_failed(str(stopped))
+    write_profile(machine, path)
+    rows = [(row.lane, row.op, out.seconds(row.latency_s), f"{row.ratio[0][1]:.2f}" if row.ratio else "") for row in machine.ops]
+    out.print_table(f"calibrated {machine.name}: {path}", ("lanes", "op", "latency", "ratio"), rows, numeric=("latency", "ratio"))
+
+
+def validate(ranks: str, profile: str | None, grid: Path | None, as_json: bool) -> None:
+    """Each number of ranks in turn. Exits with 1 where a rank is lost."""
+    from exec.cluster.losses import RunStopped
+    from exec.validation.ranks import load_grid
+    from exec.validation.ranks import validate as really_validate
+
+    numbers = _numbers(ranks)
+    rounds, cases = load_grid(grid)
+    machine = None if profile is None else _profile(profile, numbers)
+    found = []
+    try:
+        with out.steps(f"validating {len(cases)} cases on {ranks} ranks, {rounds} rounds each") as say:
+            for number in numbers:
+                found.append(really_validate(number, cases, rounds, machine, say))
+    except RunStopped as stopped:
+        _say_failed(str(stopped))
+    if as_json:
+        out.print_json({"ranks": found})
+        return
+    for one in found:
+        _show_validated(one)
+
+
+def _numbers(ranks: str) -> list[int]:
+    if not all(part.isdecimal() and int(part) > 0 for part in ranks.split(",")):
+        raise UserError(f"--ranks: is {ranks!r}; a number of ranks, or a list as in 2,4, is needed")
+    return [int(part) for part in ranks.split(",")]
+
+
+def _profile(profile: str, numbers: list[int]) -> Any:
+    from exec.cluster.machine import ranks_of
+    from sim.machines import load
+
+    machine = load(profile)
+    for number in numbers:
+        if ranks_of(machine) != number:
+            made = f"python -m exec calibrate --ranks {number} -o PROFILE.yaml"
+            raise UserError(f"--machine {profile}: is no profile of {number} ranks; run: {made}")
+    return machine
+
+
+def _say_failed(why: str) -> NoReturn:
+    print(f"error: {why}", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def _show_validated(found: dict[str, Any]) -> None:
+    columns = ("scheduler", "rows", "hidden", "ffn", "experts", "top-k", "skew", "layer measured", "spread", "simulated", "error")
+    rows = [
+        (c["scheduler"], c["tokens"], c["hidden"], c["ffn"], c["experts"], c["top_k"], c["skew"], out.seconds(c["measured_s"]),
+         f"{c['repeat_spread']:.1%}", out.seconds(c["simulated_s"]), f"{c['error']:+.1%}")
+        for c in found["cases"]
+    ]  # fmt: skip
+    out.print_table(f"{found['ranks']} ranks, {found['machine']}, medians of {found['rounds']} rounds", columns, rows, numeric=columns[1:])
+    rank, disturbed = found["rank_agreement"], sum(c["disturbed"] for c in found["cases"])
+    runs = sum(len(c["samples_s"]) for c in found["cases"]) + disturbed
+    print(
+        f"\nlayer time: median absolute error {found['median_abs_error']:.1%}, 90th percentile {found['p90_abs_error']:.1%}; "
+        f"median spread of repeats {found['median_repeat_spread']:.1%}; {disturbed} of {runs} runs were disturbed and do not count\n"
+        f"schedulers measured over 8 % apart: {rank['agreed']} of {rank['pairs']} pairs ranked alike\n"
+    )

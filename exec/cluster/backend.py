@@ -12,7 +12,7 @@ from exec.cluster.experts import MoELayers
 from exec.cluster.job import Order
 from exec.cluster.mesh import AHEAD, HEADER
 from exec.cluster.outputs import Outputs
-from exec.cluster.priority import SHORT_SLICE_NS, ask_for_slice
+from exec.cluster.priority import SHORT_SLICE_NS, ask_for_slice, own_cores
 from exec.cluster.rows import RowMemory
 from exec.cluster.store import Store
 from exec.runtime import Interrupt, Record
@@ -56,6 +56,7 @@ class RankBackend:
         """Give the compute lane's thread its share of the cores; compile and load what it will run. The others only wait and
         pass on: they are let in as soon as they wake."""
         if lane.name.startswith("gpu."):
+            own_cores(self.rank, self.order.ranks, self.order.threads)
             decoder.set_threads(self.order.threads)
             self._warm_up()
         else:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exec.calibration import curves, host
-from exec.calibration.insitu import LIMITS
+from exec.calibration.insitu import LIMITS, _tamed
 from exec.calibration.measure import on_thread, solo
 from exec.calibration.profile import processor
 from exec.cluster import machine as machines
@@ -103,7 +103,7 @@ def draft(cluster: Cluster, say: Say = lambda text: None) -> Machine:
     calibrated = f"calibrated on {processor()}"
     cores = Resource(kind="cores", capacity=host.cores(), source=f"{calibrated}: all cores at once against one alone")
     ops = [*_solo(threads, say), *(OpRate(op=f"task.{op}", lane="gpu", source="calibrated") for op in OPS)]
-    ops += [OpRate(op="*", lane=lane, latency_s=5e-6, source="guessed before whole runs") for lane in ("host", "comm")]
+    ops += [OpRate(op=op, lane=lane, source="calibrated") for lane, op in (("host", "*"), ("comm", "*"), ("host", "barrier"))]
     say("puts")
     rows, links = _puts(cluster, hosts)
     return machines.of_ranks(f"{ranks}-ranks@{os.uname().nodename}", hosts, threads, cores, links, [*ops, *rows], processor())
@@ -164,8 +164,8 @@ def _puts(cluster: Cluster, hosts: Sequence[int]) -> tuple[list[OpRate], dict[tu
 # Whole layers -----------------------------------------------------------------------------------
 
 class Sample(NamedTuple):
-    """One run. durations_s [tasks] in order of task numbers; cpu_s: of all ranks; others_s: CPU seconds that the rest of the
-    computer took meanwhile, as far as the system tells."""
+    """One run. durations_s [tasks] in order of task numbers, see `elapsed_s`; cpu_s: of all ranks; others_s: CPU seconds that
+    the rest of the computer took meanwhile, as far as the system tells."""
 
     makespan_s: float
     durations_s: NDArray[np.float64]
@@ -217,7 +217,38 @@ def _sample(cluster: Cluster, setup: Setup) -> Sample:
     done = once(cluster, setup)
     cpu_s = sum(o.cpu_s for o in done.outputs.values())
     others_s = max(0.0, _busy_s() - busy_s - cpu_s - (time.process_time() - own_s))
-    return Sample(done.run.makespan_ps / 1e12, (done.run.end_ps - done.run.start_ps) / 1e12, cpu_s, others_s)
+    return Sample(done.run.makespan_ps / 1e12, elapsed_s(done.run), cpu_s, others_s)
+
+
+def elapsed_s(run: Run) -> NDArray[np.float64]:
+    """What each task took [tasks]. A put counts from when it could have started: word that the other side is ready has to
+    reach the sender. A barrier takes as long as what waits for it, and for nothing else any more, starts after it."""
+    plan = plan_of(run)
+    late = _late_s(plan, run)
+    found = (run.end_ps - run.start_ps) / 1e12
+    ops = np.array([work.op for work in plan.works])[plan.work]
+    found[ops == "put"] += late[ops == "put"]
+    waiters: dict[int, list[float]] = defaultdict(list)
+    for i in range(len(plan)):
+        for dep in plan.dep[plan.dep_ptr[i] : plan.dep_ptr[i + 1]] - plan.first:
+            if plan.lane[dep] < 0:
+                waiters[int(dep)].append(late[i])
+    for i, starts in waiters.items():
+        found[i] = np.mean(starts)
+    return found
+
+
+def _late_s(plan: Plan, run: Run) -> NDArray[np.float64]:
+    """Time from when what each task waited for had ended, and its lane was free, to its start [tasks]."""
+    ready = np.zeros(len(plan), np.int64)
+    for i in range(len(plan)):
+        deps = plan.dep[plan.dep_ptr[i] : plan.dep_ptr[i + 1]] - plan.first
+        ready[i] = run.end_ps[deps].max(initial=0)
+    for lane in range(len(plan.lanes)):
+        mine = np.flatnonzero(plan.lane == lane)
+        mine = mine[np.argsort(run.start_ps[mine], kind="stable")]
+        ready[mine[1:]] = np.maximum(ready[mine[1:]], run.end_ps[mine[:-1]])
+    return np.maximum(0, run.start_ps - ready) / 1e12
 
 
 def _busy_s() -> float:
@@ -263,29 +294,28 @@ def _durations(machine: Machine, seen: Observed) -> Iterator[tuple[tuple[str, st
     plan, run = costs.routed(seen.plan), simulate(machine, seen.order, seen.plan, seen.outputs)
     sizes = np.array([size_of(work) for work in plan.works])[plan.work]
     ops = np.array([work.op for work in plan.works])[plan.work]
-    families = np.array([machine.lane[lane].families[0] for lane in plan.lanes] + [""])[plan.lane]
+    families = np.array([machine.lane[lane].families[0] for lane in plan.lanes] + ["host"])[plan.lane]
     spans = (run.end_ps - run.start_ps) / 1e12
-    for family, op in sorted({(f, o) for f, o in zip(families.tolist(), ops.tolist(), strict=True) if f}):
+    for family, op in sorted(set(zip(families.tolist(), ops.tolist(), strict=True))):
         at = (families == family) & (ops == op)
         yield (family, op), np.stack([sizes[at], seen.durations_s[at], spans[at]], axis=1)
 
 
 def _correct(rows: dict[tuple[str, str], OpRate], family: str, op: str, tasks: NDArray[np.float64]) -> None:
-    """Compute ops by a latency and a ratio, what waits rather than computes by a latency: few parameters, fitted to medians,
-    because a shared computer disturbs single tasks much."""
+    """Compute ops by a latency and a ratio: few parameters, fitted to medians, because a shared computer disturbs single tasks
+    much. What waits rather than computes by a latency, the mean, because the long waits are part of it."""
     _, measured, simulated = tasks.T
-    name = op if op == "put" else f"task.{op}" if family == "gpu" else "*"
+    name = op if op in ("put", "barrier") else f"task.{op}" if family == "gpu" else "*"
     row = rows[family, name]
     update: dict[str, Any] = {"source": f"{row.source.partition(CORRECTED)[0]}{CORRECTED}{len(measured)} tasks of whole layers"}
     if family == "gpu":
         before = ratio_at(row.ratio, 1.0)
-        slope = 1.0 if op == "experts" else _slope(simulated, measured)
         base = simulated - row.latency_s
-        update["latency_s"] = latency_s = 0.0 if op == "experts" else max(0.0, float(np.median(measured - slope * base)))
+        update["latency_s"] = latency_s = max(0.0, float(np.median(measured - _slope(base, measured) * base)))
         ratio = float(np.median((measured - latency_s) / np.maximum(base, 1e-9)))
         update["ratio"] = ((1.0, float(np.clip(ratio * before, *LIMITS))),)
     else:
-        update["latency_s"] = max(0.0, row.latency_s + float(np.median(measured - simulated)))
+        update["latency_s"] = max(0.0, row.latency_s + float(_tamed(measured - simulated).mean()))
     rows[family, name] = row.model_copy(update=update)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from exec.cluster.job import Order
 from exec.cluster.outputs import Outputs
-from sim.costs import Demand, curve_at, ratio_at
+from sim.costs import Demand, Row, curve_at, ratio_at
 from sim.engines.run import Run
 from sim.ep.costs import EpCosts
 from sim.ep.layer import MoELayer
@@ -27,7 +27,7 @@ from sim.machines.schema import Machine
 from sim.models.spec import ModelSpec
 from sim.ops import components
 from sim.plan import Plan
-from sim.tasks import Work
+from sim.tasks import PS_PER_S, Work
 
 RowsByPart = Mapping[tuple[int, int, int], np.ndarray]
 """(step, layer, chunk) -> rows [ranks, experts] that each rank has for each expert."""
@@ -98,6 +98,16 @@ class ClusterCosts(EpCosts):
         super().__init__(machine, MoELayer.of(model), counts, Kernels({}), chunks=order.chunks)
         self.prices = HostPrices(machine, model)  # type: ignore[assignment]
         self._parts = rows
+
+    def _price(self, lane: str | None, work: Work) -> Row:
+        """A barrier ends when the last rank that waits has been told."""
+        if work.op == "barrier":
+            return round(self.barrier_s * PS_PER_S), []
+        return super()._price(lane, work)
+
+    @cached_property
+    def barrier_s(self) -> float:
+        return next((row.latency_s for row in self.machine.ops if row.op == "barrier"), 0.0)
 
     @cached_property
     def digest(self) -> str:

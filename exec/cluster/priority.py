@@ -1,4 +1,4 @@
-"""Short time slices for threads that only answer: Linux then lets them in before a computing thread's slice ends."""
+"""Who gets a core when: short time slices for threads that only answer, cores of their own for those that compute."""
 
 from __future__ import annotations
 
@@ -28,3 +28,16 @@ def ask_for_slice(nanoseconds: int, thread: int = 0) -> bool:
     nice = os.getpriority(os.PRIO_PROCESS, thread)  # the call sets it too
     attributes = struct.pack("IIQiIQQQ", 48, 0, 0, nice, 0, nanoseconds, 0, 0)
     return ctypes.CDLL(None, use_errno=True).syscall(number, thread, attributes, 0) == 0
+
+
+def own_cores(rank: int, ranks: int, threads: int) -> None:
+    """Bind the calling thread to `threads` cores that no other rank's compute lane is bound to, where there are as many.
+
+    Otherwise two of them may sit on one core, while the other is idle, until the system notices.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    place = int(os.environ.get("LOCAL_RANK", rank))
+    cores = sorted(os.sched_getaffinity(0))
+    if ranks * threads <= len(cores):
+        os.sched_setaffinity(0, cores[place * threads : (place + 1) * threads])
