@@ -37,7 +37,7 @@ class Wanted:
 
 def place(wanted: Wanted, as_json: bool) -> None:
     """Score each policy, and print a table or one JSON object."""
-    from sim.placement import load
+    from sim.placement.policy import load
 
     output.check_writable("-o", wanted.to, (".json",))
     if wanted.to is not None and len(wanted.policies) > 1:

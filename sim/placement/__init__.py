@@ -7,8 +7,8 @@ policy is a file of its own with its source.
 from __future__ import annotations
 
 from sim.placement.placement import Placement
-from sim.placement.policy import Policy, load, names
+from sim.placement.policy import Policy
 from sim.placement.problem import Gpus, Problem, Sample
 from sim.placement.round_robin import RoundRobin
 
-__all__ = ["Gpus", "Placement", "Policy", "Problem", "RoundRobin", "Sample", "load", "names"]
+__all__ = ["Gpus", "Placement", "Policy", "Problem", "RoundRobin", "Sample"]

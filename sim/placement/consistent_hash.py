@@ -39,20 +39,15 @@ class ConsistentHash:
         slots = np.minimum(problem.gpus.slots, problem.experts)
         replicas = max(1, min(self.replicas, int(slots.sum()) // problem.experts, int((slots > 0).sum())))
         walks = self._walks(problem, slots)
-        bound = self._bound(problem.experts * replicas, slots)
+        bound, fair = (_bound(problem.experts * replicas, slots, slack) for slack in (self.slack, 0.0))
         held = np.zeros((problem.layers, problem.experts, len(slots)), np.bool_)
         current = None if problem.current is None else problem.current.held
         new = None if current is None else np.asarray(~current.any(axis=(0, 1)))
         for layer in range(problem.layers):
             if current is not None and new is not None:
-                _keep(held[layer], current[layer], walks[layer], bound, new, replicas)
+                _keep(held[layer], current[layer], walks[layer], bound, fair, new, replicas)
             _walk(held[layer], walks[layer], bound, slots, replicas)
         return Placement(held)
-
-    def _bound(self, copies: int, slots: Ints) -> Ints:
-        """Copies that a GPU may hold [gpus]: its share of all, by slots, and the slack."""
-        share = np.ceil(copies * (1 + self.slack) * slots / slots.sum()).astype(np.int64)
-        return np.asarray(np.minimum(slots, share))
 
     def _walks(self, problem: Problem, slots: Ints) -> Ints:
         """GPUs in the order in which each expert's walk round the ring meets them [layers, experts, gpus]."""
@@ -66,6 +61,12 @@ class ConsistentHash:
         start = np.searchsorted(ring, keys) % len(ring)
         met = _met(owner, len(slots))
         return met[start].reshape(problem.layers, problem.experts, -1)
+
+
+def _bound(copies: int, slots: Ints, slack: float) -> Ints:
+    """Copies that a GPU may hold [gpus]: its share of all, by slots, and the slack."""
+    share = np.ceil(copies * (1 + slack) * slots / slots.sum()).astype(np.int64)
+    return np.asarray(np.minimum(slots, share))
 
 
 def mixed(value: Hashes) -> Hashes:
@@ -89,18 +90,28 @@ def _met(owner: Ints, gpus: int) -> Ints:
     return np.argsort(ahead, axis=1, kind="stable")[:, : len(np.unique(owner))]
 
 
-def _keep(held: Bools, current: Bools, walks: Ints, bound: Ints, new: NDArray[np.bool_], replicas: int) -> None:
-    """Copies that stay, up to each GPU's bound; those that a newcomer is nearer to may go there as far as it has room."""
+def _keep(held: Bools, current: Bools, walks: Ints, bound: Ints, fair: Ints, new: NDArray[np.bool_], replicas: int) -> None:
+    """Copies that stay, up to each GPU's bound. What no longer fits goes to newcomers first; then experts whose walk meets a
+    newcomer before their GPU follow it, until it has its fair share: as few copies move as the newcomers need."""
     room = bound.copy()
-    for e, walk in enumerate(walks):
-        here = [g for g in walk if current[e, g]][:replicas]
-        nearer = next((g for g in walk[: replicas + 1] if new[g] and room[g] > 0), None)
-        if nearer is not None and len(here) == replicas:
-            here = [*here[:-1], nearer]
-        for g in here:
+    here = [[int(g) for g in walk if current[e, g]][:replicas] for e, walk in enumerate(walks)]
+    nearer = [next((int(g) for g in walk if new[g] or current[e, g]), -1) for e, walk in enumerate(walks)]
+    follows = np.array([g >= 0 and bool(new[g]) for g in nearer])
+    order = np.argsort(follows, kind="stable").tolist()
+    for e in order:
+        for g in here[e]:
             if room[g] > 0:
                 held[e, g] = True
                 room[g] -= 1
+    for e in order[::-1]:
+        for g in walks[e]:
+            if held[e].sum() < len(here[e]) and new[g] and room[g] > 0 and not held[e, g]:
+                held[e, g] = True
+                room[g] -= 1
+    for e in np.flatnonzero(follows):
+        g = nearer[e]
+        if held[:, g].sum() < fair[g] and not held[e, g] and held[e].sum() == len(here[e]):
+            held[e, here[e][-1]], held[e, g] = False, True
 
 
 def _walk(held: Bools, walks: Ints, bound: Ints, slots: Ints, replicas: int) -> None:

@@ -14,12 +14,12 @@ from sim.placement.problem import Floats, Ints, Problem, Sample
 from sim.placement.search import anneal
 from sim.placement.sets import token_sets
 
-EFFORT_S = 0.35
+EFFORT_S = 0.25
 """Core-seconds for a problem of `CELLS` experts x GPUs x layers, about; a problem a quarter as large may take twice as long."""
 CELLS = 61 * 256 * 144
-MOST_S = 6.0
+MOST_S = 8.0
 MOST_STEPS = 40_000
-STEP_NS, SCENARIO_NS, GPU_NS, PRODUCT_NS = 250.0, 12.0, 0.4, 2.5
+STEP_NS, SCENARIO_NS, GPU_NS, PRODUCT_NS = 250.0, 12.0, 0.4, 4.0
 """What a step costs, a scenario in it, a GPU of a scenario, a factor in a token's chance to miss a GPU: on one 2020s server core."""
 
 Sets = Sequence[tuple[Ints, Floats]]

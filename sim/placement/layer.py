@@ -19,7 +19,7 @@ class Layer(NamedTuple):
     loads [S, G]: load over speed; top [S]: its busiest GPU.
     sets [T, k]: experts that tokens chose together; share [T]: of the tokens; first [E + 1], where: the sets that
     hold an expert; mass [E]: their share. unit [G]: what is counted when touched (the GPU, its node or region).
-    y [E, U]: x by unit; miss [T, U]: chance that the token leaves the unit untouched.
+    y [U, E]: x by unit; miss [U, T]: chance that the token leaves the unit untouched.
     home [E, G] bool: copies that need not be loaded.
     """
 
@@ -86,13 +86,13 @@ def _build(
 ) -> Any:
     experts, gpus = held.shape
     copies = held.sum(axis=1)
-    x, y = np.zeros((experts, gpus)), np.zeros((experts, unit.max() + 1))
+    x, y = np.zeros((experts, gpus)), np.zeros((unit.max() + 1, experts))
     members, used = np.zeros((gpus, experts), np.int64), np.zeros(gpus, np.int64)
     for g in range(gpus):
         for e in range(experts):
             if held[e, g]:
                 x[e, g] = 1.0 / copies[e]
-                y[e, unit[g]] += x[e, g]
+                y[unit[g], e] += x[e, g]
                 members[g, used[g]] = e
                 used[g] += 1
     loads = (scenarios @ x) / speed
@@ -105,17 +105,17 @@ def _build(
 
 @jit
 def _misses(sets: Any, y: Any) -> Any:
-    """Chance that a token leaves a unit untouched [T, U]."""
-    experts, units = y.shape
+    """Chance that a token leaves a unit untouched [U, T]."""
+    units, experts = y.shape
     reach, count = np.zeros((experts, units), np.int64), np.zeros(experts, np.int64)
-    for e in range(experts):
-        for u in range(units):
-            if y[e, u] > 0:
+    for u in range(units):
+        for e in range(experts):
+            if y[u, e] > 0:
                 reach[e, count[e]] = u
                 count[e] += 1
-    miss = np.ones((sets.shape[0], units))
+    miss = np.ones((units, sets.shape[0]))
     for t in range(sets.shape[0]):
         for e in sets[t]:
             for i in range(count[e]):
-                miss[t, reach[e, i]] *= 1.0 - y[e, reach[e, i]]
+                miss[reach[e, i], t] *= 1.0 - y[reach[e, i], e]
     return miss

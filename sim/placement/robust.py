@@ -25,9 +25,9 @@ from sim.placement.problem import Problem
 from sim.placement.relabel import near_current
 from sim.placement.scenarios import scenarios
 
-PRICES = (1e-5, 0.1)
+PRICES = (1e-4, 0.05)
 """Lowest and highest price of a copy to be loaded, in balancedness of its layer."""
-HALVINGS = 6
+HALVINGS = 7
 
 
 @dataclass(frozen=True)

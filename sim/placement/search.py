@@ -141,8 +141,8 @@ def most_elsewhere(loads: Any, at: Any, n: int) -> float:
 def shift(x: Any, e: int, f: int, at: Any, de: Any, df: Any, n: int, sign: float) -> None:
     """The rows of y follow the move, or go back."""
     for i in range(n):
-        x.y[e, x.unit[at[i]]] += sign * de[i]
-        x.y[f, x.unit[at[i]]] += sign * df[i]
+        x.y[x.unit[at[i]], e] += sign * de[i]
+        x.y[x.unit[at[i]], f] += sign * df[i]
 
 
 @jit
@@ -156,17 +156,18 @@ def reach_change(x: Any, e: int, f: int, at: Any, n: int, keep: bool) -> float:
             again = again or x.unit[at[j]] == u
         if again:
             continue
+        row, left = x.y[u], x.miss[u]
         for one in (e, f):
             for q in range(x.first[one], x.first[one + 1]):
                 t = x.where[q]
                 both, miss = False, 1.0
                 for k in x.sets[t]:
-                    miss *= 1.0 - x.y[k, u]
+                    miss *= 1.0 - row[k]
                     both = both or (one == f and k == e)
                 if not both:
-                    gain += x.share[t] * (miss - x.miss[t, u])
+                    gain += x.share[t] * (miss - left[t])
                     if keep:
-                        x.miss[t, u] = miss
+                        left[t] = miss
     return gain
 
 
