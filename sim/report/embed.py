@@ -25,6 +25,9 @@ LIMIT = 40_000
 FEW = 600
 """Bars that one sees at a glance."""
 
+BESIDE = 16
+"""Rows that a page gives to what runs inside tasks: threads have room, the hundreds of blocks of a GPU have none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -43,7 +46,7 @@ def windows(timelines: list[Timeline]) -> list[Window]:
         spans = [step_window(t, step) for t in timelines]
         if all(spans):
             found.append(Window("Prefill" if step == 0 else f"Decode step {step}", tuple(s for s in spans if s is not None)))
-    if all(len(t) <= LIMIT for t in timelines) or not found:
+    if all(np.count_nonzero(_bars(t)) <= LIMIT for t in timelines) or not found:
         return [Window("Whole run", tuple((0, max(1, t.makespan_ps)) for t in timelines)), *found]
     return found
 
@@ -51,7 +54,7 @@ def windows(timelines: list[Timeline]) -> list[Window]:
 def opening(shown: list[Window], timelines: list[Timeline]) -> int:
     """Which window the page opens with: a short run whole, a longer one at its first decode step."""
     decode = [i for i, w in enumerate(shown) if w.label.startswith("Decode")]
-    return decode[0] if decode and max(len(t) for t in timelines) > FEW else 0
+    return decode[0] if decode and max(np.count_nonzero(_bars(t)) for t in timelines) > FEW else 0
 
 
 def chosen(timeline: Timeline, spans: list[tuple[int, int]]) -> NDArray[np.int64]:
@@ -70,9 +73,14 @@ def chosen(timeline: Timeline, spans: list[tuple[int, int]]) -> NDArray[np.int64
 
 
 def _bars(timeline: Timeline) -> NDArray[np.bool_]:
-    """[n], whether a task has a bar: joins and timers have none."""
+    """[n], whether a task has a bar: joins and timers have none, nor what is inside tasks where much of it runs at once."""
     mask: NDArray[np.bool_] = (timeline.lane != timeline.code("lane", "")) & timeline.ran
-    return mask
+    return mask & ~timeline.inside if _most_at_once(timeline, mask & timeline.inside) > BESIDE else mask
+
+
+def _most_at_once(timeline: Timeline, mask: NDArray[np.bool_]) -> int:
+    start, end = np.sort(timeline.start_ps[mask]), np.sort(timeline.end_ps[mask])
+    return int((np.arange(1, len(start) + 1) - np.searchsorted(end, start, "right")).max(initial=0))
 
 
 def pack(timeline: Timeline, rows: NDArray[np.int64], path: CriticalPath, name: str) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def _middle_step(timelines: list[Timeline]) -> int:
 
 def _inside(t: Timeline, span: tuple[int, int] | None) -> Any:
     begin, end = span or (0, 0)
-    return np.flatnonzero(t.ran & (t.lane != t.code("lane", "")) & (t.start_ps < end) & (t.end_ps > begin))
+    return np.flatnonzero(t.ran & ~t.inside & (t.lane != t.code("lane", "")) & (t.start_ps < end) & (t.end_ps > begin))
 
 
 def _lanes(t: Timeline, span: tuple[int, int] | None) -> list[int]:

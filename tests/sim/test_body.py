@@ -23,6 +23,7 @@ from sim.models import load as load_model
 from sim.ops import tiles as moe
 from sim.plan import Plan
 from sim.report.critical import critical_path
+from sim.report.embed import chosen
 from sim.schedulers.policy import Policy
 from sim.schedulers.ticket import layer_plan, tiles_of
 from sim.simulate import simulate
@@ -212,6 +213,14 @@ def test_rows_inside_stand_behind_the_tasks_in_a_timeline(tmp_path: Path) -> Non
     assert not t.inside[path.rows].any()
     write_timeline(tmp_path / "t.parquet", t)
     assert np.array_equal(read_timeline(tmp_path / "t.parquet").end_ps, t.end_ps)
+
+
+@pytest.mark.parametrize(("blocks", "shown"), [(2, True), (64, False)])
+def test_a_page_shows_what_is_inside_where_it_has_room(blocks: int, shown: bool) -> None:
+    run = run_layer(layer_plan(SMALL, 40), CostModel(with_blocks(load("h200"), blocks), SMALL))
+    t = timeline_of(run, Provenance("synthetic", "a test", "simulated"))
+    rows = chosen(t, [(0, t.makespan_ps)])
+    assert len(rows) == (1 + int((t.inside & (t.lane != t.code("lane", ""))).sum()) if shown else 1)
 
 
 def test_bad_input() -> None:
