@@ -262,6 +262,7 @@ def cache(
     sequences: Annotated[int | None, typer.Option(min=1, help="So many sequences, spread evenly over the trace.")] = None,
     skip: Annotated[int, typer.Option(min=0, help="Leave out so many sequences at the front, before --sequences.")] = 0,
     next_gate: Annotated[Path | None, typer.Option(help="Trace of what each layer's gate said one layer earlier.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw hit rates and what they are worth: OUT.svg or OUT.png.")] = None,
     json: options.Json = False,
 ) -> None:
     """Decode with a share of the experts on the GPU: hit rate, bytes and tokens/s of each policy."""
@@ -270,7 +271,7 @@ def cache(
     caching.cache(
         model, machine, trace, capacity=capacity, evict=evict, admit=admit, prefetch=prefetch, work=work, batch=batch, whole=whole,
         host=host, governed=not ungoverned, steps=steps, sequences=sequences, skip=skip, next_gate=next_gate,
-        as_json=json,
+        plot=plot, as_json=json,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sim.residency.study import Study
     from sim.schedulers.caching import Caching
 
+PICTURES = (".svg", ".png")
 STEPS = 1000
 """Decode steps on the timeline, unless said otherwise."""
 
@@ -23,9 +24,10 @@ STEPS = 1000
 def cache(
     model: str, machine: str | None, trace: Path, *, capacity: str, evict: str, admit: str, prefetch: str, work: str, batch: int,
     whole: bool, host: int | None, governed: bool, steps: int | None, sequences: int | None, skip: int,
-    next_gate: Path | None, as_json: bool,
+    next_gate: Path | None, plot: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Run every combination and print them; slow ones tell on stderr how far they are."""
+    output.check_writable("--plot", plot, PICTURES)
     with output.steps("simulating expert caches") as tell:
         study, skipped = _study(model, machine, trace, batch, steps, (skip, sequences), next_gate)
         wanted = list(_combinations(study.model, capacity, evict, admit, prefetch, work, whole, host, governed))
@@ -42,6 +44,10 @@ def cache(
         "tokens": study.tokens, "sequences": len(study.feed.sequences), "experts": study.model.experts, "top_k": study.model.top_k,
         "staging_slots": wanted[0].slots_beyond(study.model), "clock": "simulated", "rows": rows,
     }  # fmt: skip
+    if plot is not None:
+        from sim.residency.plot import write_plot
+
+        write_plot(plot, found)
     if as_json:
         output.print_json(found)
     else:

@@ -74,6 +74,14 @@ def test_the_table_and_what_was_left_out(capsys: pytest.CaptureFixture[str], tra
     assert f"first 10 decode steps of the trace's {2 * TOKENS}" in told.err
 
 
+@pytest.mark.parametrize("machine", [(), ("--machine", "l4", "--prefetch", "none,markov", "--work", "gpu,hybrid")])
+def test_a_picture(trace: Path, tmp_path: Path, machine: tuple[str, ...]) -> None:
+    path = tmp_path / "cache.svg"
+    assert run(trace, "--capacity", "2,4", "--evict", "lru", "--plot", str(path), *machine) == 0
+    drawn = path.read_text()
+    assert drawn.count("<path") > 20 and ("worth" in drawn) == bool(machine) or "<text" not in drawn
+
+
 def test_next_gate_needs_a_trace_of_it(capsys: pytest.CaptureFixture[str], trace: Path, tmp_path: Path) -> None:
     flags = ("--machine", "l4", "--capacity", "2", "--evict", "lru", "--prefetch", "next-gate", "--no-governor")
     assert run(trace, *flags) == 2

@@ -1,0 +1,150 @@
+"""What a router that leans towards resident experts costs in quality, and what it wins: the bundled model, really run.
+
+    python benchmarks/resident_quality.py [--windows N] [--capacity 4] [--evict lfru] [--plot OUT.png] [--json]
+
+Held-out text in windows of 1,024 bytes, each token scored given those before it. Every layer routes token by token, as a decode does: the
+router sees what is resident, its choice goes to the residency table, and the next token sees what came of it. Nothing else of the model
+is changed. Perplexity is per byte; its increase is against the same run without a bonus, which is the model as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kernels.router.resident import Lean, route, shards
+from sim.residency import Grant, Residency, policies
+from traces import bundled
+from traces.train import corpus
+from traces.train.evaluate import windows
+
+NO_MARGIN = 20.0
+WINDOW = 1024
+
+
+class Leaning:
+    """A layer's router: choice with the bonus, and the cache that makes experts resident."""
+
+    def __init__(self, layer: int, experts: int, top_k: int, lean: Lean, table: Residency) -> None:
+        self.layer, self.experts, self.top_k, self.lean, self.table = layer, experts, top_k, lean, table
+        self.shards = shards(1, experts, lean)
+        self.resident = np.zeros(experts, np.uint8)
+        self.asked = self.hits = 0
+
+    def choose(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+        """Experts and weights [tokens, k], one token after the other."""
+        ids, weights = np.empty((len(logits), self.top_k), np.int16), np.empty((len(logits), self.top_k), np.float32)
+        base = self.layer * self.experts
+        for t in range(len(logits)):
+            route(logits[t : t + 1], self.resident, self.lean, self.shards, ids[t : t + 1], weights[t : t + 1])
+            grant = self.table.need(self.layer, ids[t].tolist())
+            assert isinstance(grant, Grant), grant
+            self.table.release(self.layer)
+            self.asked += self.top_k
+            self.hits += len(grant.hits)
+            if grant.missed:
+                self.resident[:] = [self.table.here(base + e) for e in range(self.experts)]
+        return ids, weights
+
+
+def run(model: Any, text: NDArray[np.int64], lean: Lean, evict: str, capacity: int) -> dict[str, float]:
+    """Scores one router on all windows; the cache goes on from window to window."""
+    c = model.config
+    experts, k = c.num_local_experts, c.num_experts_per_tok
+    table = Residency(c.num_hidden_layers, experts, capacity, k, policies.evictor(evict, experts))
+    routers = [Leaning(i, experts, k, lean, table) for i in range(c.num_hidden_layers)]
+    hooks = [layer.mlp.gate.register_forward_hook(_hook(r)) for layer, r in zip(model.model.layers, routers, strict=True)]
+    total = 0.0
+    with torch.no_grad():
+        for row in text:
+            ids = torch.from_numpy(row)[None]
+            logits = model(ids[:, :-1]).logits[0].float()
+            total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+    for hook in hooks:
+        hook.remove()
+    hits = sum(r.hits for r in routers) / sum(r.asked for r in routers)
+    bonus = float(np.mean([r.shards.bonus[0, 0] for r in routers]))
+    return {"hit_rate": hits, "perplexity": math.exp(total / (text.size - len(text))), "last_bonus": bonus}
+
+
+def _hook(router: Leaning) -> Any:
+    def leaning(module: Any, inputs: Any, output: Any) -> Any:
+        logits = output[0]
+        ids, weights = router.choose(logits.float().numpy())
+        return logits, torch.from_numpy(weights).to(output[1].dtype), torch.from_numpy(ids.astype(np.int64))
+
+    return leaning
+
+
+def grid() -> list[tuple[str, Lean]]:
+    fixed = [("fixed", Lean(b, NO_MARGIN)) for b in (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)]
+    free = [("adaptive", Lean(0.0, NO_MARGIN, t)) for t in (0.5, 0.6, 0.7, 0.8)]
+    bounded = [("adaptive, margin 1", Lean(0.0, 1.0, t)) for t in (0.6, 0.7, 0.8)]
+    return fixed + free + bounded
+
+
+def measure(count: int, capacity: int, evict: str) -> list[dict[str, Any]]:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(bundled.MODEL, dtype=torch.float32).eval()
+    held_out, starts = corpus.tokens(True).astype(np.int64), windows(WINDOW, 1)
+    text = np.stack([held_out[s : s + WINDOW + 1] for s in starts[:: max(1, len(starts) // count)][:count].tolist()])
+    rows: list[dict[str, Any]] = []
+    for name, lean in grid():
+        rows.append({"router": name, **lean._asdict(), **run(model, text, lean, evict, capacity)})
+        rows[-1]["increase"] = rows[-1]["perplexity"] / rows[0]["perplexity"] - 1
+        print(f"{len(rows)} of {len(grid())}", file=sys.stderr, flush=True)
+    return rows
+
+
+def plot(rows: list[dict[str, Any]], capacity: int, out: Path) -> None:
+    """Pareto plot: perplexity against hit rate."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for name, mark in (("fixed", "o"), ("adaptive", "s"), ("adaptive, margin 1", "^")):
+        part = sorted((r for r in rows if r["router"] == name), key=lambda r: r["hit_rate"])
+        axes.plot([r["hit_rate"] for r in part], [100 * r["increase"] for r in part], mark + "-", label=name + " bonus", alpha=0.8)
+    axes.axhline(1.0, color="grey", linewidth=0.8, linestyle="--")
+    axes.set(xlabel="hit rate", ylabel="perplexity increase, %", title=f"Bundled model, {capacity} of 16 experts of each layer resident")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(out, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--capacity", type=int, default=4)
+    parser.add_argument("--evict", default="lfru", choices=tuple(policies.ONLINE))
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--json", action="store_true")
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = measure(a.windows, a.capacity, a.evict)
+    if a.plot:
+        plot(rows, a.capacity, a.plot)
+    if a.json:
+        print(json.dumps({"windows": a.windows, "capacity": a.capacity, "evict": a.evict, "rows": rows}))
+        return
+    print("router              bonus  target  margin   hit rate  perplexity  increase  last bonus")
+    for r in rows:
+        target = f"{r['target']:.2f}" if r["target"] >= 0 else "-"
+        margin = "-" if r["margin"] >= NO_MARGIN else f"{r['margin']:.2f}"
+        scores = f"{r['hit_rate']:10.3f} {r['perplexity']:11.4f} {r['increase']:+9.2%} {r['last_bonus']:11.2f}"
+        print(f"{r['router']:19} {r['bonus']:5.2f} {target:>7} {margin:>7} {scores}")
+
+
+if __name__ == "__main__":
+    main()
