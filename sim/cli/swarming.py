@@ -1,0 +1,179 @@
+"""`swarm`: a cluster serves a request trace, with what goes wrong, beside what a sane operator would run."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sim.cli import options, output
+from sim.errors import UserError
+
+if TYPE_CHECKING:
+    from sim.swarm.study import Finished, Study
+    from traces.requests import Requests
+
+UNIFORM = 2.0
+"""Requests a second without a request trace (Poisson): about those of the Azure code trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The flags of `swarm`."""
+
+    machine: str
+    model: str
+    trace: Path
+    requests: Path | None
+    placement: str
+    routing: str
+    events: Path | None
+    duration_s: float | None
+    design: str
+    spares: int
+    limit: int | None
+    everywhere: bool
+    report_age_s: float
+    rebalance_s: float
+    seed: int
+
+
+def swarm(wanted: Wanted, timeline: Path | None, as_json: bool) -> None:
+    """Simulate the design and the baselines, and print a table or one JSON object."""
+    from sim.swarm import study as studies
+    from sim.swarm.server import Settings
+
+    output.check_writable("--timeline", timeline, options.TIMELINE_SUFFIXES)
+    settings = Settings(
+        design=wanted.design, routing=wanted.routing, spares=wanted.spares, report_age_s=wanted.report_age_s,
+        rebalance_s=wanted.rebalance_s, duration_s=wanted.duration_s, seed=wanted.seed,
+    )  # fmt: skip
+    with output.steps("simulating") as tell:
+        tell("reading traces")
+        study = stated(wanted)
+        results = studies.compare(study, settings, tell)
+    rows = [studies.figures(d, r, study) if not isinstance(r, str) else {"design": d, "does_not_fit": r} for d, r in results]
+    first = results[0][1]
+    if timeline is not None and not isinstance(first, str):
+        write_timeline(first, study, timeline)
+    found = summary(wanted, study, rows)
+    if as_json:
+        output.print_json(found)
+    else:
+        show(found)
+
+
+def stated(wanted: Wanted) -> Study:
+    """What the flags name. Raises `UserError` for the first thing that is wrong."""
+    from sim import clusters, models
+    from sim.placement.load import read
+    from sim.placement.policy import load as load_policy
+    from sim.swarm import choice, study, trouble
+    from sim.swarm.plant import Plant
+    from sim.swarm.routes import Routes
+
+    choice.load(wanted.routing)
+    if wanted.design not in study.DESIGNS:
+        raise UserError(f"--design: is {wanted.design!r}; have {', '.join(study.DESIGNS)}")
+    plant = Plant(clusters.load(wanted.machine), models.load(wanted.model))
+    policy = load_policy(wanted.placement)
+    if policy.whole_layers:
+        raise UserError(f"--placement: {wanted.placement} places whole layers; a policy of experts is needed, as eplb or robust")
+    routes = Routes(read([wanted.trace], "--trace"), plant.model, wanted.seed)
+    troubles = trouble.load(wanted.events, plant) if wanted.events is not None else ()
+    trace = requests_at(wanted)
+    requests = study.requests_of(trace, wanted.limit, wanted.duration_s)
+    if not requests:
+        raise UserError("--requests: none arrive within --duration; a longer one is needed")
+    return study.Study(plant, routes, policy, requests, study.origins_of(plant, trace, wanted.everywhere, wanted.seed), troubles)
+
+
+def requests_at(wanted: Wanted) -> Requests:
+    """A request trace in our format, an Azure CSV, or without one a Poisson hour of the same lengths."""
+    from traces.errors import TraceError
+    from traces.importers import read as import_foreign
+    from traces.requests import Requests, read_requests
+
+    if wanted.requests is None:
+        return poisson(wanted.duration_s or 600.0, wanted.seed)
+    if not wanted.requests.exists():
+        raise UserError(f"--requests: {wanted.requests}: no such file")
+    if wanted.requests.suffix != ".csv":
+        return read_requests(wanted.requests)
+    try:
+        found = import_foreign("azure", wanted.requests)
+    except TraceError as e:
+        raise UserError(f"--requests: {e}; other formats: python -m traces import") from None
+    assert isinstance(found, Requests), found
+    return found
+
+
+def poisson(duration_s: float, seed: int) -> Requests:
+    """Poisson arrivals at `UNIFORM` a second; prompts of 512 and outputs of 64 tokens on average (geometric)."""
+    import numpy as np
+
+    from traces.files import Provenance
+    from traces.requests import Requests
+
+    rng = np.random.default_rng(seed)
+    gaps = rng.exponential(1e9 / UNIFORM, max(1, int(duration_s * UNIFORM)))
+    prompt, output_tokens = (rng.geometric(1 / mean, len(gaps)).astype(np.int32) for mean in (512, 64))
+    provenance = Provenance("synthetic", f"Poisson arrivals, {UNIFORM:g} a second", command="")
+    return Requests(np.arange(len(gaps)), np.cumsum(gaps).astype(np.int64), prompt, output_tokens, provenance)
+
+
+def summary(wanted: Wanted, study: Study, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The one JSON object: figures of the design asked for at the top, all designs in `results`."""
+    return {
+        **rows[0], "machine": wanted.machine, "model": wanted.model, "placement": wanted.placement, "replica_routing": wanted.routing,
+        "trace": str(wanted.trace), "requests_from": str(wanted.requests) if wanted.requests else "synthetic: Poisson arrivals",
+        "events": len(study.troubles), "seed": wanted.seed, "results": rows,
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }  # fmt: skip
+
+
+def write_timeline(done: Finished, study: Study, path: Path) -> None:
+    """Parquet, or JSON for Perfetto: a lane for each region's GPUs and one for the wires."""
+    from sim.timeline import timeline_of
+    from traces.chrome import write_chrome
+    from traces.files import Provenance
+    from traces.timeline import write_timeline as write_parquet
+
+    origin = f"simulated swarm of {study.plant.model.name} on {study.plant.cluster.name}"
+    timeline = timeline_of(done.run, Provenance("synthetic", origin, "simulated"))
+    (write_parquet if path.suffix == ".parquet" else write_chrome)(path, timeline)
+
+
+def show(found: dict[str, Any]) -> None:
+    """The table for people, with the floor that distance sets."""
+    from sim.swarm.study import DESIGN_WORDS
+
+    columns = (
+        "design", "tokens/s", "TTFT p50", "p99", "TPOT p50", "p99", "floor a token", "WAN", "$ / M tokens", "answered", "lost", "moves",
+    )  # fmt: skip
+    rows = []
+    for r in found["results"]:
+        name = DESIGN_WORDS[r["design"]]
+        if "does_not_fit" in r:
+            rows.append((name, r["does_not_fit"], *[""] * (len(columns) - 2)))
+            continue
+        ttft, tpot = r["ttft_s"], r["tpot_s"]
+        rows.append((
+            name, f"{r['tokens_per_s']:.1f}", _s(ttft["p50"]), _s(ttft["p99"]), _s(tpot["p50"]), _s(tpot["p99"]),
+            _s(r["floor_s_per_token"]),
+             output.size(r["wire_bytes"].get("wan", 0.0)),
+            "-" if r["usd_per_million_tokens"] is None else f"{r['usd_per_million_tokens']:,.0f}",
+            f"{r['answered']:,}", r["lost"], f"{r['moves']:,}",
+        ))  # fmt: skip
+    title = f"{found['model']} on {found['machine']}, {found['requests']:,} requests, experts placed by {found['placement']}"
+    output.print_table(title, columns, rows, columns[1:])
+    print("floor a token: layers that cross regions x the longest round trip of each; no schedule gets below it")
+    for r in found["results"]:
+        if "steps" in r:
+            counts = f"{r['steps']:,} steps, {r['tasks']:,} tasks, {r['tokens_simulated']:,} tokens simulated in {r['wall_s']:.1f} s"
+            print(f"{DESIGN_WORDS[r['design']]}: {counts}; {r['suspected']} nodes missed, {r['rejoined']} back")
+
+
+def _s(value: float | None) -> str:
+    return "-" if value is None else output.seconds(value)

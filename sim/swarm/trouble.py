@@ -1,0 +1,93 @@
+"""What goes wrong during a study, read from YAML: crashes, partitions, slow nodes, pre-emption, prices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sim import configuration
+from sim.engines.intake import Change
+from sim.errors import UserError
+from sim.machines.schema import Strict
+from sim.swarm.plant import Plant
+from sim.tasks import PS_PER_S
+
+
+class Trouble(Strict):
+    """One thing that happens to a node or region, see `docs/swarm.md`."""
+
+    at_s: float = Field(ge=0, le=1e7)
+    what: Literal["crash", "preempt", "rejoin", "slow", "partition", "heal", "price"]
+    node: str | None = None
+    region: str | None = None
+    factor: float = Field(1.0, gt=0, le=1, description="slow: share of its speed; 1: as before")
+    notice_s: float = Field(120.0, ge=0, le=3600, description="preempt: how long before the node is told")
+    usd_per_hour: float | None = Field(None, ge=0, le=1e5)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Trouble:
+        wants = "region" if self.what in ("partition", "heal") else "node"
+        if getattr(self, wants) is None:
+            raise ValueError(f"{wants}: missing; {self.what} happens to a {wants}")
+        if self.what == "price" and self.usd_per_hour is None:
+            raise ValueError("usd_per_hour: missing; a price is needed")
+        return self
+
+
+class Troubles(Strict):
+    events: tuple[Trouble, ...] = ()
+
+
+def load(path: Path, plant: Plant) -> tuple[Trouble, ...]:
+    """Events in order of time. Raises UserError with the field for a node or region that the cluster lacks."""
+    return checked(configuration.load(path, Troubles).events, plant, str(path))
+
+
+def checked(events: tuple[Trouble, ...], plant: Plant, where: str) -> tuple[Trouble, ...]:
+    for i, event in enumerate(events):
+        if event.node is not None and event.node not in plant.nodes:
+            raise UserError(f"{where}: events[{i}].node: no GPU node {event.node!r}; have {', '.join(plant.nodes)}")
+        if event.region is not None and event.region not in plant.cluster.regions:
+            raise UserError(f"{where}: events[{i}].region: no region {event.region!r}; have {', '.join(plant.cluster.regions)}")
+    return tuple(sorted(events, key=lambda e: e.at_s))
+
+
+def changes(events: tuple[Trouble, ...], plant: Plant) -> list[Change]:
+    """What the engine does to capacities. A node that is down has neither GPUs nor NIC; one inside a partition has its NIC."""
+    down: set[str] = set()
+    cut: set[str] = set()
+    slow: dict[str, float] = {}
+    out: list[Change] = []
+
+    def set_node(at: int, node: str) -> None:
+        speed = 0.0 if node in down else slow.get(node, 1.0)
+        out.append((at, f"node.{node}", plant.resources[f"node.{node}"] * speed))
+        for name in (f"nic.{node}.out", f"nic.{node}.in"):
+            out.append((at, name, 0.0 if node in down else plant.resources[name]))
+
+    for event in events:
+        at = round(event.at_s * PS_PER_S)
+        if event.what in ("crash", "preempt", "rejoin", "slow"):
+            assert event.node is not None
+            if event.what == "slow":
+                slow[event.node] = event.factor
+            elif event.what == "rejoin":
+                down.discard(event.node)
+            else:
+                down.add(event.node)
+            set_node(at, event.node)
+        elif event.what in ("partition", "heal"):
+            assert event.region is not None
+            (cut.add if event.what == "partition" else cut.discard)(event.region)
+            for name, capacity in plant.resources.items():
+                ends = name.split(".")[1:] if name.startswith("wan.") else ()
+                if event.region in ends:
+                    out.append((at, name, 0.0 if cut & set(ends) else capacity))
+    return out
+
+
+def boots(events: tuple[Trouble, ...], node: str, now_s: float) -> int:
+    """How often a node has come up again by then: its memory is void each time."""
+    return sum(e.what == "rejoin" and e.node == node and e.at_s <= now_s for e in events)

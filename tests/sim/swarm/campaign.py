@@ -1,0 +1,127 @@
+"""Seeded scenarios of everything that can go wrong at once, for the tests and for `python -m tests.sim.swarm.campaign N`."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from sim import models
+from sim.clusters.schema import Cluster
+from sim.events import Request
+from sim.placement.load import Recorded
+from sim.placement.policy import load as load_policy
+from sim.swarm.plant import Plant
+from sim.swarm.routes import Routes
+from sim.swarm.server import Settings
+from sim.swarm.study import Finished, Study, simulate
+from sim.swarm.trouble import Trouble, checked
+from sim.tasks import PS_PER_S
+
+
+def small(nodes: int = 2, memory: int = 400_000_000, rtt_s: float = 0.04) -> Cluster:
+    """Three regions of so many nodes with two GPUs that hold tiny-mixtral a few times over, and a coordinator."""
+    nic = {"nic_out_bytes_per_s": 1e9, "nic_in_bytes_per_s": 1e9, "nic_latency_s": 1e-4, "source": "made up"}
+    price = {"usd_per_hour": 3.6, "source": "made up"}
+    return Cluster.model_validate({
+        "kind": "cluster", "name": "small", "coordinator": "hub",
+        "gpus": {"G": {"flops": 1e13, "bytes_per_s": 1e11, "memory_bytes": memory, "watts": 100, "source": "made up"}},
+        "regions": {"H": {}, "A": {}, "B": {}, "C": {}},
+        "nodes": {"hub": {"region": "H", "gpus": 0, **nic}}
+        | {r.lower(): {"region": r, "count": nodes, "gpu": "G", "gpus": 2, "price": price, **nic} for r in "ABC"},
+        "links": [
+            {"a": a, "b": b, "rtt_s": rtt_s * k, "bytes_per_s": 1e8, "usd_per_gb": 0.05, "source": "made up"}
+            for k, (a, b) in enumerate(("HA", "HB", "HC", "AB", "AC", "BC"), 1)
+        ],
+    })  # fmt: skip
+
+
+def recorded(tokens: int = 500, seed: int = 0) -> Recorded:
+    """Skewed tokens of tiny-mixtral's routers: 4 layers, 2 of 8 experts."""
+    from sim.placement.problem import Sample
+
+    rng = np.random.default_rng(seed)
+    score = -np.log(np.arange(1, 9)) + rng.gumbel(size=(tokens, 4, 8))
+    experts = np.argsort(-score, axis=2)[:, :, :2].astype(np.int16)
+    counts = np.stack([np.bincount(experts[:, layer].ravel(), minlength=8) for layer in range(4)]).astype(np.float64)
+    return Recorded(counts[None], Sample(experts, np.zeros(tokens, np.int64)))
+
+
+def study(
+    requests: Sequence[Request], troubles: Sequence[Trouble] = (), policy: str = "greedy", cluster: Cluster | None = None
+) -> Study:
+    plant = Plant(cluster or small(), models.load("tiny-mixtral"))
+    names = (*plant.nodes, plant.cluster.coordinator)
+    origins = tuple(names[i % len(names)] if i % 3 == 0 else plant.cluster.coordinator for i in range(len(requests)))
+    found = checked(tuple(troubles), plant, "scenario")
+    return Study(plant, Routes(recorded(), plant.model), load_policy(policy), tuple(requests), origins, found)
+
+
+def poisson(n: int, per_s: float, seed: int = 0, prompt: int = 40, output: int = 12) -> list[Request]:
+    rng = random.Random(seed)
+    at, out = 0.0, []
+    for i in range(n):
+        at += rng.expovariate(per_s)
+        tokens = 1 + int(rng.expovariate(1 / output))
+        out.append(Request(i, 1 + int(rng.expovariate(1 / prompt)), tokens, tokens, round(at * PS_PER_S)))
+    return out
+
+
+def scenario(seed: int) -> tuple[Study, Settings]:
+    """A random study of a minute or two: several nodes and regions fail and come back, at any moment, more than once."""
+    rng = random.Random(seed)
+    nodes, regions = [f"{r}-{i}" for r in "abc" for i in range(2)], list("ABC")
+    troubles: list[Trouble] = []
+    for node in rng.sample(nodes, rng.randint(0, 4)):
+        at = rng.uniform(0, 60)
+        for _ in range(rng.randint(1, 2)):
+            what = rng.choice(["crash", "crash", "preempt", "slow"])
+            if what == "slow":
+                troubles.append(Trouble(at_s=at, what="slow", node=node, factor=rng.uniform(0.05, 1)))
+            else:
+                troubles.append(Trouble(at_s=at, what="crash" if what == "crash" else "preempt", node=node, notice_s=rng.uniform(0, 30)))
+                at += rng.choice([rng.uniform(0.01, 2), rng.uniform(2, 40)])
+                troubles.append(Trouble(at_s=at, what="rejoin", node=node))
+            at += rng.uniform(0.1, 20)
+    for region in rng.sample(regions, rng.randint(0, 2)):
+        at = rng.uniform(0, 60)
+        troubles += [Trouble(at_s=at, what="partition", region=region), Trouble(at_s=at + rng.uniform(0.1, 30), what="heal", region=region)]
+    settings = Settings(
+        design=rng.choice(["spread", "spread", "replicas", "edge"]), routing=rng.choice(["nearest", "least-loaded", "power-of-two", "lp"]),
+        spares=rng.choice([0, 2, 8]), report_s=rng.choice([0.5, 2.0]), report_age_s=rng.choice([0.0, 3.0]),
+        suspect_s=rng.choice([3.0, 8.0]), rebalance_s=rng.choice([0.0, 7.0]), hysteresis=0.01, seed=seed,
+    )  # fmt: skip
+    policy = rng.choice(["greedy", "eplb", "replicate-hot", "round-robin"])
+    return study(poisson(rng.randint(5, 40), rng.uniform(0.2, 3), seed), troubles, policy), settings
+
+
+def hold(done: Finished) -> None:
+    """What every run must keep: all answered once, with all their tokens, memory within budget (asserted inside at every event)."""
+    server = done.server
+    lost = [j.number for j in server.jobs.values() if j.answered < 0]
+    assert not lost, f"lost {lost}; groups {[(g.name, g.up, g.ready) for g in server.groups]}"
+    assert server.outcome.duplicates == 0
+    assert all(j.produced == j.output and j.answered >= j.first > j.arrival >= 0 for j in server.jobs.values())
+    assert 0 < server.outcome.peak_share <= 1
+
+
+def main(count: int, first: int = 0) -> int:
+    failed, seen = 0, dict.fromkeys(("suspected", "rejoined", "handed_over", "rebalances", "moves"), 0)
+    for seed in range(first, first + count):
+        try:
+            done = simulate(*scenario(seed))
+            hold(done)
+            seen["moves"] += sum(n for _, _, n in done.server.outcome.moves)
+            for name in list(seen)[:-1]:
+                seen[name] += getattr(done.server.outcome, name)
+        except Exception as e:
+            failed += 1
+            print(f"seed {seed}: {type(e).__name__}: {str(e)[:300]}", flush=True)
+    print(f"{count - failed} of {count} scenarios hold; {', '.join(f'{v} {k}' for k, v in seen.items())}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*(int(a) for a in sys.argv[1:])))
