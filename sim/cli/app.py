@@ -181,6 +181,7 @@ def moe_layer(
     capacity_factor: Annotated[float | None, typer.Option(min=0.01, help="Drop what is beyond it; none: drop nothing.")] = None,
     jitter: Annotated[str, typer.Option(help="vm, supercomputer, none, or a file of measured delay ratios.")] = "none",
     steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Draws of the jitter.")] = 100,
+    rate: Annotated[list[str] | None, typer.Option(help="Set a figure of the op table: LANE:OP:FIELD=VALUE; may be repeated.")] = None,
     seed: options.Seed = 0, timeline: options.Timeline = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture of rank 0's time in each system: OUT.svg or OUT.png.")] = None,
     json: options.Json = False,
@@ -190,7 +191,8 @@ def moe_layer(
 
     asked = moe_layering.ask(
         model, machine, tokens_per_gpu, schedulers, sizes={"experts": experts, "hidden": hidden, "ffn": ffn, "top_k": top_k},
-        gated=gated, dtype=dtype, trace=trace, skew=skew, capacity_factor=capacity_factor, jitter=jitter, steps=steps, seed=seed,
+        gated=gated, dtype=dtype, trace=trace, skew=skew, capacity_factor=capacity_factor, jitter=jitter, steps=steps,
+        seed=seed, rates=rate or (),
     )  # fmt: skip
     moe_layering.run(asked, timeline=timeline, plot=plot, as_json=json)
 

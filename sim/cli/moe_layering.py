@@ -53,7 +53,7 @@ def layer_of(model: str, sizes: Mapping[str, int | None], gated: bool, dtype: st
 
 def ask(
     model: str, machine: str, tokens: int, schedulers: str, *, sizes: Mapping[str, int | None], gated: bool, dtype: str | None,
-    trace: Path | None, skew: float, capacity_factor: float | None, jitter: str, steps: int, seed: int,
+    trace: Path | None, skew: float, capacity_factor: float | None, jitter: str, steps: int, seed: int, rates: Sequence[str] = (),
 ) -> Asked:  # fmt: skip
     """Raises `UserError` for the first thing that is wrong."""
     from sim import machines
@@ -66,6 +66,8 @@ def ask(
     layer = layer_of(model, sizes, gated, dtype)
     if layer.dtype not in topology_of(box).gpu.peaks:
         raise UserError(f"--dtype: is {layer.dtype}; {box.name} has peaks of {', '.join(topology_of(box).gpu.peaks)}")
+    for rate in rates:
+        chosen = [systems.with_rate(system, rate, topology_of(box).ops, layer.dtype) for system in chosen]
     shares = (tokens,) * ranks(box)
     delays = Jitter.named(jitter)
     if trace is None:

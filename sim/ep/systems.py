@@ -6,16 +6,22 @@ what its collectives cost, what a step of an in-kernel scheduler takes. Rows win
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import ValidationError
+
+from sim.configuration import describe
 from sim.errors import UserError, unknown
 from sim.machines.parts import OpRate
 from sim.schedulers.ep import registry
 from sim.schedulers.ep.kernels import Launches
 
 TABLE_1 = "FlashDMoE (arXiv 2506.04667), Table 1: GPU operations a layer, 32 experts a GPU"
+
+FIGURES = ("latency_s", "flops_efficiency", "bytes_efficiency", "bytes_scale", "bytes_per_s", "sms")
+"""Fields of a row that `with_rate` sets."""
 
 SMALL = "guessed: poll of a word in global memory, a fence, a load through the L2 cache"
 
@@ -108,6 +114,24 @@ SYSTEMS: dict[str, System] = {s.name: s for s in (
     System("flashdmoe", "flashdmoe", "FlashDMoE (arXiv 2506.04667)", ops=IN_KERNEL),
     System("static-wave", "static-wave", "DeepGEMM Mega MoE (README, PR #304, #383)", ops=WAVES),
 )}  # fmt: skip
+
+def with_rate(system: System, text: str, rows: Sequence[OpRate], dtype: str) -> System:
+    """The system with one figure of the op table replaced: "LANE:OP:FIELD=VALUE". rows: the machine's own. Raises UserError."""
+    where, equals, value = text.partition("=")
+    parts = where.split(":")
+    if len(parts) != 3 or not equals:
+        raise UserError(f"--rate: {text!r}; LANE:OP:FIELD=VALUE is needed, as in scheduler:doorbell:latency_s=285e-9")
+    lane, op, name = parts
+    if name not in FIGURES:
+        raise unknown("--rate: field", name, FIGURES)
+    known = [row for row in (*rows, *system.ops) if (row.lane, row.op) == (lane, op) and row.dtype in ("*", dtype)]
+    base = known[-1].model_dump() if known else {"op": op, "lane": lane}
+    try:
+        row = OpRate.model_validate({**base, "dtype": dtype, name: value, "source": "--rate, on the command line"})
+    except ValidationError as e:
+        raise UserError(f"--rate: {text!r}: {describe(e)}") from None
+    return replace(system, ops=(*system.ops, row))
+
 
 SHORT = {"bulk-sync": "bulk-sync:cutlass", "chunked": "chunked:fastermoe"}
 

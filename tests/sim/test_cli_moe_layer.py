@@ -105,6 +105,9 @@ def test_a_capacity_drops_rows_and_says_so(capsys: pytest.CaptureFixture[str]) -
         (("--schedulers", "flashdmoe", "--ffn", "100"), "divisor of ffn = 100"),
         (("--schedulers", "bulk-sync", "--trace", "none.parquet"), "none.parquet"),
         (("--schedulers", "bulk-sync", "--timeline", "x.txt"), "--timeline"),
+        (("--schedulers", "bulk-sync", "--rate", "gpu:gate"), "--rate: 'gpu:gate'; LANE:OP:FIELD=VALUE is needed"),
+        (("--schedulers", "bulk-sync", "--rate", "gpu:gate:speed=1"), "--rate: field: unknown name 'speed'"),
+        (("--schedulers", "bulk-sync", "--rate", "gpu:gate:latency_s=-1"), "latency_s"),
     ],
 )
 def test_bad_input_is_told_in_one_line(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str) -> None:
@@ -112,6 +115,14 @@ def test_bad_input_is_told_in_one_line(capsys: pytest.CaptureFixture[str], argum
     out = capsys.readouterr()
     assert message in out.err and out.out == ""
     assert out.err.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_a_figure_of_the_op_table_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    fast, slow = (
+        results(capsys, "--schedulers", "flashdmoe", "--rate", f"scheduler:doorbell:latency_s={s}")["results"][0]["latency_s"]["median"]
+        for s in ("1e-7", "1e-6")
+    )
+    assert slow > 3 * fast
 
 
 def test_a_scheduler_of_ones_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
