@@ -7,13 +7,14 @@ Sources: the ring with virtual nodes, Karger et al., STOC 1997; the bound, Mirro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import UserError
-from sim.placement.placement import Bools, Placement
+from sim.placement.compiled import jit
+from sim.placement.placement import Placement
 from sim.placement.policy import Tell, silent
 from sim.placement.problem import Ints, Problem
 
@@ -90,38 +91,52 @@ def _met(owner: Ints, gpus: int) -> Ints:
     return np.argsort(ahead, axis=1, kind="stable")[:, : len(np.unique(owner))]
 
 
-def _keep(held: Bools, current: Bools, walks: Ints, bound: Ints, fair: Ints, new: NDArray[np.bool_], replicas: int) -> None:
+@jit
+def _keep(held: Any, current: Any, walks: Any, bound: Any, fair: Any, new: Any, replicas: int) -> None:
     """Copies that stay, up to each GPU's bound. What no longer fits goes to newcomers first; then experts whose walk meets a
     newcomer before their GPU follow it, until it has its fair share: as few copies move as the newcomers need."""
-    room = bound.copy()
-    here = [[int(g) for g in walk if current[e, g]][:replicas] for e, walk in enumerate(walks)]
-    nearer = [next((int(g) for g in walk if new[g] or current[e, g]), -1) for e, walk in enumerate(walks)]
-    follows = np.array([g >= 0 and bool(new[g]) for g in nearer])
-    order = np.argsort(follows, kind="stable").tolist()
-    for e in order:
-        for g in here[e]:
-            if room[g] > 0:
-                held[e, g] = True
-                room[g] -= 1
-    for e in order[::-1]:
+    experts = len(walks)
+    used = np.zeros(len(bound), np.int64)
+    had = np.minimum(current.sum(axis=1), replicas)
+    nearer = np.full(experts, -1)
+    for e in range(experts):
         for g in walks[e]:
-            if held[e].sum() < len(here[e]) and new[g] and room[g] > 0 and not held[e, g]:
-                held[e, g] = True
-                room[g] -= 1
-    for e in np.flatnonzero(follows):
+            if new[g] or current[e, g]:
+                nearer[e] = g if new[g] else -1
+                break
+    for following in (False, True):
+        for e in range(experts):
+            if (nearer[e] >= 0) == following:
+                _take(held, used, e, walks[e], current[e], bound, had[e])
+    for e in range(experts - 1, -1, -1):
+        _take(held, used, e, walks[e], new, bound, had[e])
+    for e in range(experts):
         g = nearer[e]
-        if held[:, g].sum() < fair[g] and not held[e, g] and held[e].sum() == len(here[e]):
-            held[e, here[e][-1]], held[e, g] = False, True
+        if g >= 0 and used[g] < fair[g] and not held[e, g] and held[e].sum() == had[e]:
+            last = -1
+            for old in walks[e]:
+                last = old if held[e, old] else last
+            held[e, last], held[e, g] = False, True
+            used[last] -= 1
+            used[g] += 1
 
 
-def _walk(held: Bools, walks: Ints, bound: Ints, slots: Ints, replicas: int) -> None:
+@jit
+def _take(held: Any, used: Any, e: int, walk: Any, allowed: Any, limit: Any, copies: int) -> None:
+    """Expert e walks until it has so many copies, and takes each allowed GPU that is under its limit."""
+    here = held[e].sum()
+    for g in walk:
+        if here < copies and allowed[g] and used[g] < limit[g] and not held[e, g]:
+            held[e, g] = True
+            used[g] += 1
+            here += 1
+
+
+@jit
+def _walk(held: Any, walks: Any, bound: Any, slots: Any, replicas: int) -> None:
     """Each expert that lacks copies walks to the next GPU with room: under the bound, then, if all are full, under the slots."""
     used = held.sum(axis=0)
+    everywhere = np.ones(len(slots), np.bool_)
     for limit in (bound, slots):
-        for e, walk in enumerate(walks):
-            for g in walk[: len(walk) if held[e].sum() < replicas else 0]:
-                if used[g] < limit[g] and not held[e, g]:
-                    held[e, g] = True
-                    used[g] += 1
-                    if held[e].sum() == replicas:
-                        break
+        for e in range(len(walks)):
+            _take(held, used, e, walks[e], everywhere, limit, replicas)
