@@ -241,31 +241,34 @@ class CostModel:
 
     def _compute(self, lane: Lane, work: Work, parts: Sequence[Component]) -> tuple[float, list[Demand]]:
         """Sum of the components: a roofline over their FLOPs and bytes, or their measured seconds, which
-        a row task.OP corrects by what whole runs showed."""
+        a row task.OP corrects by what whole runs showed. What is measured takes as long alone: its traffic, which was
+        fitted beside others at one size, is never more than the memory moves meanwhile."""
         whole = self._rates.get((lane.name, f"task.{work.op}"))
-        latency_s = 0.0
-        busy_s = flops = flops_at_peak = moved = moved_at_peak = 0.0
+        latency_s = whole.latency_s if whole else 0.0
+        busy_s = measured = flops = flops_at_peak = moved = moved_at_peak = 0.0
         latency_s += sum(self._rate(lane, name).latency_s for name in {part.op for part in parts})
         for part in parts:
             rate = self._rate(lane, part.op)
             if rate.curve:
                 busy_s += part.units * curve_at(rate.curve, part.rows)
-                moved += part.cost.bytes * rate.bytes_scale
+                measured += part.cost.bytes * rate.bytes_scale
                 continue
             flops += part.cost.flops
             flops_at_peak += part.cost.flops / rate.flops_efficiency
             moved += part.cost.bytes
             moved_at_peak += part.cost.bytes / rate.bytes_efficiency
+        busy_s *= ratio_at(whole.ratio, size_of(work)) if whole else 1.0
         demands = []
         if flops and lane.compute:
             peak = self.machine.resources[lane.compute].capacity
             demands.append((lane.compute, flops, peak * flops / flops_at_peak, 1.0))
-        if moved and lane.memory:
+        if (moved or measured) and lane.memory:
             peak = self.machine.resources[lane.memory].capacity
+            moved += min(measured, busy_s * peak)
             demands.append((lane.memory, moved, peak * moved / moved_at_peak if moved_at_peak else np.inf, 1.0))
         if busy_s and lane.cores:
             threads = float(lane.threads)
-            demands.append((lane.cores, busy_s * threads * (ratio_at(whole.ratio, size_of(work)) if whole else 1.0), threads, threads))
+            demands.append((lane.cores, busy_s * threads, threads, threads))
         return latency_s + self._all_reduce_s(lane, work), demands
 
     def _all_reduce_s(self, lane: Lane, work: Work) -> float:
@@ -286,8 +289,9 @@ def _pass_of(plan: Plan, i: int) -> tuple[tuple[int, ...], str, int, int]:
 
 
 def size_of(work: Work) -> float:
-    """What the ratios of whole tasks are read at: cache entries for decode attention, bytes of a copy, else tokens."""
-    return float(work.context if work.op == "attn_decode" else work.bytes or work.tokens)
+    """What the ratios of whole tasks are read at: cache entries for decode attention, bytes of a copy, else tokens (of
+    experts alone: their rows)."""
+    return float(work.context if work.op == "attn_decode" else work.bytes or work.tokens or sum(work.expert_tokens))
 
 
 def ratio_at(ratios: Sequence[tuple[float, float]], size: float) -> float:

@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
-from exec.calibration import copies, curves, host, insitu, storage
+from exec.calibration import copies, curves, experts, host, insitu, storage
 from exec.weights import random_weights
 from sim import models
 from sim.machines.schema import Lane, Machine, OpRate, Resource, Rig, RigLink
 from traces.files import replacing
 
 MODEL = "tiny-mixtral"
-CPU_OPS = ("attn_decode",)
+CPU_OPS = ("attn_decode", "expert_ffn")
 """What the CPU lane runs."""
 
 Say = Callable[[str], None]
@@ -45,7 +45,7 @@ def calibrate(rig: Rig, say: Say = lambda text: None) -> Machine:
     loads, disk = storage.measure(rates.get("nvme"))
     draft = _machine(rig, cores, memory, gpu_threads, cpu_threads, (*ops, loads), disk)
     say("whole runs")
-    return insitu.corrected(draft, spec, weights, say)
+    return experts.corrected(insitu.corrected(draft, spec, weights, say), spec, say)
 
 
 def _machine(rig: Rig, cores: float, memory: float, gpu_threads: int, cpu_threads: int, ops: tuple[OpRate, ...], disk: float) -> Machine:
