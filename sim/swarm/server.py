@@ -104,8 +104,8 @@ class Server:
         self._loads: dict[int, tuple[Group, Migration]] = {}
         self._migrations: dict[str, Migration] = {}
         self._forwards: dict[int, tuple[Job, int]] = {}
-        self._answers: dict[int, tuple[Job, Group]] = {}
-        """Task -> its job, and the node that it goes to or the group that it comes from."""
+        self._answers: dict[int, tuple[Job, Group, int]] = {}
+        """Task -> its job, the group that it comes from, and the node that it goes to or comes from."""
         self._empty: set[int] = set()
         """Nodes that have come back with void memory, until a placement uses them."""
         self._parked: list[Job] = []
@@ -151,6 +151,8 @@ class Server:
     def _target(self, scope: int, home: int, group: Group | None) -> NDArray[np.bool_] | None:
         """The policy's placement on live GPUs, as held [layers, experts, all gpus]; None where the experts do not fit."""
         among = self._alive(scope)
+        if not len(among):
+            return None
         if group is None or not group.observed.any():
             counts = self.routes.counts
         else:
@@ -301,7 +303,7 @@ class Server:
             return []
 
         task = self._send(self.plant.nodes[group.home], job.origin, job.output * TOKEN_BYTES, "answer", home)
-        self._answers[task.number] = (job, group)
+        self._answers[task.number] = (job, group, group.home)
         return task
 
     # Reports, silence and return ----------------------------------------------------------------
@@ -373,10 +375,9 @@ class Server:
             home_lost = group.home == node
             if home_lost:
                 group.forget()
-                commands += self._rescue(now, node)
             group.move(group.home, held)
             commands += self._replace(now, group, lost_home=home_lost)
-        return [*commands, *self._enter_elsewhere(now, node)]
+        return [*commands, *self._rescue(now, node), *self._enter_elsewhere(now, node)]
 
     def _rescue(self, now: Time, node: int) -> list[Command]:
         """Requests on their way to a node that is gone go elsewhere; answers that it had not got out are made again."""
@@ -385,8 +386,8 @@ class Server:
             if to == node:
                 del self._forwards[task], self._then[task]
                 commands += [Cancel(task, "its group is gone"), *self._redirect(now, job)]
-        for task, (job, group) in list(self._answers.items()):
-            if group.home == node and job.group == group.name:
+        for task, (job, _, source) in list(self._answers.items()):
+            if source == node:
                 del self._answers[task], self._then[task]
                 job.produced = job.resident = 0
                 commands += [Cancel(task, "its answer is gone"), *self._redirect(now, job)]
@@ -403,7 +404,7 @@ class Server:
             if job.number in stranded:
                 del self._forwards[task], self._then[task]
                 commands += [Cancel(task, "its entry is gone"), *self._forward(now, job)]
-        for task, (job, group) in list(self._answers.items()):
+        for task, (job, group, _) in list(self._answers.items()):
             if job.number in stranded:
                 del self._answers[task], self._then[task]
                 commands += [Cancel(task, "its entry is gone"), self._answer(group, job)]
@@ -545,6 +546,8 @@ class Server:
         from sim.placement.measures import balancedness
 
         among = self._alive(self._scopes[group.name])
+        if not len(among):
+            return 0.0
         gpus = self.plant.fleet([group.home], among)
         if not held[:, :, among].any(axis=2).all():
             return 0.0

@@ -137,6 +137,14 @@ def test_a_crash_in_the_middle_loses_nothing(design: str) -> None:
     assert sum(n for _, _, n in done.server.outcome.moves) > 0
 
 
+def test_nobody_waits_for_a_node_that_never_comes_back() -> None:
+    gone = [Trouble(at_s=6, what="crash", node="a-0")]
+    done = simulate(study(poisson(60, 2.0), gone), replace(QUIET, design="replicas", suspect_s=4.0, report_s=1.0))
+    hold(done)
+    assert max(j.answered - j.arrival for j in done.server.jobs.values()) / PS_PER_S < 12
+    assert done.server.outcome.handed_over > 0
+
+
 def test_a_node_that_was_only_out_of_reach_keeps_its_copies() -> None:
     cut = [Trouble(at_s=5, what="partition", region="B"), Trouble(at_s=25, what="heal", region="B")]
     done = simulate(study(poisson(60, 2.0), cut), replace(QUIET, design="replicas", suspect_s=4.0))
