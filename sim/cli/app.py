@@ -290,5 +290,16 @@ def moe_lightning(output: Folder = None, json: options.Json = False) -> None:
     reproducing.moe_lightning(output, json)
 
 
+@reproduce.command("flashdmoe")
+def flashdmoe(
+    calibration: Annotated[str, typer.Option(help="Of the baselines' collectives: paper (fitted to its bars) or healthy.")] = "paper",
+    output: Folder = None, json: options.Json = False,
+) -> None:  # fmt: skip
+    """FlashDMoE's bars, weak scaling, an outside re-run, DeepEP's low-latency table, DeepSeek's profile."""
+    from sim.cli import reproducing
+
+    reproducing.flashdmoe(calibration, output, json)
+
+
 def main(arguments: list[str] | None = None) -> int:
     return entry.run(app, "python -m sim", sys.argv[1:] if arguments is None else arguments)
