@@ -128,8 +128,6 @@ def _study(asked: Asked, system: System, tell: Callable[[str], None]) -> Outcome
 
 def about(asked: Asked) -> dict[str, Any]:
     """What was simulated."""
-    from sim.summary import sources
-
     layer = asked.layer
     return {
         "clock": "simulated", "routing": asked.routing, "model": asked.model, "machine": asked.machine.name, "ranks": len(asked.tokens),
@@ -139,6 +137,15 @@ def about(asked: Asked) -> dict[str, Any]:
         "jitter": asked.jitter.name, "steps": asked.steps, "seed": asked.seed, "sources": sources(asked.machine),
         "systems": {s.name: {"source": s.source, "ops": [op.model_dump(exclude_defaults=True) for op in s.ops]} for s in asked.systems},
     }  # fmt: skip
+
+
+def sources(machine: Machine) -> dict[str, str]:
+    """Where the machine's figures come from: its GPU, its links, its rows of the op table."""
+    from sim.fabric import topology_of
+
+    t = topology_of(machine)
+    links = {" - ".join(link.ends): link.source for link in (*t.links, *t.network)}
+    return {"gpu": t.gpu.source, **links, **{f"ops.{row.lane}.{row.op}": row.source for row in t.ops}}
 
 
 def _path(path: Path, name: str, many: int) -> Path:

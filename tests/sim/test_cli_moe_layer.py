@@ -40,6 +40,7 @@ def test_json_holds_what_was_asked_and_a_row_for_each_system(capsys: pytest.Capt
         assert row["wire_bytes"] > 0 and row["tasks"] > 0 and row["wall_s"] == row["build_s"] + row["run_s"]
     launches = [rows[n]["launches"] for n in ("bulk-sync:cutlass", "bulk-sync:te", "graph-replayed", "comet", "flashdmoe")]
     assert launches == [85, 261, 1, 33, 1]
+    assert {"gpu", "gpu* - nvswitch", "ops.host.*"} <= set(found["sources"])
     assert set(found["systems"]) == set(rows) and all(s["source"] for s in found["systems"].values())
 
 
