@@ -132,7 +132,8 @@ def _fusion(r: Reproduction) -> str:
 {text}
 FlashDMoE's kernel beats the same layer as kernels in one CUDA graph here: {when}. It has one launch to be late and waits for packets, not
 for everybody; a collective waits for the latest of eight at each of its ends. Without jitter a graph has no launches either, and
-its whole-GPU kernels, which feed their tensor cores better, and do not fill tiles of 128 rows for each pair of ranks, win. Fusion as such is not at fault: the
+its whole-GPU kernels, which feed their tensor cores better and do not fill tiles of 128 rows for each pair of ranks, win. Fusion as
+such is not at fault: the
 static order of Mega MoE, which has no scheduler block and faster tiles, is the fastest in {len(waves)} of {len(r.contests)} rows.
 """
 
