@@ -97,6 +97,10 @@ def run(
 
         if ram_budget is None or device_budget is None:
             raise typer.BadParameter("--ram-budget and --device-budget: both are needed")
+        others = {"--scheduler": scheduler, "--policy": policy, "--microbatch": microbatch, "--padded": padded, "--graphs": graphs}
+        for flag, given in {**others, "--device cuda": device is DeviceName.cuda}.items():
+            if given:
+                raise typer.BadParameter(f"{flag}: does not go with --ram-budget, which runs the scheduler expert-cache on --device cpu")
         caching.run(
             model, machine, workload, ram_budget=ram_budget, device_budget=device_budget, evict=evict, admit=admit, prefetch=prefetch,
             work=work, governed=governed, gen=gen, batch=batch, trace=trace, seed=seed, timeline=timeline, record_routing=record_routing,

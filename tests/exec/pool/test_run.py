@@ -218,6 +218,7 @@ def test_the_command_shows_both_clocks(folder: Path, tmp_path: Path, capsys: pyt
 
 @pytest.mark.parametrize("flags, message", [
     (("--ram-budget", "1MB"), "--ram-budget and --device-budget: both are needed"),
+    (("--ram-budget", "1MB", "--device-budget", "1MB", "--scheduler", "cgopipe"), "--scheduler: does not go with --ram-budget"),
     (("--ram-budget", "much", "--device-budget", "1MB"), "--ram-budget: is 'much'"),
     (("--ram-budget", "1MB", "--device-budget", "1MB", "--evict", "mru"), "--evict: unknown name 'mru'"),
     (("--ram-budget", "1MB", "--device-budget", "1MB", "--evict", "belady"), "--evict belady: needs to know the run beforehand"),
