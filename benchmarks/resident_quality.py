@@ -27,6 +27,8 @@ from traces.train import corpus
 from traces.train.evaluate import windows
 
 NO_MARGIN = 20.0
+MARGIN = 0.6
+"""Of the adaptive router: of the best logit less the mean."""
 WINDOW = 1024
 
 
@@ -85,10 +87,10 @@ def _hook(router: Leaning) -> Any:
 
 
 def grid() -> list[tuple[str, Lean]]:
-    fixed = [("fixed", Lean(b, NO_MARGIN)) for b in (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)]
-    free = [("adaptive", Lean(0.0, NO_MARGIN, t)) for t in (0.5, 0.6, 0.7, 0.8)]
-    bounded = [("adaptive, margin 1", Lean(0.0, 1.0, t)) for t in (0.6, 0.7, 0.8)]
-    return fixed + free + bounded
+    plain = [("logits", Lean(b, NO_MARGIN)) for b in (0.0, 0.25, 0.5, 0.75)]
+    relative = [("relative", Lean(b, NO_MARGIN, relative=True)) for b in (0.2, 0.3, 0.4, 0.5)]
+    adaptive = [("adaptive, relative", Lean(0.3, MARGIN, t, relative=True)) for t in (0.6, 0.65, 0.7, 0.75)]
+    return plain + relative + adaptive
 
 
 def measure(count: int, capacity: int, evict: str) -> list[dict[str, Any]]:
@@ -113,10 +115,11 @@ def plot(rows: list[dict[str, Any]], capacity: int, out: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for name, mark in (("fixed", "o"), ("adaptive", "s"), ("adaptive, margin 1", "^")):
+    for name, mark in (("logits", "o"), ("relative", "s"), ("adaptive, relative", "^")):
         part = sorted((r for r in rows if r["router"] == name), key=lambda r: r["hit_rate"])
         axes.plot([r["hit_rate"] for r in part], [100 * r["increase"] for r in part], mark + "-", label=name + " bonus", alpha=0.8)
     axes.axhline(1.0, color="grey", linewidth=0.8, linestyle="--")
+    axes.set_ylim(-0.2, 8)
     axes.set(xlabel="hit rate", ylabel="perplexity increase, %", title=f"Bundled model, {capacity} of 16 experts of each layer resident")
     axes.legend()
     axes.grid(alpha=0.3)

@@ -26,15 +26,15 @@ def outputs(tokens: int, top_k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(("experts", "top_k"), SHAPES)
-@pytest.mark.parametrize("bonus", [0.0, 0.7])
-def test_choice_weights_counts_and_requests(experts: int, top_k: int, bonus: float) -> None:
+@pytest.mark.parametrize(("bonus", "relative"), [(0.0, False), (0.7, False), (0.3, True)])
+def test_choice_weights_counts_and_requests(experts: int, top_k: int, bonus: float, relative: bool) -> None:
     logits, here = drawn(300, experts)
     logits[5] = logits[5, 0]  # all equal: lower numbers first, residents before them
-    lean = Lean(bonus, 1.0)
+    lean = Lean(bonus, 1.0, relative=relative)
     made, (ids, weights) = shards(1, experts, lean), outputs(300, top_k)
     metrics = np.zeros(METRICS, np.int64)
     route(logits, here, lean, made, ids, weights, metrics=metrics)
-    expected_ids, expected_weights = reference(logits, here, bonus, top_k)
+    expected_ids, expected_weights = reference(logits, here, bonus, top_k, relative)
     assert np.array_equal(ids, expected_ids)
     np.testing.assert_allclose(weights, expected_weights, rtol=1e-6)
     counts, requests, affinity = merged(made)
@@ -50,19 +50,21 @@ def test_choice_weights_counts_and_requests(experts: int, top_k: int, bonus: flo
     assert (metrics[DISPLACED] > 0) == (bonus > 0) and metrics[ASKED] > metrics[HITS]
 
 
-@given(st.integers(0, 10_000), st.floats(0, 3), st.floats(0, 2), st.floats(0, 1), st.sampled_from(SHAPES))
-def test_nobody_is_displaced_by_more_than_the_margin(seed: int, bonus: float, margin: float, target: float, shape: tuple[int, int]) -> None:
+@given(st.integers(0, 10_000), st.floats(0, 3), st.floats(0, 2), st.floats(0, 1), st.sampled_from(SHAPES), st.booleans())
+def test_nobody_is_displaced_by_more_than_the_margin(
+    seed: int, bonus: float, margin: float, target: float, shape: tuple[int, int], relative: bool
+) -> None:
     """Whatever the bonus does: each expert that was left out is at most `margin` above each that was taken."""
     experts, top_k = shape
     logits, here = drawn(20, experts, seed)
-    lean = Lean(bonus, margin, target, gain=5.0)
+    lean = Lean(bonus, margin, target, gain=5.0, relative=relative)
     made, (ids, weights) = shards(1, experts, lean), outputs(20, top_k)
     route(logits, here, lean, made, ids, weights)
     assert 0 <= made.bonus[0, 0] <= margin
     for row, chosen in zip(logits, ids, strict=True):
         out = np.setdiff1d(np.arange(experts), chosen)
-        assert row[out].max() - row[chosen].min() <= margin + 1e-5
-        assert row.max() - row[chosen[0]] <= margin + 1e-5
+        most = margin * (row.max() - row.mean() if relative else 1.0) + 1e-5
+        assert row[out].max() - row[chosen].min() <= most and row.max() - row[chosen[0]] <= most
 
 
 def test_the_bonus_follows_the_target() -> None:
@@ -70,7 +72,7 @@ def test_the_bonus_follows_the_target() -> None:
     logits, here = drawn(20_000, 32, share=0.3)
     share = here.mean()
     for target in (share + 0.15, 0.7):
-        lean = Lean(0.0, 10.0, target)
+        lean = Lean(0.0, 10.0, target, gain=0.01)
         made, (ids, weights) = shards(1, 32, lean), outputs(20_000, 4)
         route(logits, here, lean, made, ids, weights)
         assert abs(here[ids[2_000:]].mean() - target) < 0.01
