@@ -30,8 +30,10 @@ from sim.tasks import Task
 LAYERS = 2
 PROMPT = 24
 ROUNDS = 2
-REACTS = ("gate", "cpu_experts", "sample")
-"""Ops that the scheduler of an expert cache answers."""
+REACTS = ("gate", "cpu_experts")
+"""Ops of an expert cache alone that its scheduler answers."""
+SHARED = frozenset({"embed", "pre_attn", "attn_decode", "sample"})
+"""Ops of every schedule: what `insitu` found for them stays, these runs add sizes that it has not seen."""
 
 
 class Probe(NamedTuple):
@@ -132,4 +134,6 @@ def _row(row: OpRate, size: float, measured: NDArray[np.float64], expected: NDAr
         return row.model_copy(update={"latency_s": max(0.0, row.latency_s + mean - simulated), "source": source})
     ratio = float(np.clip(ratio_at(row.ratio, size) * mean / simulated, *LIMITS))
     others = {x: r for x, r in row.ratio if abs(np.log2(x) - np.log2(size)) >= 1}
+    if len(others) < len(row.ratio) and row.op.removeprefix("task.") in SHARED:
+        return row
     return row.model_copy(update={"ratio": tuple(sorted({**others, size: ratio}.items())), "source": source})
