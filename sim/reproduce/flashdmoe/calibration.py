@@ -37,7 +37,8 @@ CONSTANTS = (
     Constant("of that, in point-to-point pieces (FasterMoE)", "1 / 1.1", "shared", "slopes of FasterMoE, 4 and 8 GPUs"),
     Constant("FasterMoE: exchange of one expert in one chunk", "100 us", "one system", "FasterMoE's bars, 4 GPUs"),
     Constant("Comet: copy by one block", "0.9 GB/s", "one system", "Comet's bars"),
-    Constant("FlashMoE: share of a block's tf32 peak", "0.19", "one system", "FlashMoE's bars (their total at 16K alone gives 0.16, waits included)"),
+    Constant("FlashMoE: share of a block's tf32 peak", "0.19", "one system",
+             "FlashMoE's bars (their total at 16K alone gives 0.16, waits included)"),
 )
 
 
