@@ -106,15 +106,15 @@ class Contest:
 
 
 CONTESTANTS = ("flashdmoe", "static-wave", "graph-replayed", "bulk-sync:te")
-CONTEST_TOKENS = (128, 512, 2048)
+CONTEST_TOKENS = (128, 512, 2048, 8192)
 CONTEST_STEPS = 25
 
 
 def contests(say: Callable[[str], None]) -> Iterator[Contest]:
     """Healthy rates, bf16 for all, 8 H100."""
     box, layer = machines.load("8xh100"), LAYER.with_dtype("bf16")
-    for name, sizes in (("none", (*CONTEST_TOKENS, 8192)), ("supercomputer", CONTEST_TOKENS), ("vm", CONTEST_TOKENS)):
-        for tokens in sizes:
+    for name in ("none", "supercomputer", "vm"):
+        for tokens in CONTEST_TOKENS:
             say(f"jitter {name}, {tokens} tokens")
             found = {s: layer_on(SYSTEMS[s], box, layer, tokens, Jitter.named(name), CONTEST_STEPS) for s in CONTESTANTS}
             yield Contest(tokens, name, {s: row["latency_s"]["median"] * 1e3 for s, row in found.items()})
