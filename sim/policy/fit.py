@@ -80,7 +80,7 @@ class Fit:
         if self.traffic.reactive:
             policy = scheduler.policy.model_copy(update={"batch": point.batch, "prefill_microbatch": min(prefills)})
             limit = max(longest + gen, mu * ((int(mean) if self.traffic.ends_early else longest) + gen))
-            return memory.refilled(policy, scheduler.sizes, longest, gen, limit, point.batch * self.traffic.slots)
+            return memory.refilled(policy, scheduler.sizes, longest, gen, gen, limit, point.batch * self.traffic.slots)
         sliding = len(self.model.sliding_layers)
         windows = ((self.model.layers - sliding, None), (sliding, self.model.sliding_window))
         entries = sum(layers * float(self.traffic.cache_entries(point.batch, window)) for layers, window in windows if layers)

@@ -69,7 +69,8 @@ def load(scheduler: Scheduler, requests: Sequence[Request]) -> Load:
     limit = cache_tokens(policy, list(rows.values()), gen, limit)
     lengths = {r.output_tokens for r in requests}
     if None in lengths or len(lengths) > 1:
-        return refilled(policy, scheduler.sizes, max(rows.values()), gen, limit, len(requests))
+        shortest = min(generation([r], policy) for r in requests)
+        return refilled(policy, scheduler.sizes, max(rows.values()), gen, shortest, limit, len(requests))
     s = Sequences(policy)
     s.waiting, s.closed = list(requests), True
     batches, caches, kv = [], dict.fromkeys(range(policy.microbatches), 0), 0
@@ -90,13 +91,14 @@ def _batch(s: Sequences) -> Load:
     return Load(s.live, 0, 0, sum(prompts), max(prompts), len(prompts))
 
 
-def refilled(policy: Policy, sizes: Sizes, longest: int, gen: int, limit: int, requests: int) -> Load:
-    """Where newcomers take the places of what ended. limit: cache entries of one micro-batch."""
+def refilled(policy: Policy, sizes: Sizes, longest: int, gen: int, shortest_gen: int, limit: int, requests: int) -> Load:
+    """Where newcomers take the places of what ended. longest: prompt; gen, shortest_gen: the most and the least that a
+    sequence may generate; limit: cache entries of one micro-batch."""
     sequences = min(policy.batch, requests)
     together = min(policy.microbatch, sequences)
     slots = min(policy.microbatches, sequences)
     kv = min(limit, together * (longest + gen))
-    prompts = min(limit - gen, together * longest)
+    prompts = min(limit - shortest_gen, together * longest)
     all_kv = slots * kv * sizes.kv_bytes * sizes.layers  # each micro-batch may be full at some time
     rows = min(prompts, policy.prefill_rows * longest)
     pieces = -(-together // policy.prefill_rows) * slots

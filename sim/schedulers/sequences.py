@@ -70,7 +70,8 @@ class Sequences:
         """
         fresh = self.live == 0
         candidates = self.waiting[: self.policy.batch - self.live]
-        gen = generation(candidates, self.policy)
+        # Those that are served count too: one of them may go on for longer than any newcomer.
+        gen = generation([*candidates, *(s.request for slot in self._slots for s in slot)], self.policy)
         rows = prompt_rows(candidates, self.policy.padded)
         limit = self._cache_tokens = cache_tokens(self.policy, list(rows.values()), gen, self._cache_tokens)
         partitions = [Partition(sum(s.rows for s in slot), len(slot)) for slot in self._slots]
