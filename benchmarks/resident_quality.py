@@ -4,7 +4,7 @@
 
 Held-out text in windows of 1,024 bytes, each token scored given those before it. Every layer routes token by token, as a decode does: the
 router sees what is resident, its choice goes to the residency table, and the next token sees what came of it. Nothing else of the model
-is changed. Perplexity is per byte; its increase is against the same run without a bonus, which is the model as it is.
+is changed. All layers share one bonus, put together again after each window. Perplexity is per byte; its increase is against the same run without a bonus, which is the model as it is.
 """
 
 from __future__ import annotations
@@ -70,6 +70,9 @@ def run(model: Any, text: NDArray[np.int64], lean: Lean, evict: str, capacity: i
             ids = torch.from_numpy(row)[None]
             logits = model(ids[:, :-1]).logits[0].float()
             total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+            shared = np.mean([r.shards.bonus for r in routers])
+            for r in routers:
+                r.shards.bonus[:] = shared
     for hook in hooks:
         hook.remove()
     hits = sum(r.hits for r in routers) / sum(r.asked for r in routers)
