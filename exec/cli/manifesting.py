@@ -9,9 +9,8 @@ from sim.errors import UserError
 
 
 def manifest(directory: Path, out: Path | None, as_json: bool) -> None:
-    from exec.pool import checksum
     from exec.pool.make import make_manifest
-    from exec.pool.manifest import LEAF_BYTES, NAME
+    from exec.pool.manifest import ALGORITHM, LEAF_BYTES, NAME
 
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; one with config.json and safetensors is needed")
@@ -20,7 +19,7 @@ def manifest(directory: Path, out: Path | None, as_json: bool) -> None:
     with output.progress(f"reading {directory}") as say:
         made = make_manifest(directory, path, lambda place: say(place.name))
     facts = {
-        "manifest": str(path), "algorithm": checksum.NAME, "leaf_bytes": LEAF_BYTES, "files": len(made.files), "tensors": len(made.digests),
+        "manifest": str(path), "algorithm": ALGORITHM, "leaf_bytes": LEAF_BYTES, "files": len(made.files), "tensors": len(made.digests),
         "bytes": sum(int(f["bytes"]) for f in made.files.values()),
     }  # fmt: skip
     if as_json:

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from exec.pool.checksum import xxh64
 from exec.pool.files import WeightFile
-from exec.pool.manifest import leaves_of_part
+from exec.pool.manifest import checksum, leaves_of_part
 from exec.pool.places import ITEM_BYTES, Header, Piece, Place
 from exec.pool.staging import PAGE, Staging
 from exec.runtime import Interrupt, Interrupted
@@ -79,7 +78,6 @@ class Loader:
         self._leaf_bytes = leaf_bytes
         self._files = {path: WeightFile(path) for path in headers}
         self.staging = Staging(depth, leaf_bytes + 2 * PAGE)
-        xxh64(np.zeros(0, np.uint8))  # compiled before the clock starts
         self._threads = ThreadPoolExecutor(depth, "expert-read", initializer=torch.set_num_threads, initargs=(1,))
         self._lock = threading.Lock()
         self.read_bytes = 0
@@ -131,7 +129,7 @@ class Loader:
 
     def _leaf(self, leaf: Leaf, raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
         """Raises UserError where the bytes are not those of the manifest."""
-        if xxh64(raw) != leaf.checksum:
+        if checksum(raw) != leaf.checksum:
             self._files[leaf.file].check()
             raise UserError(
                 f"{leaf.file}: tensor {leaf.name}: bytes {leaf.offset:,} to {leaf.offset + leaf.nbytes:,} are not those of its checksum: "
@@ -155,7 +153,7 @@ class Loader:
         first = chunk[0]
         with self.staging.buffer() as buffer:
             raw = self._files[first.file].read(buffer, first.offset, _size(chunk))
-            return [xxh64(raw[x.offset - first.offset :][: x.nbytes]) for x in chunk]
+            return [checksum(raw[x.offset - first.offset :][: x.nbytes]) for x in chunk]
 
 
 def widen(raw: NDArray[np.uint8], dtype: str, out: NDArray[np.float32]) -> None:

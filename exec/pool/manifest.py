@@ -2,7 +2,9 @@
 
 A tensor is summed in leaves of a few MiB at most, so that an expert that arrives in several chunks is
 verified chunk by chunk on as many threads as read it, before a byte of it is used. The leaves of a fused
-tensor [experts, rows, columns] begin anew at each expert. The sum is that of `exec.pool.checksum`.
+tensor [experts, rows, columns] begin anew at each expert. It guards against
+accidents, not against somebody who could as well rewrite the manifest beside the file: a cryptographic hash
+costs several times as much, and two cores could not keep up with one disk (docs/expert-pool.md).
 """
 
 from __future__ import annotations
@@ -13,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exec.pool import checksum
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
 from exec.pool.places import Header, Place
 from exec.pool.staging import PAGE
 from sim.errors import UserError
@@ -24,11 +29,17 @@ NAME = "tandem.manifest.json"
 """Beside the checkpoint."""
 
 FORMAT = 1
+ALGORITHM = "xxh3_64"
 LEAF_BYTES = 2 << 20
 """Bytes of a leaf, and of a read, unless a manifest says otherwise: large enough for the disk's rate, small
 enough that the last one is verified soon after it has arrived. docs/expert-pool.md has the measurement."""
 
 _MAKE = "make it: python -m exec manifest"
+
+
+def checksum(raw: NDArray[np.uint8]) -> int:
+    """XXH3, 64 bits, of contiguous bytes [n]."""
+    return xxhash.xxh3_64_intdigest(raw.data)
 
 
 def leaves_of_part(place: Place, leaf_bytes: int) -> int:
@@ -69,7 +80,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         data = json.loads(path.read_text())
         leaf_bytes = int(data["leaf_bytes"])
-        if data["format"] != FORMAT or data["algorithm"] != checksum.NAME or leaf_bytes <= 0 or leaf_bytes % PAGE:
+        if data["format"] != FORMAT or data["algorithm"] != ALGORITHM or leaf_bytes <= 0 or leaf_bytes % PAGE:
             raise UserError(f"{path}: format {data['format']}, {leaf_bytes} bytes a leaf: this version cannot read it; {_MAKE} again")
         digests = {str(name): tuple(int(leaf, 16) for leaf in leaves) for name, leaves in data["tensors"].items()}
         files = {str(k): {"bytes": int(v["bytes"]), "header": str(v["header"])} for k, v in data["files"].items()}
@@ -86,7 +97,7 @@ def write_manifest(path: Path, leaf_bytes: int, headers: Mapping[Path, Header], 
     """Whole or not at all. Raises UserError naming the file where the disk takes it not."""
     files = {h.file.name: {"bytes": h.file.stat().st_size, "header": h.digest} for h in headers.values()}
     data = {
-        "format": FORMAT, "algorithm": checksum.NAME, "leaf_bytes": leaf_bytes, "files": files,
+        "format": FORMAT, "algorithm": ALGORITHM, "leaf_bytes": leaf_bytes, "files": files,
         "tensors": {name: [f"{leaf:016x}" for leaf in leaves] for name, leaves in sorted(digests.items())},
     }  # fmt: skip
     try:

@@ -216,8 +216,8 @@ def test_damaged_headers(tmp_path: Path, damage, message: str) -> None:
 @pytest.mark.parametrize("text, message", [
     (None, f"{NAME}: no such file; .* make it: python -m exec manifest"),
     ("{", f"{NAME}: not a manifest"),
-    ('{"format": 9, "algorithm": "xxh64", "leaf_bytes": 1}', f"{NAME}: format 9"),
-    ('{"format": 1, "algorithm": "xxh64", "leaf_bytes": 4194304, "files": {}, "tensors": {}}', f"{NAME}: knows nothing of {FILE}"),
+    ('{"format": 9, "algorithm": "xxh3_64", "leaf_bytes": 1}', f"{NAME}: format 9"),
+    ('{"format": 1, "algorithm": "xxh3_64", "leaf_bytes": 4194304, "files": {}, "tensors": {}}', f"{NAME}: knows nothing of {FILE}"),
 ])  # fmt: skip
 def test_manifests_that_are_none(tmp_path: Path, text: str | None, message: str) -> None:
     checkpoints.small(tmp_path)
