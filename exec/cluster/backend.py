@@ -35,7 +35,7 @@ class RankBackend:
         self.weights = before.weights if before is not None and same else shards.shard(order, rank)
         self._warm = same and order.threads == before.order.threads
         self.store = Store()
-        self.rows = RowMemory(_rows_needed(order, rank), order.model.hidden)
+        self.rows = _row_memory(order, rank)
         self.moe = MoELayers(order, rank, self.weights, self.rows, self.store)
         self.dense = DenseLayers(order, rank, self.weights, self.store) if order.serves else None
         self._ops = {**self.moe.ops(), **(self.dense.ops() if self.dense else {})}
@@ -87,8 +87,10 @@ def _same_weights(a: Order, b: Order) -> bool:
     return (a.model, a.ranks, a.seed, a.weights, a.serves, a.skew) == (b.model, b.ranks, b.seed, b.weights, b.serves, b.skew)
 
 
-def _rows_needed(order: Order, rank: int) -> int:
-    """Landing pieces posted ahead, and those that hold what was not used up: a dispatch and a combine of each chunk and
-    peer, and one that has just come; then what the rank itself sends."""
-    landing = (order.ranks - 1) * (AHEAD + 2 * order.chunks + 1) * (order.most_rows + 1)
-    return landing + order.rows_of(rank) * order.model.top_k + order.chunks * order.ranks
+def _row_memory(order: Order, rank: int) -> RowMemory:
+    """To land in: pieces posted ahead, and those that hold what was not used up: of each chunk and peer a dispatch, a
+    combine, and a combine of the layer before whose sending thread has not come back yet; and one that has just come. To
+    send from: a piece for each chunk."""
+    landing = order.most_rows + 1, (order.ranks - 1) * (AHEAD + 3 * order.chunks + 1) + 1
+    sending = -(-order.rows_of(rank) // order.chunks) * order.model.top_k + order.ranks, order.chunks
+    return RowMemory(order.model.hidden, landing, sending)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from exec.cluster.split import Kind, Share
 from exec.runtime import Backend, Record, ThreadEngine
 from exec.runtime.board import Board
+from exec.runtime.hazards import BufferGuard
 from exec.runtime.records import RUNNING
 from sim.engines.run import CANCELLED
 from sim.events import Profile, Result
@@ -20,6 +21,9 @@ from sim.machines.schema import Lane, Machine
 from sim.tasks import Time
 
 STARTED, ENDED, WHOLE = range(3)
+
+PATIENCE_S = 0.02
+"""How long a heartbeat waits for the lanes' lock."""
 
 
 class Stamp(NamedTuple):
@@ -33,11 +37,29 @@ class Stamp(NamedTuple):
     status: int
 
 
+class PutsAside(BufferGuard):
+    """Leaves puts out: they end where they arrive. What waited for one may be under way here before the thread that sent it
+    has come back from the call. (Buffers that are filled before they were read show in `Store`.)"""
+
+    def enter(self, task: Record) -> None:
+        if not _is_put(task.lane):
+            super().enter(task)
+
+    def leave(self, task: Record) -> None:
+        if not _is_put(task.lane):
+            super().leave(task)
+
+
+def _is_put(lane: str | None) -> bool:
+    return lane is not None and lane.startswith("put.")
+
+
 class RankBoard(Board):
     """A board that notes whom to tell of an end."""
 
     def __init__(self, lanes: Sequence[Lane], pools: Mapping[str, int]) -> None:
         super().__init__(lanes, pools)
+        self.guard = PutsAside()
         self.tells: dict[int, list[tuple[int, int]]] = {}
         self.to_tell: list[tuple[int, int]] = []
 
@@ -129,10 +151,15 @@ class RankEngine(ThreadEngine):
         """A rank with nothing to run may still hear from others; the controller looks for deadlocks."""
         return self._board.open == 0
 
-    def stamps(self) -> list[Stamp]:
-        """What has ended since the last call."""
-        with self._lock:
+    def stamps(self, patience_s: float = -1.0) -> list[Stamp]:
+        """What has ended since the last call; nothing where the lanes cannot be asked within `patience_s`: a heartbeat must
+        not wait until a large plan was taken in."""
+        if not self._lock.acquire(timeout=patience_s):
+            return []
+        try:
             ended, self._board.ended = self._board.ended, []
+        finally:
+            self._lock.release()
         return [stamp for row in ended if (stamp := self._stamp(*row)) is not None]
 
     def unfinished(self) -> list[Stamp]:
@@ -145,12 +172,15 @@ class RankEngine(ThreadEngine):
     def _stamp(self, local: int, lane: str | None, start: Time, end: Time, status: int) -> Stamp | None:
         kind, number = self._share.kinds[local], self._share.numbers[local]
         if kind is Kind.RUN:
-            put = lane is not None and lane.startswith("put.")
-            return Stamp(number, STARTED if put else WHOLE, start, end, status)
+            return Stamp(number, STARTED if _is_put(lane) else WHOLE, start, end, status)
         return Stamp(number, ENDED, end, end, status) if kind is Kind.ARRIVED else None
 
     def idle(self) -> str:
         """What blocked tasks wait for, where nothing runs here; else empty."""
-        with self._lock:
+        if not self._lock.acquire(timeout=PATIENCE_S):
+            return ""
+        try:
             board = self._board
             return board.story() if board.open and not board.running else ""
+        finally:
+            self._lock.release()

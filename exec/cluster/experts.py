@@ -109,7 +109,7 @@ class MoELayers:
         ids = routes.ids[tokens.start : tokens.stop]
         offsets, positions = np.empty(self.model.experts + 1, np.int32), np.empty(ids.shape, np.int32)
         dispatch.place(ids, offsets, positions)
-        piece = self._rows.take(ids.size + self.order.ranks)
+        piece = self._rows.send()
         share = self.order.experts_per_rank
         positions += (ids // share).astype(np.int32) + np.int32(piece.first + 1)
         dispatch.permute(routes.normed[tokens.start : tokens.stop], positions, self._rows.array)
@@ -127,8 +127,8 @@ class MoELayers:
         assert self.mesh is not None and task.lane is not None
         peer = int(task.lane.rpartition(".")[2])
         if task.work.variant == PROBE:
-            piece = self._rows.take(task.work.tokens + 1)
-            self.mesh.put(peer, self.numbers[task.number], piece, ())
+            piece = self._rows.land()
+            self.mesh.put(peer, self.numbers[task.number], Piece(piece.first, task.work.tokens + 1), ())
             self._rows.give(piece)
         elif task.work.variant == "dispatch":
             part = self.store.read(task.reads[0]).parts[peer]

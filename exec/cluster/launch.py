@@ -7,6 +7,7 @@ Either way the controller is a process of its own, so that any rank may be lost 
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import secrets
@@ -14,6 +15,8 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from functools import cache
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 
 from sim.errors import UserError
@@ -78,6 +81,7 @@ class Children:
         host, port = control_address()
         environment = {k: os.environ[k] for k in ("MASTER_ADDR", "MASTER_PORT", "TANDEM_KEY", "GLOO_SOCKET_IFNAME") if k in os.environ}
         context = multiprocessing.get_context("forkserver")
+        _register_end()
         context.set_forkserver_preload(["exec.cluster.worker", "numba.np.ufunc.parallel"])
         self._processes: dict[int, BaseProcess] = {}
         for rank in ranks:
@@ -106,6 +110,14 @@ class Children:
             if process.exitcode is None:
                 process.kill()  # also ends one that is stopped
                 process.join()
+
+
+@cache
+def _register_end() -> None:
+    """At exit, wait for the process that forks the ranks and for the one that watches semaphores: whoever waits for this
+    process finds nothing left of it."""
+    for helper in (resource_tracker._resource_tracker, forkserver._forkserver):  # ended in reverse order
+        atexit.register(helper._stop)
 
 
 def _child(environment: Mapping[str, str], rank: int, world: int, host: str, port: int) -> None:

@@ -19,9 +19,11 @@ class Stamps:
     def __init__(self, plan: Plan, lanes: Sequence[str]) -> None:
         self.plan, self._lanes = plan, tuple(lanes)
         self._by_rank: dict[int, list[Stamp]] = {}
+        self._latest: Time = 0
 
     def add(self, rank: int, stamps: Sequence[Stamp]) -> None:
         self._by_rank.setdefault(rank, []).extend(stamps)
+        self._latest = max([self._latest, *(s.end_ps for s in stamps)])
 
     @property
     def ended(self) -> int:
@@ -32,7 +34,7 @@ class Stamps:
 
         A put has its start from one rank and its end from another; with the start alone it ends as cancelled,
         with the end alone (its sender is lost) it has no length. A join is done when the last of what
-        it waits for is; it is left out where that is not known.
+        it waits for is. What is not known of ended, as far as this run goes, as cancelled with the last that is known.
         """
         times: dict[int, tuple[Time | None, Time | None, int]] = {}
         for rank, stamps in self._by_rank.items():
@@ -43,6 +45,9 @@ class Stamps:
                 self._put_down(times, stamp)
         rows = {number: self._whole(*found) for number, found in times.items()}
         self._close_joins(rows)
+        last = self._latest
+        for number in range(self.plan.first, self.plan.first + len(self.plan)):
+            rows.setdefault(number, (last, last, CANCELLED))
         return self._as_run(rows)
 
     @staticmethod
@@ -57,13 +62,9 @@ class Stamps:
     def _whole(self, start: Time | None, end: Time | None, status: int) -> tuple[Time, Time, int]:
         if end is None:
             assert start is not None
-            return start, max(start, self._last), CANCELLED
+            return start, max(start, self._latest), CANCELLED
         # Clocks of two ranks agree only within the uncertainty of their offset.
         return (end if start is None else min(start, end)), end, status
-
-    @property
-    def _last(self) -> Time:
-        return max((s.end_ps for stamps in self._by_rank.values() for s in stamps), default=0)
 
     def _close_joins(self, rows: dict[int, tuple[Time, Time, int]]) -> None:
         plan = self.plan

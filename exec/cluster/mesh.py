@@ -71,19 +71,18 @@ class PeerLost(ConnectionError):
 class Mesh:
     """Streams of one run. Use as a context manager: leaving it takes in what is still to come.
 
-    rows: memory that messages are sent from and land in. most_rows: the longest message without its
-    header. landed: the rows of a put are there, in a piece that is the callee's to give back.
-    told(number): a signal. broke(error): a stream failed. They are called from receiving threads.
+    rows: memory that messages are sent from and land in, whose landing pieces hold the longest message. landed: the rows of
+    a put are there, in a piece that is the callee's to give back. told(number): a signal. broke(error): a stream failed.
+    They are called from receiving threads.
     """
 
     def __init__(
-        self, rank: int, ranks: int, rows: RowMemory, most_rows: int, counters: Counters, *, landed: Callable[[Landing], None],
+        self, rank: int, ranks: int, rows: RowMemory, counters: Counters, *, landed: Callable[[Landing], None],
         told: Callable[[int], None], broke: Callable[[BaseException], None],
     ) -> None:  # fmt: skip
         self.rank = rank
         self.peers = [r for r in range(ranks) if r != rank]
         self._rows = rows
-        self._most = most_rows + 1
         self._counters = counters
         self._landed, self._told, self._broke = landed, told, broke
         self._locks = {p: threading.Lock() for p in self.peers}
@@ -146,7 +145,7 @@ class Mesh:
             thread.join()
 
     def _post(self, peer: int) -> None:
-        piece = self._rows.take(self._most)
+        piece = self._rows.land()
         tag = self._counters.next_received(peer)
         self._posted[peer].append((dist.irecv(torch.from_numpy(self._rows.of(piece)), peer, tag=tag), piece))
 

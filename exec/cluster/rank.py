@@ -16,6 +16,7 @@ import time
 from typing import NoReturn
 
 from exec.cluster import wire
+from exec.cluster.engine import PATIENCE_S
 from exec.cluster.wire import HEARTBEAT_S, SILENCE_S, Line
 
 RUN_FAILED = 1
@@ -96,7 +97,7 @@ class Listener:
         engine = self.engine
         if engine is None:
             return wire.Beat([], self._ended, "")
-        stamps = engine.stamps()
+        stamps = engine.stamps(PATIENCE_S)
         self._ended += len(stamps)
         return wire.Beat(stamps, self._ended, engine.idle())
 

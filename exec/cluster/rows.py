@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from exec.arena import ALIGN, Arena, Gaps, rounded
-from sim.errors import UserError
+from exec.arena import ALIGN, Arena, rounded
 
 Floats = NDArray[np.float32]
 
@@ -32,32 +31,41 @@ class Piece(NamedTuple):
 
 
 class RowMemory:
-    """array [rows, width] float32, handed out in pieces, first-fit."""
+    """array [rows, width] float32, handed out in pieces of two sizes, which never leave gaps between them.
 
-    def __init__(self, rows: int, width: int) -> None:
-        self.array = lasting("rows", (rows, width))
-        self._gaps = Gaps(rows)
+    landing, sending: (rows of a piece, how many there are) for what peers send and for what is sent.
+    """
+
+    def __init__(self, width: int, landing: tuple[int, int], sending: tuple[int, int]) -> None:
+        (rows, count), (own, owned) = landing, sending
+        self._border = rows * count
+        self.array = lasting("rows", (self._border + own * owned, width))
+        self._landing = [Piece(k * rows, rows) for k in range(count)]
+        self._sending = [Piece(self._border + k * own, own) for k in range(owned)]
         self._lock = threading.Lock()
         self._used = 0
         self.peak = 0
         """Most rows that were taken at a time."""
 
-    def take(self, count: int) -> Piece:
-        """Raises UserError where no gap is large enough."""
+    def land(self) -> Piece:
+        """A piece for what a peer sends."""
+        return self._take(self._landing, "landing")
+
+    def send(self) -> Piece:
+        """A piece for what is sent."""
+        return self._take(self._sending, "sending")
+
+    def _take(self, free: list[Piece], what: str) -> Piece:
         with self._lock:
-            first = self._gaps.take(count)
-            if first is None:
-                raise UserError(
-                    f"row memory: {count} rows are missing, {self._gaps.largest} of {len(self.array)} are free in one piece; "
-                    "lower --tokens or the batch"
-                )
-            self._used += count
+            assert free, f"row memory: all pieces for {what} are taken; the schedule leaves more unread than it has chunks and peers"
+            piece = free.pop()
+            self._used += piece.count
             self.peak = max(self.peak, self._used)
-        return Piece(first, count)
+            return piece
 
     def give(self, piece: Piece) -> None:
         with self._lock:
-            self._gaps.give(*piece)
+            (self._landing if piece.first < self._border else self._sending).append(piece)
             self._used -= piece.count
 
     def of(self, piece: Piece) -> Floats:

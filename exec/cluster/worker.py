@@ -48,11 +48,8 @@ class Worker:
         self, backend: RankBackend, landed: Callable[[Landing], None] = _unexpected, told: Callable[[int], None] = _unexpected,
         broke: Callable[[BaseException], None] | None = None,
     ) -> Mesh:  # fmt: skip
-        order = backend.order
-        return Mesh(
-            self.rank, self.ranks, backend.rows, order.most_rows, self._counters, landed=landed, told=told,
-            broke=broke or self._listener.broken,
-        )  # fmt: skip
+        broke = broke or self._listener.broken
+        return Mesh(self.rank, self.ranks, backend.rows, self._counters, landed=landed, told=told, broke=broke)
 
     def _run(self, order: wire.Take) -> None:
         backend = self._backend

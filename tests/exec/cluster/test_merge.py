@@ -35,16 +35,18 @@ def test_a_put_whose_receiver_is_lost_ends_as_cancelled_and_nothing_behind_it_sh
     stamps = Stamps(plan(), LANES)
     stamps.add(0, [Stamp(0, WHOLE, 10, 20, DONE), Stamp(1, STARTED, 25, 30, DONE)])
     run = stamps.run()
-    assert run.number.tolist() == [0, 1]
-    assert run.status.tolist() == [DONE, CANCELLED]
-    assert run.end_ps.tolist() == [20, 30]
+    assert run.number.tolist() == [0, 1, 2, 3]
+    assert run.status.tolist() == [DONE, CANCELLED, CANCELLED, CANCELLED]
+    assert run.start_ps.tolist() == [10, 25, 30, 30]
+    assert run.end_ps.tolist() == [20, 30, 30, 30]
 
 
 def test_what_ran_when_the_run_was_stopped_ends_as_cancelled() -> None:
     stamps = Stamps(plan(), LANES)
     stamps.add(0, [Stamp(0, WHOLE, 10, 50, CANCELLED)])
     run = stamps.run()
-    assert (run.number.tolist(), run.status.tolist()) == ([0], [CANCELLED])
+    assert run.status.tolist() == [CANCELLED] * 4
+    assert (run.start_ps[0], run.end_ps[0]) == (10, 50)
 
 
 def test_clocks_that_disagree_never_make_a_put_end_before_it_starts() -> None:

@@ -5,7 +5,6 @@ import pytest
 from exec.cluster.rows import Piece, RowMemory
 from exec.cluster.store import Store
 from exec.runtime import HazardError
-from sim.errors import UserError
 
 
 def test_a_buffer_is_not_overwritten_before_it_was_read() -> None:
@@ -18,12 +17,14 @@ def test_a_buffer_is_not_overwritten_before_it_was_read() -> None:
     assert store.left() == ["recv.0.1.0"]
 
 
-def test_rows_are_handed_out_and_given_back() -> None:
-    rows = RowMemory(10, 4)
-    first, second = rows.take(6), rows.take(4)
-    assert (first, second, rows.peak) == (Piece(0, 6), Piece(6, 4), 10)
-    with pytest.raises(UserError, match="1 rows are missing, 0 of 10 are free"):
-        rows.take(1)
+def test_pieces_of_two_sizes_never_leave_gaps() -> None:
+    rows = RowMemory(4, landing=(5, 2), sending=(7, 1))
+    first, second, own = rows.land(), rows.land(), rows.send()
+    assert {first, second} == {Piece(0, 5), Piece(5, 5)}
+    assert (own, rows.peak) == (Piece(10, 7), 17)
+    with pytest.raises(AssertionError, match="all pieces for landing are taken"):
+        rows.land()
+    rows.give(own)
     rows.give(first)
-    assert rows.take(3) == Piece(0, 3)
-    assert rows.of(second).shape == (4, 4)
+    assert (rows.land(), rows.send()) == (first, own)
+    assert rows.of(own).shape == (7, 4)
