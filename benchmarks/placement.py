@@ -26,7 +26,7 @@ from sim.placement import Gpus, Placement, Problem, Sample, measures
 from sim.placement.policy import load
 
 Array = NDArray[Any]
-PULLS = (0.1, 0.3, 0.45, 0.7, 1.5)
+PULLS = (0.1, 0.3, 0.45, 0.7, 0.8, 1.5)
 STARTS = 4
 
 
