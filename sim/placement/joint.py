@@ -1,8 +1,7 @@
 """Joint: load and affinity at once, on the front of what can be had of both.
 
 The search maximises mean balancedness over the scenarios - pull x GPUs touched by a token. A row of pulls gives the
-front, from balance alone to affinity alone; `place` returns the point with the fewest GPUs touched among those that are
-no worse balanced than largest-first (`greedy`) on load that it was not fitted to, which is estimated by leaving scenarios out.
+front, from balance alone to affinity alone; `place` returns the point of its own pull.
 Sources for the two goals: `robust` and `affinity`; weighing them in one objective as MoETuner (arXiv 2502.06643) does.
 """
 
@@ -20,9 +19,6 @@ from sim.placement.problem import Problem
 from sim.placement.relabel import along_tokens, near_current
 from sim.placement.robust import filled
 from sim.placement.scenarios import scenarios
-
-PULLS = (0.1, 0.2, 0.3, 0.45, 0.7, 1.0, 2.0)
-"""What a GPU touched less is worth in balancedness."""
 
 
 @dataclass(frozen=True)
