@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
+from itertools import cycle, permutations
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -24,8 +24,9 @@ from exec.cluster.controller import Cluster
 from exec.cluster.execute import Executed, execute
 from exec.cluster.experts import run_experts, space_floats
 from exec.cluster.job import Order
+from exec.cluster.machine import Place
 from exec.cluster.outputs import Outputs
-from exec.cluster.prices import ClusterCosts, rows_of, simulate, size_of
+from exec.cluster.prices import SPREAD, ClusterCosts, rows_of, simulate, size_of
 from exec.cluster.profile import Unknown
 from exec.cluster.rows import lasting
 from exec.cluster.runs import Setup, layers_setup
@@ -97,7 +98,7 @@ def calibrate(cluster: Cluster, say: Say = lambda text: None) -> Machine:
 
 def draft(cluster: Cluster, say: Say = lambda text: None) -> Machine:
     """A profile by ops and puts that were measured alone."""
-    ranks, hosts = cluster.ranks, cluster.hosts
+    ranks, places = cluster.ranks, cluster.places
     threads = threads_of(ranks)
     say("cores")
     calibrated = f"calibrated on {processor()}"
@@ -105,8 +106,8 @@ def draft(cluster: Cluster, say: Say = lambda text: None) -> Machine:
     ops = [*_solo(threads, say), *(OpRate(op=f"task.{op}", lane="gpu", source="calibrated") for op in OPS)]
     ops += [OpRate(op=op, lane=lane, source="calibrated") for lane, op in (("host", "*"), ("comm", "*"), ("host", "barrier"))]
     say("puts")
-    rows, links = _puts(cluster, hosts)
-    return machines.of_ranks(f"{ranks}-ranks@{os.uname().nodename}", hosts, threads, cores, links, [*ops, *rows], processor())
+    rows, links = _puts(cluster, places)
+    return machines.of_ranks(f"{ranks}-ranks@{os.uname().nodename}", places, threads, cores, links, [*ops, *rows], processor())
 
 
 def threads_of(ranks: int) -> int:
@@ -141,23 +142,21 @@ def _expert_ffn(spec: ModelSpec, weights: Weights) -> OpRate:
     return OpRate(op="expert_ffn", lane="gpu", curve=tuple(curve), source="calibrated: solo, cold weights")
 
 
-def _puts(cluster: Cluster, hosts: Sequence[int]) -> tuple[list[OpRate], dict[tuple[int, int], Resource]]:
-    """Rows of the op table for puts within a computer and between two, and the links between computers."""
+def _puts(cluster: Cluster, places: Sequence[Place]) -> tuple[list[OpRate], dict[int, Resource]]:
+    """Rows of the op table for puts within a host and between two, and the hosts' links: each by the quickest of the puts from it."""
     spec = sized(512, 64, cluster.ranks, 1, 1)
     cluster.prepare(transport.order_of(cluster.ranks, spec))
     rows: dict[str, OpRate] = {}
-    links: dict[tuple[int, int], Resource] = {}
-    for a in range(cluster.ranks):
-        for b in range(cluster.ranks):
-            networked = hosts[a] != hosts[b]
-            known = (hosts[a], hosts[b]) in links if networked else "put.local" in rows
-            if a == b or known:
-                continue
-            family = "put.network" if networked else "put.local"
-            timed = transport.time_puts(cluster, a, b, spec.hidden)
-            rows.setdefault(family, transport.row_of(family, timed, networked))
-            if networked:
-                links[hosts[a], hosts[b]] = transport.link_of(timed)
+    links: dict[int, Resource] = {}
+    for a, b in permutations(range(cluster.ranks), 2):
+        networked = places[a].host != places[b].host
+        family = "put.network" if networked else "put.local"
+        if places[a].host in links if networked else family in rows:
+            continue
+        timed = transport.time_puts(cluster, a, b, spec.hidden)
+        rows.setdefault(family, transport.row_of(family, timed, networked))
+        if networked:
+            links[places[a].host] = transport.link_of(timed)
     return list(rows.values()), links
 
 
@@ -285,13 +284,26 @@ def fitted(machine: Machine, observed: Sequence[Observed]) -> Machine:
         for (family, op), parts in found.items():
             _correct(rows, family, op, np.concatenate(parts))
         machine = machine.model_copy(update={"ops": tuple(rows.values())})
-    return machine
+    found = ((1.0, _spread(observed)),)
+    spread = OpRate(op=SPREAD, lane="gpu", ratio=found, source="calibrated: experts tasks of whole layers, from run to run")
+    return machine.model_copy(update={"ops": (*(row for row in machine.ops if row.op != SPREAD), spread)})
+
+
+def _spread(observed: Sequence[Observed]) -> float:
+    """Standard deviation of the logarithm of what the same experts task took in different runs."""
+    squares, freedoms = 0.0, 0
+    for seen in observed:
+        experts = np.array([work.op == "experts" for work in seen.plan.works])[seen.plan.work]
+        logs = np.log([np.maximum(s.durations_s[experts], 1e-9) for s in seen.settled])
+        squares += float(_tamed(((logs - logs.mean(axis=0)) ** 2).ravel()).sum())
+        freedoms += (len(logs) - 1) * int(experts.sum())
+    return float(np.sqrt(squares / max(1, freedoms)))
 
 
 def _durations(machine: Machine, seen: Observed) -> Iterator[tuple[tuple[str, str], NDArray[np.float64]]]:
     """By (family of lanes, op): [tasks, 3] size, seconds measured, seconds simulated."""
     costs = ClusterCosts(machine, seen.order, rows_of(seen.outputs))
-    plan, run = costs.routed(seen.plan), simulate(machine, seen.order, seen.plan, seen.outputs)
+    plan, run = costs.routed(seen.plan), simulate(machine, seen.order, seen.plan, seen.outputs, draws=0)
     sizes = np.array([size_of(work) for work in plan.works])[plan.work]
     ops = np.array([work.op for work in plan.works])[plan.work]
     families = np.array([machine.lane[lane].families[0] for lane in plan.lanes] + ["host"])[plan.lane]

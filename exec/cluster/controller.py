@@ -14,6 +14,7 @@ from exec.cluster import launch, wire
 from exec.cluster.clocks import Offset, estimate
 from exec.cluster.job import Order
 from exec.cluster.losses import RankLost, RunStopped
+from exec.cluster.machine import Place
 from exec.cluster.merge import Stamps
 from exec.cluster.wire import HEARTBEAT_S, SILENCE_S, Line
 from sim.drive import Deadlock
@@ -66,6 +67,10 @@ class Pulse(threading.Thread):
     def stop(self) -> None:
         self._stopped.set()
         self.join()
+
+
+def _number(names: list[str], name: str) -> int:
+    return list(dict.fromkeys(names)).index(name)
 
 
 class Cluster:
@@ -141,10 +146,11 @@ class Cluster:
         return {rank: member.pid for rank, member in self._members.items()}
 
     @property
-    def hosts(self) -> tuple[int, ...]:
-        """Which computer (or network namespace) each rank runs on, numbered in order of ranks."""
-        named = [self._members[rank].host for rank in range(self.ranks)]
-        return tuple(list(dict.fromkeys(named)).index(name) for name in named)
+    def places(self) -> tuple[Place, ...]:
+        """Which computer and which host (network namespace) each rank runs on, both numbered in order of ranks."""
+        hosts = [self._members[rank].host for rank in range(self.ranks)]
+        computers = [host.partition(" ")[0] for host in hosts]
+        return tuple(Place(_number(computers, c), _number(hosts, h)) for c, h in zip(computers, hosts, strict=True))
 
     # Talking ------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from sim.ep import names
 from sim.machines.schema import Lane, Machine, OpRate, Resource
@@ -19,33 +20,39 @@ def lanes_of(rank: int, ranks: int) -> Machine:
     return Machine(name=f"rank-{rank}", clock="measured", lanes=(*own, *puts), ops=())
 
 
+class Place(NamedTuple):
+    """Where a rank runs: computer, whose cores it shares; host, whose network it shares (a computer, or a namespace on one)."""
+
+    computer: int
+    host: int
+
+
 def of_ranks(
-    name: str, hosts: Sequence[int], threads: int, cores: Resource, links: Mapping[tuple[int, int], Resource], ops: Sequence[OpRate],
+    name: str, places: Sequence[Place], threads: int, cores: Resource, links: Mapping[int, Resource], ops: Sequence[OpRate],
     description: str = "",
 ) -> Machine:  # fmt: skip
-    """Ranks on computers that each have `cores`; rank r runs on computer hosts[r] with `threads` threads of its compute lane.
+    """Ranks on computers that each have `cores`, with `threads` threads of each compute lane.
 
-    links: from computer to computer, where ranks of both exchange rows; ranks of one computer exchange them through its
-    memory, at the cost of its cores.
+    links: each host's, one way; what goes from one host to another crosses the sender's link out and the receiver's link in.
+    Ranks of one host exchange rows through its memory, at the cost of its computer's cores.
     """
-    resources = {f"cores.{h}": cores for h in sorted(set(hosts))}
-    resources |= {f"link.{a}.{b}": link for (a, b), link in links.items()}
+    resources = {f"cores.{c}": cores for c in sorted({p.computer for p in places})}
+    resources |= {f"link.{host}.{way}": link for host, link in links.items() for way in ("out", "in")}
     lanes = []
-    for rank, host in enumerate(hosts):
+    for rank, place in enumerate(places):
         own = (names.gpu(rank), threads, "gpu"), (names.comm(rank), 0, "comm"), (names.host(rank), 0, "host")
-        lanes += [Lane(name=n, kind="compute", cores=f"cores.{host}", threads=t, families=(family,)) for n, t, family in own]
-    lanes += [_put(a, b, hosts) for a in range(len(hosts)) for b in range(len(hosts)) if a != b]
+        lanes += [Lane(name=n, kind="compute", cores=f"cores.{place.computer}", threads=t, families=(family,)) for n, t, family in own]
+    lanes += [_put(a, b, places) for a in range(len(places)) for b in range(len(places)) if a != b]
     return Machine(name=name, description=description, rig=RIG, clock="measured", resources=resources, lanes=tuple(lanes), ops=tuple(ops))
 
 
-def _put(a: int, b: int, hosts: Sequence[int]) -> Lane:
-    """The sender's computer pays for a put: where the other is another one, its half is a small part of what that one does."""
-    same = hosts[a] == hosts[b]
-    path = () if same else (f"link.{hosts[a]}.{hosts[b]}",)
+def _put(a: int, b: int, places: Sequence[Place]) -> Lane:
+    """The sender's computer pays for a put."""
+    same = places[a].host == places[b].host
+    path = () if same else (f"link.{places[a].host}.out", f"link.{places[b].host}.in")
     family = "put.local" if same else "put.network"
-    return Lane(
-        name=names.put(a, b), order="ready", kind="copy", path=path, cores=f"cores.{hosts[a]}", threads=1, families=(family, "put")
-    )
+    cores = f"cores.{places[a].computer}"
+    return Lane(name=names.put(a, b), order="ready", kind="copy", path=path, cores=cores, threads=1, families=(family, "put"))
 
 
 def ranks_of(machine: Machine) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 
 from exec.cluster.job import Order
 from exec.cluster.outputs import Outputs
-from sim.costs import Demand, Row, curve_at, ratio_at
+from sim.costs import Demand, PricedPlan, Row, curve_at, ratio_at
 from sim.engines.run import Run
 from sim.ep.costs import EpCosts
 from sim.ep.layer import MoELayer
@@ -33,6 +33,16 @@ RowsByPart = Mapping[tuple[int, int, int], np.ndarray]
 """(step, layer, chunk) -> rows [ranks, experts] that each rank has for each expert."""
 
 
+GATHERED = "gathered"
+"""Variant of `experts` over rows of several ranks: those of each expert are brought together, and taken apart again."""
+
+SPREAD = "spread"
+"""Row of the op table: ratio is the standard deviation of the logarithm of what an experts task takes, from run to run."""
+
+DRAWS = 15
+"""Simulated runs with times drawn around what the op table says, of which the median counts."""
+
+
 def parts_of(model: ModelSpec, work: Work) -> list[tuple[str, float, float]]:
     """(component, rows, units) of one op, as `sim.ops.Component` has them."""
     n, h = work.tokens, model.hidden
@@ -43,7 +53,8 @@ def parts_of(model: ModelSpec, work: Work) -> list[tuple[str, float, float]]:
     if work.op == "unpermute":
         return [("combine", n, model.top_k * h)]
     if work.op == "experts":
-        return [("expert_ffn", rows, 3 * h * model.ffn) for rows in work.expert_tokens if rows]
+        copied = [("dispatch", n / model.top_k, 2 * model.top_k * h)] if work.variant == GATHERED and n else []
+        return [*(("expert_ffn", rows, 3 * h * model.ffn) for rows in work.expert_tokens if rows), *copied]
     if work.op == "o_proj":
         return [("o_proj", n, h * model.attention_out_dim)]
     return [(c.op, c.rows, c.units) for c in components(model, work)]
@@ -130,7 +141,8 @@ class ClusterCosts(EpCosts):
         here = self.experts_of(rank)
         if work.op == "experts":
             rows = part[:, here].sum(axis=0) if page < 0 else part[page, here]
-            return work._replace(tokens=int(rows.sum()), expert_tokens=tuple(sorted(rows.tolist(), reverse=True)))
+            variant = GATHERED if page < 0 else ""
+            return work._replace(tokens=int(rows.sum()), expert_tokens=tuple(sorted(rows.tolist(), reverse=True)), variant=variant)
         sent = part[rank, self.experts_of(page)] if work.variant == "dispatch" else part[page, here]
         return work._replace(tokens=int(sent.sum()), bytes=int(sent.sum() + 1) * self.layer.row_bytes)
 
@@ -148,12 +160,38 @@ def rows_of(outputs: Mapping[int, Outputs]) -> RowsByPart:
     return found
 
 
-def simulate(machine: Machine, order: Order, plan: Plan, outputs: Mapping[int, Outputs]) -> Run:
-    """The same Plan on the simulated clock, the experts' rows being those of a run. Raises UserError for a profile
-    without what it needs."""
+def simulate(machine: Machine, order: Order, plan: Plan, outputs: Mapping[int, Outputs], draws: int = DRAWS) -> Run:
+    """The same Plan on the simulated clock, the experts' rows being those of a run.
+
+    Whoever waits for several ranks waits for the slowest, and none takes always as long: with `draws`, each
+    experts task's time is drawn so many times (log-normal, by the profile's spread), and the run of median
+    length is returned; with 0, the run without any spread. Raises UserError for a profile without what it needs.
+    """
     from sim.engines.compiled import run_compiled  # numba
 
-    costs = ClusterCosts(machine, order, rows_of(outputs))
-    return run_compiled(costs.bind(plan), machine.lanes, machine.pools)
+    priced = ClusterCosts(machine, order, rows_of(outputs)).bind(plan)
+    spread = next((row.ratio[0][1] for row in machine.ops if row.op == SPREAD), 0.0)
+    if not draws or not spread:
+        return run_compiled(priced, machine.lanes, machine.pools)
+    runs = [run_compiled(_drawn(priced, spread, k), machine.lanes, machine.pools) for k in range(draws)]
+    return sorted(runs, key=lambda run: run.makespan_ps)[draws // 2]
 
 
+def _drawn(priced: PricedPlan, spread: float, draw: int) -> PricedPlan:
+    """The priced Plan with the amounts of each experts task multiplied by a factor of its own."""
+    plan, prices = priced.plan, priced.prices
+    at = np.flatnonzero(np.array([work.op == "experts" for work in plan.works])[plan.work])
+    factors = np.exp(np.random.default_rng((draw, 0)).normal(0.0, spread, len(at)))
+    cls, ptr, pieces = priced.cls.copy(), prices.ptr.tolist(), []
+    for i, factor in zip(at.tolist(), factors.tolist(), strict=True):
+        mine = slice(prices.ptr[cls[i]], prices.ptr[cls[i] + 1])
+        pieces.append((prices.resource[mine], prices.amount[mine] * factor, prices.cap[mine], prices.weight[mine]))
+        ptr.append(ptr[-1] + mine.stop - mine.start)
+    latency = np.concatenate([prices.latency_ps, prices.latency_ps[cls[at]]])
+    cls[at] = len(prices.latency_ps) + np.arange(len(at), dtype=np.int32)
+    columns = zip((prices.resource, prices.amount, prices.cap, prices.weight), zip(*pieces, strict=True), strict=True)
+    resource, amount, cap, weight = (np.concatenate([old, *new]) for old, new in columns)
+    drawn = replace(
+        prices, latency_ps=latency, ptr=np.array(ptr, np.int32), resource=resource, amount=amount, cap=cap, weight=weight
+    )
+    return replace(priced, cls=cls, prices=drawn)

@@ -10,7 +10,7 @@ import pytest
 from exec.cluster import prices, runs, summary, transport
 from exec.cluster.controller import Cluster
 from exec.cluster.execute import Executed, execute
-from exec.cluster.machine import of_ranks
+from exec.cluster.machine import Place, of_ranks
 from exec.cluster.profile import Unknown
 from exec.prompts import byte_prompts
 from sim.drive import replay
@@ -100,7 +100,7 @@ def test_the_simulator_runs_the_same_tasks(cluster: Cluster) -> None:
     kernels = [OpRate(op=op, lane="gpu", curve=curve, source="test") for op in ("rms_norm", "router", "dispatch", "combine", "expert_ffn")]
     rest = [OpRate(op="*", lane=lane, source="test") for lane in ("gpu", "host", "comm")]
     puts = [OpRate(op="put", lane="put.local", latency_s=1e-3, curve=((1.0, 1e-6), (1e6, 1e-6)), source="test")]
-    machine = of_ranks("test", [0, 0], 1, Resource(kind="cores", capacity=2, source="test"), {}, [*kernels, *rest, *puts])
+    machine = of_ranks("test", [Place(0, 0)] * 2, 1, Resource(kind="cores", capacity=2, source="test"), {}, [*kernels, *rest, *puts])
     (plan,) = done.run.sources
     twin = prices.simulate(machine, setup.order, plan, done.outputs)
     assert np.array_equal(twin.number, done.run.number)
