@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -82,10 +82,14 @@ What does not fit:
 """
 
 
+def _exceptions(names: Sequence[str]) -> str:
+    """Named where they are few; the table has them all."""
+    return f" (not: {', '.join(names)})" if 0 < len(names) <= 4 else ""
+
+
 def _summary(r: Reproduction) -> str:
     found, order = score.within(r.bars), score.order(r.bars)
-    out = f" (not: {', '.join(found['not'])})" if found["not"] else ""
-    wrong = f" (not: {', '.join(order['wrong'])})" if order["wrong"] else ""
+    out, wrong = _exceptions(found["not"]), _exceptions(order["wrong"])
     return (
         f"{found['within']} of {found['bars']} bars at 4 and 8 GPUs lie within 15 %{out}. Of {order['pairs']} pairs of bars in one\n"
         f"column, {order['right']} come in the printed order{wrong}. Bars printed within 2 % of each other are not put in order.\n"
