@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 
@@ -38,6 +39,7 @@ class Worker:
         while not isinstance(order := self._listener.orders.get(), wire.Bye):
             if isinstance(order, wire.Prepare):
                 self._backend = RankBackend(order.order, self.rank, self._backend)
+                gc.collect()  # what an order took is in cycles, and few objects hold much memory: it would not be noticed
                 with self._mesh(self._backend):
                     pass  # a first message each way: gloo connects a pair when it is used first
                 self._line.send(wire.Ready())
