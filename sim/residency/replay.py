@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sim.residency.feed import Feed
-from sim.residency.table import Grant, Residency
+from sim.residency.grant import Grant
+from sim.residency.table import Residency
 
 Event = tuple[int, Sequence[int], float]
 """(layer, distinct experts, share of the sequences that end with it)."""

@@ -17,7 +17,8 @@ from sim.residency.feed import Feed
 from sim.residency.prefetch import NEXT_GATE
 from sim.residency.replay import events, keys_of, replay
 from sim.schedulers.caching import Caching, Served
-from sim.schedulers.expert_cache import CPU, D2H, GPU, H2D, NVME, ExpertCache
+from sim.schedulers.expert_cache import ExpertCache
+from sim.schedulers.expert_tasks import CPU, D2H, GPU, H2D, NVME
 from sim.schedulers.policy import Policy
 from sim.tasks import PS_PER_S, Task
 

@@ -14,47 +14,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from sim.residency.admission import ADMISSIONS
 from sim.residency.eviction import Evictor
-
-
-class Load(NamedTuple):
-    """Copy the expert `key` into `slot`. stays: whether it was admitted; else it is on a visit."""
-
-    key: int
-    slot: int
-    stays: bool
-
-
-class Refusal(NamedTuple):
-    """Nothing was changed, because..."""
-
-    reason: str
-
-
-@dataclass(slots=True)
-class Grant:
-    """What an event gets.
-
-    hits, late, missed: keys that are here, on their way, neither. slots: of hits and of what is late. waves: loads that
-    can be done together; a later wave reuses slots of an earlier one's visitors. promotions: loads that nobody waits for,
-    since their experts are computed elsewhere. cancelled: keys on their way whose flight must end before any of these
-    loads begins. guessed: keys asked for that had been fetched ahead. wasted: experts that had been, for nothing.
-    """
-
-    layer: int
-    hits: tuple[int, ...]
-    late: tuple[int, ...]
-    missed: tuple[int, ...]
-    slots: dict[int, int]
-    guessed: int = 0
-    wasted: int = 0
-    waves: list[list[Load]] = field(default_factory=list)
-    promotions: list[Load] = field(default_factory=list)
-    cancelled: list[int] = field(default_factory=list)
+from sim.residency.grant import Grant, Load, Refusal
+from sim.residency.slots import Slots
 
 
 class Residency:
@@ -74,9 +38,7 @@ class Residency:
         self.slots = capacity * (1 if evictor.whole else layers) + staging
         self.refusals: Counter[str] = Counter()
         self._admission = ADMISSIONS[admission](evictor)
-        self._free = list(range(self.slots - 1, -1, -1))
-        self._slot: dict[int, int] = {}
-        self._holder = [-1] * self.slots
+        self._slots = Slots(self.slots)
         self._kept: dict[int, dict[int, None]] = {}
         """Keys that stay, by layer (or all under 0)."""
         self._guesses: dict[int, None] = {}
@@ -89,10 +51,10 @@ class Residency:
 
     def slot(self, key: int) -> int:
         """Slot of a key that is here or on its way."""
-        return self._slot[key]
+        return self._slots.of[key]
 
     def here(self, key: int) -> bool:
-        return key in self._slot and key not in self._flying
+        return key in self._slots.of and key not in self._flying
 
     @property
     def occupied(self) -> int:
@@ -104,7 +66,7 @@ class Residency:
         hits: list[int] = []
         late: list[int] = []
         missing: list[int] = []
-        base, slot, flying = layer * self.experts, self._slot, self._flying
+        base, slot, flying = layer * self.experts, self._slots.of, self._flying
         for e in experts:
             k = base + e
             (missing if k not in slot else late if k in flying else hits).append(k)
@@ -129,7 +91,7 @@ class Residency:
             return self._refuse(f"no slots for {len(fetch)} experts: other events have pinned theirs")
         self.evictor.used(layer, keys)
         self._admission.used(layer, keys)
-        grant = Grant(layer, tuple(hits), tuple(late), tuple(missed), {k: self._slot[k] for k in (*hits, *late)})
+        grant = Grant(layer, tuple(hits), tuple(late), tuple(missed), {k: self._slots.of[k] for k in (*hits, *late)})
         if self._guesses:
             self._settle_guesses(grant, keys)
         wanted = [k for k in missed if k in elsewhere][:promotions] if elsewhere and admit else []
@@ -153,7 +115,7 @@ class Residency:
             if k in self._held and k not in kept:
                 self._guesses[k] = None  # still being read: it goes when its slot is wanted
             elif k not in kept:
-                self._leave_slot(k)
+                self._slots.leave(k)
 
     def _domain(self, layer: int) -> int:
         return 0 if self.evictor.whole else layer
@@ -171,7 +133,7 @@ class Residency:
         pins = self._pins()
         kept = self._kept.get(self._domain(layer), {})
         fixed = sum(k in asked or k in self._flying or k in pins for k in kept)
-        available = len(self._free) + len(kept) - fixed + sum(k not in pins and k not in asked for k in self._guesses)
+        available = len(self._slots.free) + len(kept) - fixed + sum(k not in pins and k not in asked for k in self._guesses)
         return available >= min(fetch, self.capacity - fixed + 1)
 
     def _settle_guesses(self, grant: Grant, asked: Collection[int]) -> None:
@@ -200,7 +162,7 @@ class Residency:
                 del kept[k]
                 self.evictor.left(k)
                 if k not in asked:
-                    self._leave_slot(k)
+                    self._slots.leave(k)
         entering = frozenset(new).difference(out)
         for k in new:
             if k in entering:
@@ -216,39 +178,27 @@ class Residency:
         todo = [*((k, False) for k in visitors), *((k, True) for k in staying)]
         self._make_room(len(todo), grant)
         kept = self._kept.get(self._domain(grant.layer), {})
-        spent = [self._slot[k] for k in self._pinned[grant.layer] if k not in kept]
-        while todo:
-            slots = [self._free.pop() for _ in range(min(len(self._free), len(todo)))]
-            if not slots:
-                slots, spent = spent[: len(todo)], spent[len(todo) :]
-            assert slots, f"layer {grant.layer}: no slot for {len(todo)} experts"
-            wave = [Load(k, s, stays) for (k, stays), s in zip(todo, slots, strict=False)]
-            del todo[: len(wave)]
-            for load in wave:
-                self._give(load.key, load.slot)
-            spent += [load.slot for load in wave if not load.stays]
-            grant.waves.append(wave)
-            self._pinned[grant.layer] += tuple(load.key for load in wave)
+        spent = [self._slots.of[k] for k in self._pinned[grant.layer] if k not in kept]
+        grant.waves = self._slots.waves(todo, spent)
+        self._pinned[grant.layer] += tuple(load.key for wave in grant.waves for load in wave)
 
     def _promote(self, grant: Grant, keys: Sequence[int]) -> None:
         self._make_room(len(keys), grant)
         for k in keys:
-            if not self._free:
+            if not self._slots.free:
                 self._forget(k)
                 self._refuse("no slot for a promotion")
                 continue
-            slot = self._free.pop()
-            self._give(k, slot)
             self._flying.add(k)
-            grant.promotions.append(Load(k, slot, True))
+            grant.promotions.append(Load(k, self._slots.take(k), True))
 
     def _make_room(self, count: int, grant: Grant) -> None:
         """Give up guesses where slots are short: the oldest that are here, then the oldest on their way."""
-        if len(self._free) >= count or not self._guesses:
+        if len(self._slots.free) >= count or not self._guesses:
             return
         pins = self._pins()
         for k in sorted((k for k in self._guesses if k not in pins), key=lambda k: k in self._flying):
-            if len(self._free) >= count:
+            if len(self._slots.free) >= count:
                 return
             grant.wasted += 1
             self._drop_guess(k, grant)
@@ -258,19 +208,7 @@ class Residency:
         if key in self._flying:
             self._flying.discard(key)
             grant.cancelled.append(key)
-        self._leave_slot(key)
-
-    def _give(self, key: int, slot: int) -> None:
-        """The slot is `key`'s from here on, whoever visited it earlier in this event."""
-        if (before := self._holder[slot]) >= 0:
-            del self._slot[before]
-        self._slot[key], self._holder[slot] = slot, key
-
-    def _leave_slot(self, key: int) -> None:
-        if key in self._slot:
-            slot = self._slot.pop(key)
-            self._holder[slot] = -1
-            self._free.append(slot)
+        self._slots.leave(key)
 
     def _forget(self, key: int) -> None:
         kept = self._kept.get(self._domain(key // self.experts), {})
@@ -282,15 +220,13 @@ class Residency:
 
     def ahead(self, key: int) -> Load | Refusal:
         """A slot for an expert that may be asked for soon. A guess displaces nobody."""
-        if key in self._slot:
+        if key in self._slots.of:
             return self._refuse("already on its way" if key in self._flying else "already here")
-        if not self._free:
+        if not self._slots.free:
             return self._refuse("no slot for a guess")
-        slot = self._free.pop()
-        self._give(key, slot)
         self._flying.add(key)
         self._guesses[key] = None
-        return Load(key, slot, False)
+        return Load(key, self._slots.take(key), False)
 
     def landed(self, key: int) -> None:
         """A guess or a promotion has arrived."""
@@ -298,7 +234,7 @@ class Residency:
 
     def hold(self, key: int) -> None:
         """Somebody reads the expert: it stays until `let_go`."""
-        assert key in self._slot and key not in self._held, key
+        assert key in self._slots.of and key not in self._held, key
         self._held.add(key)
 
     def let_go(self, key: int) -> None:
@@ -309,15 +245,15 @@ class Residency:
         self._flying.discard(key)
         self._guesses.pop(key, None)
         self._forget(key)
-        self._leave_slot(key)
+        self._slots.leave(key)
 
     def check(self) -> None:
         """All invariants; for tests."""
-        assert sorted([*self._slot.values(), *self._free]) == list(range(self.slots)), "a slot is lost, or has two owners"
-        assert all(self._slot[k] == s for s, k in enumerate(self._holder) if k >= 0), "holders and slots differ"
+        self._slots.check()
+        there = self._slots.of.keys()
         for kept in self._kept.values():
-            assert len(kept) <= self.capacity and kept.keys() <= self._slot.keys(), (kept, self.capacity)
+            assert len(kept) <= self.capacity and kept.keys() <= there, (kept, self.capacity)
         stay = {k for kept in self._kept.values() for k in kept}
-        assert self._guesses.keys() <= self._slot.keys() - stay and self._flying <= self._slot.keys()
-        visitors = self._slot.keys() - stay - self._guesses.keys()
+        assert self._guesses.keys() <= there - stay and self._flying <= there
+        visitors = there - stay - self._guesses.keys()
         assert visitors <= self._pins(), f"visitors {visitors} of no event"

@@ -110,7 +110,8 @@ class Table(RuleBasedStateMachine):
         for k in grant.late:
             if k not in elsewhere:
                 self.inside[self.flying.pop(k)] = k  # the event waits for it
-        self.pinned[layer] = {k: self.table.slot(k) for k in (*grant.hits, *grant.missed) if k not in elsewhere and k in self.table._slot}
+        there = self.table._slots.of
+        self.pinned[layer] = {k: there[k] for k in (*grant.hits, *grant.missed) if k not in elsewhere and k in there}
 
     @precondition(lambda self: self.pinned)
     @rule(data=st.data())
