@@ -16,7 +16,7 @@ from exec.cluster.job import Order
 from exec.cluster.losses import RankLost, RunStopped
 from exec.cluster.machine import Place
 from exec.cluster.merge import Stamps
-from exec.cluster.wire import HEARTBEAT_S, SILENCE_S, Line
+from exec.cluster.wire import BUSY_S, HEARTBEAT_S, SILENCE_S, Line
 from sim.drive import Deadlock
 from sim.engines.run import Run
 from sim.errors import UserError
@@ -88,6 +88,8 @@ class Cluster:
         self._members: dict[int, Member] = {}
         self._children: launch.Children | None = None
         self._stamps: Stamps | None = None
+        self.running = False
+        """Whether a plan is under way."""
         self._looked = time.monotonic()
         self._over = False
         self._pulse = Pulse()
@@ -200,9 +202,10 @@ class Cluster:
             for member in self._members.values():
                 member.heard = now
         self._looked = now
+        patience_s = SILENCE_S if self.running else BUSY_S
         for member in self._members.values():
-            if now - member.heard > SILENCE_S:
-                self._lost(member.rank, f"it has stalled, nothing was heard of it for {SILENCE_S:g} s")
+            if now - member.heard > patience_s:
+                self._lost(member.rank, f"it has stalled, nothing was heard of it for {patience_s:g} s")
 
     def gather(self, kind: type, what: str) -> dict[int, Any]:
         """One message of that kind from every rank."""
@@ -298,6 +301,9 @@ class Cluster:
         self.gather(wire.Ready, "taking the plan")
         before = self.offsets()
         self._stamps = stamps
+        self.running = True
+        for member in self._members.values():
+            member.heard = time.monotonic()
         if origin_ns is None:
             origin_ns = time.perf_counter_ns() + HEAD_START_NS
         for rank, member in self._members.items():

@@ -143,6 +143,8 @@ class Mesh:
             self._finish(peer, work)
         for thread in self._threads:
             thread.join()
+        # They hold a run's memory, which whoever comes next needs; the cycle would be found much later.
+        self._landed = self._told = self._broke = _over
 
     def _post(self, peer: int) -> None:
         piece = self._rows.land()
@@ -183,6 +185,10 @@ class Mesh:
             work, piece = self._posted[peer].popleft()
             work.wait()
             self._rows.give(piece)
+
+
+def _over(message: object) -> None:
+    raise AssertionError(f"{message} came after the end")
 
 
 class Counters:

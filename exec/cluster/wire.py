@@ -17,8 +17,11 @@ from sim.tasks import Time
 HEARTBEAT_S = 0.1
 """How often a rank says that it lives, and what has ended since."""
 
-SILENCE_S = 2.0
-"""A process that was not heard of for so long has stalled."""
+SILENCE_S = 3.0
+"""A process that was not heard of for so long during a run has stalled."""
+
+BUSY_S = 15.0
+"""And for so long before and after one, when it loads weights and code, and may be deaf for a while."""
 
 CONNECT_S = 60.0
 """How long ranks wait for the controller to listen, and it for them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 
@@ -39,7 +38,6 @@ class Worker:
         while not isinstance(order := self._listener.orders.get(), wire.Bye):
             if isinstance(order, wire.Prepare):
                 self._backend = RankBackend(order.order, self.rank, self._backend)
-                gc.collect()  # what an order took is in cycles, and few objects hold much memory: it would not be noticed
                 with self._mesh(self._backend):
                     pass  # a first message each way: gloo connects a pair when it is used first
                 self._line.send(wire.Ready())
@@ -79,6 +77,7 @@ class Worker:
             self._report_events(engine, share)
             computed_s = time.process_time() - computed_s
         self._listener.engine = None
+        backend.moe.mesh = None
         self._line.send(wire.Finished(engine.stamps(), backend.outputs(computed_s)))
 
     def _report_events(self, engine: RankEngine, share: Share) -> None:
