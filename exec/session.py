@@ -15,7 +15,7 @@ from exec.backends.cpu import CpuBackend, Needed
 from exec.backends.warmup import warm_up_fused
 from exec.runtime import ThreadEngine
 from exec.weights import Weights
-from sim.body import with_blocks
+from sim.body import LANE, with_blocks
 from sim.costs import CostModel
 from sim.drive import Log, Scheduler, drive
 from sim.engines.run import Run
@@ -139,11 +139,11 @@ def opened(
     for lane in scheduler.lanes:
         _check_lane(machine, lane)
     backend, engine_class = _backend(device, graphs)(model, weights, machine, needed, requests, prompts, **options)
-    if device is None and scheduler.fused:
-        warm_up_fused()
-    seen = profile if profile is not None else CostModel(with_blocks(machine) if scheduler.fused else machine, model)
+    seen = profile if profile is not None else CostModel(_with_blocks(machine, device) if scheduler.fused else machine, model)
     paced = any(machine.lane[n].paced_bytes_per_s for n in scheduler.lanes)
     with engine_class(machine, backend, seen, requests, scheduler.pools) as engine:
+        if scheduler.fused:
+            warm_up_fused() if device is None else backend.warm_up_fused()
         yield Session(engine, backend, needed, "emulated" if paced else "measured")
 
 
@@ -155,6 +155,15 @@ def _backend(device: Device | None, graphs: bool) -> Callable[..., tuple[Any, ty
     from exec.backends.cuda.engine import StreamEngine
 
     return lambda *args, **options: (CudaBackend(*args, device=device, graphs=graphs, **options), StreamEngine)
+
+
+def _with_blocks(machine: Machine, device: Device | None) -> Machine:
+    """`machine` with a lane of blocks: as many as the device holds, whatever its YAML says of cores."""
+    made, blocks = with_blocks(machine), device.blocks() if device is not None else None
+    if blocks is None:
+        return made
+    lanes = tuple(lane.model_copy(update={"servers": blocks}) if lane.name == LANE else lane for lane in made.lanes)
+    return made.model_copy(update={"lanes": lanes})
 
 
 def _check_lane(machine: Machine, name: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from kernels.cuda.jit import primitive
+from kernels.cuda.jit import cuda, kernel, primitive
 
 PAUSE_NS = 32
 
@@ -93,3 +93,13 @@ def _pause() -> Any:
         return types.void(), codegen
 
     return _intrinsic(sleep)
+
+
+@kernel("int64[::1], int64")
+def tick(there, wait_ns):
+    """One thread: wait, then write what `clock_ns` says to there[0]. What is enqueued meanwhile follows without a gap."""
+    begin = clock_ns()
+    if cuda.threadIdx.x == 0:
+        while clock_ns() - begin < wait_ns:
+            pause()
+        there[0] = clock_ns()

@@ -27,6 +27,7 @@ from exec.backends.cuda.device import Device, Token, wait_on
 from exec.backends.cuda.ends import Ends, StreamPools
 from exec.backends.cuda.engine import Later
 from exec.backends.cuda.experts import DeviceExperts, dense
+from exec.backends.cuda.fused import StreamLayers
 from exec.backends.cuda.graphs import Graphs, Step, enqueue
 from exec.backends.cuda.host import HostAttention
 from exec.backends.cuda.memory import StreamArena, StreamBuffers, sized
@@ -71,6 +72,7 @@ class CudaBackend:
         _check(model, machine)
         self.model, self.device = model, device
         self.ends = Ends(device)
+        self._fused = False
         self.sequences = EnqueuedSequences(requests, prompts, model.vocab, lengths=lengths, eos=eos)
         self.recorder = RoutingRecorder() if record_routing else None
         self.logits: dict[int, list[Any]] | None = {r.request_id: [] for r in requests} if keep_logits else None
@@ -84,9 +86,10 @@ class CudaBackend:
         numbers = Numbers(device, gpu, _numbers_bytes(model, prompts))
         self.graphs = Graphs(device, gpu, numbers) if graphs else None
         self._enqueue = self.graphs.run if self.graphs is not None else lambda step: enqueue(step, gpu, numbers)
+        self.layers = StreamLayers(device, gpu, placed.experts.dtype, self._threads["gpu"])
         self._compute = Compute(
             model, device, placed, self._buffers, None if on_host else self._cache, self.sequences, self.recorder, replay_routing,
-            self.logits, self._cache.ended,
+            self.logits, self._cache.ended, self.layers,
         )  # fmt: skip
         self._host = HostAttention(model, self._buffers, self._cache if on_host else None, self._threads.get("cpu", 1))
         staging = {name: Staging(device, _chunk_bytes(model, prompts)) for name in ("h2d", "d2h")}
@@ -187,7 +190,18 @@ class CudaBackend:
         """Most bytes that were taken of each memory at a time, without the temporaries of kernels."""
         return {name: arena.peak_bytes for name, arena in self.arenas.items()}
 
+    def warm_up_fused(self) -> None:
+        """Make ready to run bodies of tasks. Waits for the device."""
+        self._fused = True
+        self.layers.warm_up(self.model)
+
+    def read_clock(self) -> None:
+        """Enqueue a reading of the clock that stamps are by, so that they can be told."""
+        if self._fused:
+            self.layers.clock.read()
+
     def close(self) -> None:
+        self.read_clock()
         self.device.close()
 
 

@@ -11,17 +11,19 @@ import torch
 
 from exec.backends.buffers import of_kind, one
 from exec.backends.copies import staged_entries
-from exec.backends.cuda import decoder, grouped
+from exec.backends.cuda import decoder, fused, grouped
 from exec.backends.cuda.caches import DeviceKVCache, EnqueuedSequences
 from exec.backends.cuda.call import Call
 from exec.backends.cuda.decoder import DeviceLayer
 from exec.backends.cuda.device import Device
 from exec.backends.cuda.experts import DeviceExperts
+from exec.backends.cuda.fused import StreamLayers, stamps_in
 from exec.backends.cuda.graphs import Step
 from exec.backends.cuda.memory import StreamBuffers
 from exec.backends.routing import RoutingRecorder, forced
 from exec.runtime import Record
 from exec.state import MicroBatch
+from kernels.fused_moe.tiles import Shape
 from sim.events import Result
 from sim.models.spec import ModelSpec
 from traces.routing import RoutingIndex
@@ -49,8 +51,9 @@ class Compute:
     def __init__(
         self, model: ModelSpec, device: Device, placed: Placed, buffers: StreamBuffers, cache: Any, sequences: EnqueuedSequences,
         recorder: RoutingRecorder | None, replay: RoutingIndex | None, logits: dict[int, list[Any]] | None,
-        ended: Callable[[Sequence[int]], None],
+        ended: Callable[[Sequence[int]], None], layers: StreamLayers,
     ) -> None:  # fmt: skip
+        self._fused = layers
         self._model, self._device, self._placed, self._buffers = model, device, placed, buffers
         self._cache: DeviceKVCache | None = cache
         self._sequences, self._recorder, self._replay, self._logits, self._ended = sequences, recorder, replay, logits, ended
@@ -158,15 +161,34 @@ class Compute:
         if wanted:
             call.later = lambda: self._routed(task, batch, *(t.numpy() for t in here))
 
+        by_launch = self._launched(task, batch.rows, pieces) if replayed is None else None
+
         def run(numbers: list[torch.Tensor]) -> None:
-            chosen = numbers[0].view(batch.rows, -1) if numbers else None
-            found = decoder.post_attn(model, layer, pieces, attn.array, hidden.array, chosen)
+            if by_launch is not None:
+                found = fused.post_attn(model, layer, pieces[0], attn.array, hidden.array, *by_launch)
+            else:
+                chosen = numbers[0].view(batch.rows, -1) if numbers else None
+                found = decoder.post_attn(model, layer, pieces, attn.array, hidden.array, chosen)
             for target, source in zip(here, found, strict=False):
                 target.copy_(source, non_blocking=True)
 
-        captured = not wanted and grouped.how(hidden.array.device, pieces[0].dtype, len(pieces)) != grouped.ONE_BY_ONE
+        # A graph would write the stamps of all its replays to one place.
+        captured = not wanted and by_launch is None and grouped.how(hidden.array.device, pieces[0].dtype, len(pieces)) != grouped.ONE_BY_ONE
         key = self._key(task, attn.array, hidden.array, *pieces) if captured else None
         return Step(run, (replayed,) if replayed is not None else (), key)
+
+    def _launched(self, task: Record, rows: int, pieces: Sequence[torch.Tensor]) -> tuple[fused.Launch, fused.Kept] | None:
+        """The body of the task as one launch, and where its stamps go; None: op by op, as where the experts are in
+        several pieces."""
+        if task.body is None or len(pieces) != 1:
+            return None
+        model = self._model
+        launch = self._fused.launch(task.body, Shape(rows, model.hidden, model.ffn, model.experts, model.top_k))
+        if launch is None:
+            return None
+        kept = self._fused.keep(task.body)
+        task.inside = stamps_in(kept)
+        return launch, kept
 
     def _routed(self, task: Record, batch: MicroBatch, ids: np.ndarray, weights: np.ndarray) -> Result:
         if self._recorder is not None:

@@ -73,6 +73,15 @@ class Device(Protocol):
         """When a completed event happened, on the clock of `time.perf_counter_ns`."""
         ...
 
+    def tick(self, there: torch.Tensor, wait_ns: int) -> None:
+        """Enqueue on the stream that is current inside `Stream.run`: wait so long, then write the time by the clock
+        that kernels stamp with to there [1] int64."""
+        ...
+
+    def blocks(self) -> int | None:
+        """Blocks of a persistent kernel that run at once; None: the threads of the lane are the blocks."""
+        ...
+
     def synchronize(self) -> None:
         """Wait for all streams."""
         ...

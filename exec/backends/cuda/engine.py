@@ -18,6 +18,7 @@ from exec.backends.cuda.device import Event
 from exec.backends.cuda.ends import Ends, StreamPools
 from exec.runtime import Record, ThreadEngine
 from exec.runtime.board import Board, Ended
+from exec.runtime.bodies import Stamps
 from sim.engines.run import Run
 from sim.events import Finished, Result
 from sim.machines.schema import Lane
@@ -108,6 +109,7 @@ class StreamEngine(ThreadEngine):
         super().submit(commands)
 
     def drain(self) -> Run:
+        self._backend.read_clock()
         self._backend.device.synchronize()
         return super().drain()
 
@@ -120,6 +122,9 @@ class StreamEngine(ThreadEngine):
                 start, end = ((t - origin) * 1000 for t in stamps[number])
             rows.append((number, lane, start, max(start, end), status))
         return super()._run(_joins_last(rows, sources), sources)
+
+    def _with_inside(self, run: Run, stamped: Sequence[tuple[int, Plan, Stamps]]) -> Run:
+        return super()._with_inside(run, self._backend.layers.on_host_clock(stamped))
 
 
 def _joins_last(rows: Sequence[Ended], sources: Sequence[Plan | Task]) -> Sequence[Ended]:

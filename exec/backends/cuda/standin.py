@@ -121,6 +121,13 @@ class StandIn:
     def host_ns(self, event: StandInEvent) -> int:
         return event.at_ns
 
+    def tick(self, there: torch.Tensor, wait_ns: int) -> None:
+        time.sleep(wait_ns * 1e-9)
+        there[0] = time.perf_counter_ns()
+
+    def blocks(self) -> None:
+        return None
+
     def synchronize(self) -> None:
         for stream in self._streams:
             stream.record().synchronize()

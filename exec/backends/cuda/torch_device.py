@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import torch
 
+from exec.backends.cuda.grouped import numba_stream
+from kernels.fused_moe.gpu import BLOCKS_PER_SM
+
 ANCHORS = 20
 """Tries at reading both clocks at one instant; the tightest counts."""
 
@@ -65,6 +68,14 @@ class CudaDevice:
 
     def host_ns(self, event: torch.cuda.Event) -> int:
         return self._anchor_ns + int(self._anchor.elapsed_time(event) * 1e6)
+
+    def tick(self, there: torch.Tensor, wait_ns: int) -> None:
+        from kernels.cuda.sync import tick
+
+        tick.launch(1, 1, there, wait_ns, stream=numba_stream())
+
+    def blocks(self) -> int:
+        return BLOCKS_PER_SM[True] * torch.cuda.get_device_properties(self.torch_device).multi_processor_count
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch_device)

@@ -53,6 +53,18 @@ def test_stamps_keep_dependencies() -> None:
             assert run.end_ps[np.searchsorted(run.number, dep)] <= run.start_ps[i] + slack_ps
 
 
+def test_tiles_lie_within_their_task() -> None:
+    """To within the reading of the kernels' clock and the events' own resolution; dependencies between tiles exactly."""
+    run = execute("ticket", POLICY, WORK, device=opened()).run
+    assert run.inside
+    slack_ps = 100_000_000
+    for i in run.inside:
+        at = np.searchsorted(run.number, i.task)
+        assert run.start_ps[at] <= i.start_ps.min() + slack_ps and i.end_ps.max() <= run.end_ps[at] + slack_ps
+        owner = np.repeat(np.arange(len(i.body)), np.diff(i.body.dep_ptr))
+        assert (i.start_ps[owner] >= i.end_ps[i.body.dep] - 1_000_000).all()
+
+
 def test_the_budget_is_a_hard_limit() -> None:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
