@@ -87,7 +87,7 @@ class Residency:
         fetch = [k for k in missed if k not in elsewhere] if elsewhere else missed
         if layer in self._pinned:
             return self._refuse(f"layer {layer} is pinned by an event that was not released")
-        if fetch and (self._pinned or self._held) and not self._fits(layer, keys, len(fetch)):
+        if fetch and (self._pinned or self._held) and not self._fits(layer, keys, len(fetch), admit):
             return self._refuse(f"no slots for {len(fetch)} experts: other events have pinned theirs")
         self.evictor.used(layer, keys)
         self._admission.used(layer, keys)
@@ -127,14 +127,16 @@ class Residency:
     def _pins(self, but: int = -1) -> set[int]:
         return self._held.union(*(keys for layer, keys in self._pinned.items() if layer != but))
 
-    def _fits(self, layer: int, asked: Collection[int], fetch: int) -> bool:
+    def _fits(self, layer: int, asked: Collection[int], fetch: int, admit: bool) -> bool:
         """Whether all that may stay finds a slot at once, and one is left for visitors in turn. Always so while no other
         event holds pins."""
         pins = self._pins()
+        available = len(self._slots.free) + sum(k not in pins and k not in asked for k in self._guesses)
+        if not admit:
+            return available >= 1  # nobody makes room, and all are visitors
         kept = self._kept.get(self._domain(layer), {})
         fixed = sum(k in asked or k in self._flying or k in pins for k in kept)
-        available = len(self._slots.free) + len(kept) - fixed + sum(k not in pins and k not in asked for k in self._guesses)
-        return available >= min(fetch, self.capacity - fixed + 1)
+        return available + len(kept) - fixed >= min(fetch, self.capacity - fixed + 1)
 
     def _settle_guesses(self, grant: Grant, asked: Collection[int]) -> None:
         """The layer's turn has come: a guess was right, or it goes."""
@@ -180,6 +182,11 @@ class Residency:
         kept = self._kept.get(self._domain(grant.layer), {})
         spent = [self._slots.of[k] for k in self._pinned[grant.layer] if k not in kept]
         grant.waves = self._slots.waves(todo, spent)
+        for k in grant.late:
+            if k not in self._slots.of:  # a visitor whose slot a wave has after it was read: nothing of it will be here
+                self._flying.discard(k)
+        for k in [k for k in self._guesses if k not in self._slots.of]:
+            del self._guesses[k]
         self._pinned[grant.layer] += tuple(load.key for wave in grant.waves for load in wave)
 
     def _promote(self, grant: Grant, keys: Sequence[int]) -> None:

@@ -98,7 +98,8 @@ class Table(RuleBasedStateMachine):
             if k not in self.flying and k not in grant.cancelled:
                 assert self.inside[slot] == k, "a hit whose expert is not in its slot"
         using = {s for keys in self.pinned.values() for s in keys.values()}
-        coming = {grant.slots[k] for k in grant.late if k not in elsewhere}
+        there = self.table._slots.of
+        coming = {grant.slots[k] for k in grant.late if k not in elsewhere and k in there}  # else a wave has it once it was read
         for wave in grant.waves:
             slots = [load.slot for load in wave]
             assert len(set(slots)) == len(slots) and not set(slots) & (using | coming), "a slot that somebody reads"
@@ -109,8 +110,9 @@ class Table(RuleBasedStateMachine):
             assert load.slot not in using
         for k in grant.late:
             if k not in elsewhere:
-                self.inside[self.flying.pop(k)] = k  # the event waits for it
-        there = self.table._slots.of
+                slot = self.flying.pop(k)  # the event waits for it
+                if k in there:
+                    self.inside[slot] = k
         self.pinned[layer] = {k: there[k] for k in (*grant.hits, *grant.missed) if k not in elsewhere and k in there}
 
     @precondition(lambda self: self.pinned)
