@@ -294,7 +294,8 @@ def _spread(observed: Sequence[Observed]) -> float:
     squares, freedoms = 0.0, 0
     for seen in observed:
         experts = np.array([work.op == "experts" for work in seen.plan.works])[seen.plan.work]
-        logs = np.log([np.maximum(s.durations_s[experts], 1e-9) for s in seen.settled])
+        runs = seen.settled if len(seen.settled) > 1 else seen.samples
+        logs = np.log([np.maximum(s.durations_s[experts], 1e-9) for s in runs])
         squares += float(_tamed(((logs - logs.mean(axis=0)) ** 2).ravel()).sum())
         freedoms += (len(logs) - 1) * int(experts.sum())
     return float(np.sqrt(squares / max(1, freedoms)))
