@@ -113,7 +113,7 @@ class Loader:
                 done.result()
                 landed(chunks[i])
                 if interrupt and i + 1 < len(pending):
-                    raise Interrupted((i + 1) / len(pending))
+                    raise Interrupted(sum(map(_size, chunks[: i + 1])) / sum(map(_size, chunks)))
         finally:
             _settled(pending)
 

@@ -119,7 +119,7 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "exec", "run", "--ranks", "2", "--model", str(tmp_path), "--scheduler", "bulk-sync"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [*command, "--tokens", str(ROWS[0]), "--layers", str(4 * LONG)], cwd=tmp_path, env=environment, stdout=subprocess.PIPE,
+        [*command, "--tokens", str(4 * ROWS[0]), "--layers", str(4 * LONG)], cwd=tmp_path, env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     yield process

@@ -13,7 +13,7 @@ from sim.schedulers.base import Scheduler
 
 
 def test_every_name_loads() -> None:
-    assert registry.names() == ("cgopipe", "fastdecode", "flexgen-c", "flexgen", "deepspeed", "resident")
+    assert registry.names() == ("cgopipe", "fastdecode", "flexgen-c", "flexgen", "deepspeed", "resident", "ticket")
     assert all(issubclass(registry.load(name), Scheduler) for name in registry.names())
 
 
