@@ -311,8 +311,10 @@ class Cluster:
         return origin_ns, before
 
     def look_for_deadlock(self, since: float) -> None:
-        """Raises Deadlock where every rank has had nothing to run since that time (on the monotonic clock), for long."""
-        if time.monotonic() - since < IDLE_S or not all(m.idle for m in self._members.values()):
+        """Raises Deadlock where every rank has had nothing to run since that time (on the monotonic clock), for long.
+        What a rank said before it fell silent proves nothing: it may be lost."""
+        now = time.monotonic()
+        if now - since < IDLE_S or not all(m.idle and now - m.heard < IDLE_S / 2 for m in self._members.values()):
             return
         story = "; ".join(f"rank {m.rank}: {m.idle}" for m in self._members.values())
         self._stop_all("deadlock")
