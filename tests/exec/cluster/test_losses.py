@@ -121,6 +121,7 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [*command, "--tokens", str(4 * ROWS[0]), "--layers", str(4 * LONG)], cwd=tmp_path, env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # who runs the tests in the background ignores it
     )  # fmt: skip
     yield process
     if process.poll() is None:
