@@ -116,7 +116,8 @@ if __name__ == "__main__":
 def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """`exec run --ranks 2` of a long run, in a session of its own."""
     (tmp_path / "config.json").write_text(json.dumps(hf_config(spec(vocab=256, hidden=256, ffn=512))))
-    command = [sys.executable, "-m", "exec", "run", "--ranks", "2", "--model", str(tmp_path), "--scheduler", "bulk-sync"]
+    program = str(Path(__file__).with_name("announced.py"))
+    command = [sys.executable, program, "run", "--ranks", "2", "--model", str(tmp_path), "--scheduler", "bulk-sync"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*command, "--tokens", str(4 * ROWS[0]), "--layers", str(4 * LONG)], cwd=tmp_path, env=environment, stdout=subprocess.PIPE,
@@ -142,29 +143,26 @@ def family(session: int) -> list[int]:
     return found
 
 
-def ranks_at_work(session: int) -> list[int]:
-    """Ranks' processes, once both have computed for longer than getting ready takes them."""
+def once_it_runs(folder: Path) -> None:
+    """Wait until ranks have reported a task as done: whatever getting ready takes them, they are at work."""
     give_up = time.monotonic() + 120
-    while time.monotonic() < give_up:
-        busy = [pid for pid in family(session) if threads(pid) > 8 and cpu_s(pid) > 3.0]
-        if len(busy) == 2:
-            return sorted(busy)
-        time.sleep(0.05)
-    raise AssertionError("the ranks never began")
+    while not (folder / "began").exists():
+        assert time.monotonic() < give_up, "the ranks never began"
+        time.sleep(0.02)
 
 
-def threads(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/task").iterdir())) if Path(f"/proc/{pid}/task").exists() else 0
-
-
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def ranks_of(session: int) -> list[int]:
+    """The processes of a session's ranks: those that its fork server has started."""
+    parents = {pid: int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]) for pid in family(session)}
+    server = next(parent for pid, parent in parents.items() if parents.get(parent) == session)
+    return sorted(pid for pid, parent in parents.items() if parent == server)
 
 
 def test_the_command_says_who_was_lost_and_where_the_timeline_is(running: subprocess.Popen[str], tmp_path: Path) -> None:
-    victim = ranks_at_work(running.pid)[0]
-    os.kill(victim, signal.SIGKILL)
+    once_it_runs(tmp_path)
+    ranks = ranks_of(running.pid)
+    assert len(ranks) == 2, ranks
+    os.kill(ranks[0], signal.SIGKILL)
     struck = time.monotonic()
     out, err = running.communicate(timeout=60)
     assert time.monotonic() - struck < HANGING_S
@@ -180,8 +178,8 @@ def test_the_command_says_who_was_lost_and_where_the_timeline_is(running: subpro
     assert family(running.pid) == []
 
 
-def test_ctrl_c_leaves_nothing_behind(running: subprocess.Popen[str]) -> None:
-    ranks_at_work(running.pid)
+def test_ctrl_c_leaves_nothing_behind(running: subprocess.Popen[str], tmp_path: Path) -> None:
+    once_it_runs(tmp_path)
     os.killpg(running.pid, signal.SIGINT)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 1
