@@ -87,7 +87,6 @@ class ClusterEngine:
             self._cluster.look_for_deadlock(self._moved)
 
     def _close(self) -> None:
-        self._cluster.running = False
         self.after = self._cluster.offsets()
         assert self._origin_ns is not None
         self._runs.append(self._stamps[-1].run(self._origin_ns, self.before, self.after))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import wait as wait_for
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -16,7 +18,7 @@ from exec.cluster.job import Order
 from exec.cluster.losses import RankLost, RunStopped
 from exec.cluster.machine import Place
 from exec.cluster.merge import Stamps
-from exec.cluster.wire import BUSY_S, HEARTBEAT_S, SILENCE_S, Line
+from exec.cluster.wire import HEARTBEAT_S, SILENCE_S, Line
 from sim.drive import Deadlock
 from sim.engines.run import Run
 from sim.errors import UserError
@@ -31,6 +33,8 @@ HEAD_START_NS = 3_000_000
 IDLE_S = 2.0
 """Where no rank runs anything for so long, nothing is on its way either, and tasks are open, they wait in a circle."""
 
+
+STALLED = f"it has stalled, nothing was heard of it for {SILENCE_S:g} s"
 
 PULSE_S = 0.4
 """How often ranks hear that the controller lives."""
@@ -88,8 +92,6 @@ class Cluster:
         self._members: dict[int, Member] = {}
         self._children: launch.Children | None = None
         self._stamps: Stamps | None = None
-        self.running = False
-        """Whether a plan is under way."""
         self._looked = time.monotonic()
         self._over = False
         self._pulse = Pulse()
@@ -102,7 +104,7 @@ class Cluster:
         if place is None:
             launch.choose_addresses()
         host, port = launch.control_address()
-        listener = wire.listen(host, port, self.ranks)
+        listener = wire.listen(host, port, self.ranks, HEARTBEAT_S)
         try:
             self._children = launch.Children(range(self.ranks) if place is None else range(1), self.ranks)
             self._welcome(listener)
@@ -114,17 +116,25 @@ class Cluster:
         return self
 
     def _welcome(self, listener: Any) -> None:
-        """Wait for every rank to call. Raises RunStopped after a while."""
-        listener._listener._socket.settimeout(wire.CONNECT_S)
-        for _ in range(self.ranks):
+        """Wait for every rank to call. Raises RankLost for one that ends before, RunStopped after a while."""
+        give_up = time.monotonic() + wire.CONNECT_S
+        while missing := sorted(set(range(self.ranks)) - set(self._members)):
             try:
                 line = Line(listener.accept())
-            except TimeoutError:
-                missing = sorted(set(range(self.ranks)) - set(self._members))
-                raise RunStopped(f"ranks {', '.join(map(str, missing))} did not call within {wire.CONNECT_S:g} s") from None
-            joined = line.receive()
+                joined = line.receive()
+            except (TimeoutError, EOFError, OSError, AuthenticationError):
+                self._look_at_children(missing)
+                if time.monotonic() > give_up:
+                    raise RunStopped(f"ranks {', '.join(map(str, missing))} did not call within {wire.CONNECT_S:g} s") from None
+                continue
             self._pulse.lines.append(line)
             self._members[joined.rank] = Member(joined.rank, joined.pid, joined.host, line, time.monotonic())
+
+    def _look_at_children(self, missing: Sequence[int]) -> None:
+        assert self._children is not None
+        for rank in missing:
+            if how := self._children.ended(rank):
+                self._lost(rank, how)
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if not self._over:
@@ -163,8 +173,8 @@ class Cluster:
     def tell(self, member: Member, message: Any) -> None:
         try:
             member.line.send(message)
-        except OSError:
-            self._lost(member.rank, self._children.how_it_ended(member.rank) if self._children else "its connection broke")
+        except OSError as error:
+            self._lost(member.rank, self._end_of(member.rank, error))
 
     def hear(self, timeout_s: float) -> list[tuple[int, Any]]:
         """What ranks say within `timeout_s`, heartbeats taken in. Raises RankLost."""
@@ -174,8 +184,8 @@ class Cluster:
             member = by_connection[connection]
             try:
                 message = member.line.receive()
-            except (EOFError, OSError):
-                self._lost(member.rank, self._end_of(member.rank))
+            except (EOFError, OSError) as error:
+                self._lost(member.rank, self._end_of(member.rank, error))
             member.heard = time.monotonic()
             if isinstance(message, wire.Beat):
                 self._beat(member, message)
@@ -187,7 +197,10 @@ class Cluster:
                 self._broken(rank, message)
         return heard
 
-    def _end_of(self, rank: int) -> str:
+    def _end_of(self, rank: int, error: BaseException) -> str:
+        """How a rank ended on whose connection `error` was raised."""
+        if isinstance(error, BlockingIOError):
+            return STALLED
         return (self._children.how_it_ended(rank) if self._children else "") or "its connection broke"
 
     def _beat(self, member: Member, beat: wire.Beat) -> None:
@@ -202,10 +215,9 @@ class Cluster:
             for member in self._members.values():
                 member.heard = now
         self._looked = now
-        patience_s = SILENCE_S if self.running else BUSY_S
         for member in self._members.values():
-            if now - member.heard > patience_s:
-                self._lost(member.rank, f"it has stalled, nothing was heard of it for {patience_s:g} s")
+            if now - member.heard > SILENCE_S:
+                self._lost(member.rank, STALLED)
 
     def gather(self, kind: type, what: str) -> dict[int, Any]:
         """One message of that kind from every rank."""
@@ -235,14 +247,16 @@ class Cluster:
             if member.line.poll(0.05):
                 try:
                     member.line.receive()
-                except (EOFError, OSError):
-                    break
-        self._lost(peer, self._end_of(peer) if time.monotonic() < deadline else f"rank {by} could not reach it")
+                except (EOFError, OSError) as error:
+                    self._lost(peer, self._end_of(peer, error))
+        self._lost(peer, f"rank {by} could not reach it")
 
     def _lost(self, rank: int, why: str) -> NoReturn:
         if self._over:
             raise RankLost(rank, why, None)
         lost = RankLost(rank, why)
+        if self._children is not None:
+            self._children.kill(rank)
         self._stop_all(str(lost), rank)
         lost.run = self.story()
         raise lost
@@ -301,7 +315,6 @@ class Cluster:
         self.gather(wire.Ready, "taking the plan")
         before = self.offsets()
         self._stamps = stamps
-        self.running = True
         for member in self._members.values():
             member.heard = time.monotonic()
         if origin_ns is None:

@@ -96,10 +96,19 @@ class Children:
         if process is None:
             return ""
         process.join(GRACE_S)
-        code = process.exitcode
-        if code is None:
-            return "closed its connection"
+        return self.ended(rank) or "closed its connection"
+
+    def ended(self, rank: int) -> str:
+        """How a child has ended; empty where it has not, or is not ours."""
+        process = self._processes.get(rank)
+        if process is None or (code := process.exitcode) is None:
+            return ""
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+    def kill(self, rank: int) -> None:
+        """End a child that does nothing any more; also one that is stopped."""
+        if rank in self._processes:
+            self._processes[rank].kill()
 
     def end(self) -> None:
         """Wait a moment for them to end, then kill those that have not: none is left behind."""

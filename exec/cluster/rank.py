@@ -17,9 +17,10 @@ from typing import NoReturn
 
 from exec.cluster import wire
 from exec.cluster.engine import PATIENCE_S
-from exec.cluster.wire import BUSY_S, HEARTBEAT_S, SILENCE_S, Line
+from exec.cluster.wire import HEARTBEAT_S, SILENCE_S, Line
 
 RUN_FAILED = 1
+STALLED = f"the controller has stalled: nothing was heard of it for {SILENCE_S:g} s"
 
 
 def main(rank: int, ranks: int, host: str, port: int, quiet: bool = True) -> int:
@@ -76,12 +77,13 @@ class Listener:
                 if now - asked > SILENCE_S / 2:
                     heard = now  # this process itself did not run: nobody can be blamed for the silence
                 asked = now
-                patience_s = SILENCE_S if self.engine is not None else BUSY_S
-                if now - heard > patience_s:
-                    self._leave(f"the controller has stalled: nothing was heard of it for {patience_s:g} s")
+                if now - heard > SILENCE_S:
+                    self._leave(STALLED)
                 if now - beaten >= HEARTBEAT_S:
                     self._line.send(self._beat())
                     beaten = now
+        except BlockingIOError:
+            self._leave(STALLED)
         except (EOFError, OSError):
             self._leave("the controller is gone")
 

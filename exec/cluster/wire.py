@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import threading
 from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection, Listener
@@ -18,21 +20,25 @@ HEARTBEAT_S = 0.1
 """How often a rank says that it lives, and what has ended since."""
 
 SILENCE_S = 3.0
-"""A process that was not heard of for so long during a run has stalled."""
-
-BUSY_S = 15.0
-"""And for so long before and after one, when it loads weights and code, and may be deaf for a while."""
+"""A process that was not heard of for so long has stalled, whatever it was doing: heartbeats have a thread of their own, and
+loading and compiling leave it its turns."""
 
 CONNECT_S = 60.0
 """How long ranks wait for the controller to listen, and it for them."""
 
 
 class Line:
-    """One end of a connection. `send` may be called from any thread."""
+    """One end of a connection. `send` may be called from any thread.
+
+    `send` and `receive` raise BlockingIOError, an OSError, after `SILENCE_S` at most, where a message has begun and the other end
+    takes or gives nothing more of it: it has stalled in the middle.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._lock = threading.Lock()
+        with socket.socket(fileno=os.dup(connection.fileno())) as end:
+            _limit_waits(end)
 
     def send(self, message: Any) -> None:
         with self._lock:
@@ -46,6 +52,14 @@ class Line:
 
     def close(self) -> None:
         self.connection.close()
+
+
+def _limit_waits(end: socket.socket) -> None:
+    """Timeouts of the operating system, which the blocking calls of a Connection do not know of. A call that got somewhere
+    returns after as long, and so does the next, for which the buffers were made a little larger; then one fails: hence a third."""
+    timeout = struct.pack("ll", *divmod(int(SILENCE_S / 3 * 1e6), 1_000_000))
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
 
 
 def key() -> bytes:
@@ -167,8 +181,13 @@ class Bye:
     """Nothing more to do."""
 
 
-def listen(host: str, port: int, ranks: int) -> Listener:
-    return Listener((host, port), backlog=ranks, authkey=key())
+def listen(host: str, port: int, ranks: int, patience_s: float) -> Listener:
+    """Takes calls; `accept` raises TimeoutError after `patience_s` without one, and OSError where a caller falls silent."""
+    listener = Listener((host, port), backlog=ranks, authkey=key())
+    end = listener._listener._socket  # type: ignore[attr-defined]
+    end.settimeout(patience_s)
+    _limit_waits(end)  # those who call inherit it: they answer a challenge first
+    return listener
 
 
 def connect(host: str, port: int) -> Line:

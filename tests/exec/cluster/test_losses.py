@@ -11,11 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from exec.cluster import runs
+from exec.cluster import launch, runs
 from exec.cluster.controller import Cluster
 from exec.cluster.execute import execute
 from exec.cluster.losses import RankLost
@@ -89,6 +90,30 @@ def test_a_rank_lost_between_runs_is_noticed() -> None:
         with pytest.raises(RankLost, match="rank 1 was lost: was killed by SIGKILL"):
             for _ in range(1000):
                 cluster.hear(0.01)
+
+
+@pytest.mark.parametrize("order_bytes", [0, 1 << 25])
+def test_a_rank_that_stalls_while_it_should_prepare_is_noticed(order_bytes: int) -> None:
+    """Whether it falls silent, or does not even take what it is sent."""
+    setup = layers([16, 16], "bulk-sync")
+    with Cluster(2) as cluster:
+        pids = cluster.pids
+        os.kill(pids[1], signal.SIGSTOP)
+        with pytest.raises(RankLost, match="rank 1 was lost: it has stalled"):
+            cluster.prepare(replace(setup.order, weights="x" * order_bytes))
+    assert not any(alive(pid) for pid in pids.values())
+
+
+def test_a_rank_killed_before_it_called_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = launch.Children.__init__
+
+    def start_and_kill(children: launch.Children, ranks: range, world: int) -> None:
+        start(children, ranks, world)
+        children.kill(1)
+
+    monkeypatch.setattr(launch.Children, "__init__", start_and_kill)
+    with pytest.raises(RankLost, match="rank 1 was lost: was killed by SIGKILL"), Cluster(2):
+        pass
 
 
 def test_ranks_do_not_outlive_a_killed_controller() -> None:
