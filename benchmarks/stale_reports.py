@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sim.swarm.server import Settings
+from sim.swarm.settings import Settings
 from sim.swarm.study import simulate
 from sim.swarm.trouble import Trouble
 from sim.tasks import PS_PER_S
@@ -28,7 +28,7 @@ def mean_latency_s(routing: str, age_s: float, seed: int) -> float:
     settings = Settings(design="replicas", routing=routing, report_s=0.5, report_age_s=age_s, rebalance_s=0.0, seed=seed)
     slow = [Trouble(at_s=20, what="slow", node=f"{r}-0", factor=0.5) for r in "a"]
     done = simulate(study(requests, slow, "greedy", small(rtt_s=0.01)), replace(settings, suspect_s=30.0))
-    return float(np.mean([(j.answered - j.arrival) / PS_PER_S for j in done.server.jobs.values()]))
+    return float(np.mean([(j.answered - j.arrival) / PS_PER_S for j in done.server.requests.jobs.values()]))
 
 
 def main(to: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sim.errors import UserError
+from sim.errors import UserError, unknown
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -67,3 +67,21 @@ def _one(error: Any) -> str:
     shown = repr(error["input"])
     value = f" (is {shown})" if error["type"] not in {"missing", "extra_forbidden"} and len(shown) <= 40 else ""
     return f"{path}: {message}{value}" if path else f"{message}{value}"
+
+
+# Built-ins ------------------------------------------------------------------------------------------
+
+
+def names(folder: Path) -> tuple[str, ...]:
+    """The built-in configurations of a folder: its YAML files."""
+    return tuple(sorted(p.stem for p in folder.glob("*.yaml")))
+
+
+def locate(flag: str, name: str, folder: Path) -> Path:
+    """The file that a flag names: a built-in of the folder, or a path. Raises `UserError` for an unknown name, with the nearest one."""
+    known = names(folder)
+    if name in known:
+        return folder / f"{name}.yaml"
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        return Path(name)
+    raise unknown(flag, name, known)

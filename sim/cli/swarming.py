@@ -42,7 +42,8 @@ class Wanted:
 def swarm(wanted: Wanted, timeline: Path | None, as_json: bool) -> None:
     """Simulate the design and the baselines, and print a table or one JSON object."""
     from sim.swarm import study as studies
-    from sim.swarm.server import Settings
+    from sim.swarm.figures import figures
+    from sim.swarm.settings import Settings
 
     output.check_writable("--timeline", timeline, options.TIMELINE_SUFFIXES)
     settings = Settings(
@@ -53,7 +54,7 @@ def swarm(wanted: Wanted, timeline: Path | None, as_json: bool) -> None:
         tell("reading traces")
         study = stated(wanted)
         results = studies.compare(study, settings, tell)
-    rows = [studies.figures(d, r, study) if not isinstance(r, str) else {"design": d, "does_not_fit": r} for d, r in results]
+    rows = [figures(d, r, study) if not isinstance(r, str) else {"design": d, "does_not_fit": r} for d, r in results]
     first = results[0][1]
     if timeline is not None and not isinstance(first, str):
         write_timeline(first, study, timeline)

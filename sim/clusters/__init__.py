@@ -7,7 +7,7 @@ from pathlib import Path
 from sim import configuration
 from sim.clusters.network import Network
 from sim.clusters.schema import Cluster
-from sim.errors import UserError, unknown
+from sim.errors import UserError
 
 __all__ = ["Cluster", "Network", "load", "names"]
 
@@ -16,7 +16,7 @@ _BUILTIN = Path(__file__).parent
 
 def names() -> tuple[str, ...]:
     """The built-in clusters."""
-    return tuple(sorted(p.stem for p in _BUILTIN.glob("*.yaml")))
+    return configuration.names(_BUILTIN)
 
 
 def load(name_or_file: str | Path) -> Cluster:
@@ -25,15 +25,12 @@ def load(name_or_file: str | Path) -> Cluster:
     Raises `UserError` for an unknown name (with the nearest one) or a bad file (with all its errors).
     """
     name = str(name_or_file)
-    if name in names():
-        return configuration.load(_BUILTIN / f"{name}.yaml", Cluster)
     if name.endswith(".ini"):
         from sim.clusters.importers import helix
 
         return helix.read_cluster(Path(name))
-    if not (name.endswith((".yaml", ".yml")) or "/" in name):
-        raise unknown("--machine", name, names())
-    values = configuration.read(Path(name))
+    path = configuration.locate("--machine", name, _BUILTIN)
+    values = configuration.read(path)
     if values.get("kind") != "cluster":
-        raise UserError(f"{name}: kind: is {values.get('kind')!r}; a cluster (kind: cluster) is needed")
-    return configuration.parse(name, values, Cluster)
+        raise UserError(f"{path}: kind: is {values.get('kind')!r}; a cluster (kind: cluster) is needed")
+    return configuration.parse(path, values, Cluster)

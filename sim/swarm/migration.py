@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.swarm.group import Tally
+from sim.swarm.jobs import Tally
 from sim.swarm.mail import WIRES
 from sim.swarm.plant import Plant
 from sim.tasks import Cancel, Command, Task

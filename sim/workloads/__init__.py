@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from sim import configuration
-from sim.errors import unknown
 from sim.workloads.outcomes import Outcomes
 from sim.workloads.schema import Workload
 
@@ -16,7 +15,7 @@ _BUILTIN = Path(__file__).parent
 
 def names() -> tuple[str, ...]:
     """The built-in workloads."""
-    return tuple(sorted(p.stem for p in _BUILTIN.glob("*.yaml")))
+    return configuration.names(_BUILTIN)
 
 
 def load(name_or_file: str | Path) -> Workload:
@@ -24,9 +23,4 @@ def load(name_or_file: str | Path) -> Workload:
 
     Raises `UserError` for an unknown name (with the nearest one) or a bad file (with all its errors).
     """
-    name = str(name_or_file)
-    if name in names():
-        return configuration.load(_BUILTIN / f"{name}.yaml", Workload)
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        return configuration.load(Path(name), Workload)
-    raise unknown("--workload", name, names())
+    return configuration.load(configuration.locate("--workload", str(name_or_file), _BUILTIN), Workload)

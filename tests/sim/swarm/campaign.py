@@ -15,7 +15,7 @@ from sim.placement.load import Recorded
 from sim.placement.policy import load as load_policy
 from sim.swarm.plant import Plant
 from sim.swarm.routes import Routes
-from sim.swarm.server import Settings
+from sim.swarm.settings import Settings
 from sim.swarm.study import Finished, Study, simulate
 from sim.swarm.trouble import Trouble, checked
 from sim.tasks import PS_PER_S
@@ -100,10 +100,10 @@ def scenario(seed: int) -> tuple[Study, Settings]:
 def hold(done: Finished) -> None:
     """What every run must keep: all answered once, with all their tokens, memory within budget (asserted inside at every event)."""
     server = done.server
-    lost = [j.number for j in server.jobs.values() if j.answered < 0]
+    lost = [j.number for j in server.requests.jobs.values() if j.answered < 0]
     assert not lost, f"lost {lost}; groups {[(g.name, g.up, g.ready) for g in server.groups]}"
     assert server.outcome.duplicates == 0
-    assert all(j.produced == j.output and j.answered >= j.first > j.arrival >= 0 for j in server.jobs.values())
+    assert all(j.produced == j.output and j.answered >= j.first > j.arrival >= 0 for j in server.requests.jobs.values())
     assert 0 < server.outcome.peak_share <= 1
 
 

@@ -17,9 +17,11 @@ from sim.events import Request
 from sim.placement.policy import load as load_policy
 from sim.swarm import trouble
 from sim.swarm.choice import View, least_loaded, lp_shares, nearest, power_of_two, split
+from sim.swarm.figures import cost_usd, figures
 from sim.swarm.migration import Migration
-from sim.swarm.server import Server, Settings
-from sim.swarm.study import Study, cost_usd, figures, simulate
+from sim.swarm.server import Server
+from sim.swarm.settings import Settings
+from sim.swarm.study import Study, simulate
 from sim.swarm.trouble import Trouble
 from sim.tasks import PS_PER_S
 from tests.sim.swarm.campaign import hold, poisson, recorded, scenario, small, study
@@ -43,7 +45,7 @@ def test_a_request_alone_takes_what_its_parts_take() -> None:
     hold(done)
     plant, group = s.plant, done.server.groups[0]
     assert plant.nodes[group.home] == "a"  # 40 ms away: nearest to the hub
-    job = done.server.jobs[0]
+    job = done.server.requests.jobs[0]
     way = plant.network.path("hub", "a").latency_s
     layers, home = plant.model.layers, group.home
     prefill = layers * plant.dense_s(home, 30, 0, 30 * 31 / 2) + plant.head_s(home, 1)
@@ -73,10 +75,10 @@ def test_a_newcomer_waits_for_the_running_step_and_not_for_the_stretch() -> None
     first = replace(late, request_id=0)
     alone = simulate(replace(study([first], cluster=small(nodes=1)), origins=s.origins[1:]), replace(QUIET, design="replicas"))
     hold(done)
-    wait = done.server.jobs[1].first - alone.server.jobs[0].first
-    step = (done.server.jobs[0].answered - done.server.jobs[0].first) / 59
+    wait = done.server.requests.jobs[1].first - alone.server.requests.jobs[0].first
+    step = (done.server.requests.jobs[0].answered - done.server.requests.jobs[0].first) / 59
     assert -0.5 * step < wait < 2.5 * step
-    assert done.server.tally.tokens == 62 == sum(j.output for j in done.server.jobs.values())
+    assert done.server.tally.tokens == 62 == sum(j.output for j in done.server.requests.jobs.values())
 
 
 def test_a_slow_node_slows_its_group_and_nobody_tells_the_scheduler() -> None:
@@ -102,7 +104,7 @@ def test_loading_experts_and_serving_share_the_links() -> None:
     from sim.drive import drive
     from sim.engines.simpy_engine import SimPyEngine
     from sim.events import Event, Started
-    from sim.swarm.group import Tally
+    from sim.swarm.jobs import Tally
     from sim.tasks import Command, Task
 
     migration = Migration(plant, held, target, count(), Tally(), frozenset(range(6)), "hub")
@@ -141,7 +143,7 @@ def test_nobody_waits_for_a_node_that_never_comes_back() -> None:
     gone = [Trouble(at_s=6, what="crash", node="a-0")]
     done = simulate(study(poisson(60, 2.0), gone), replace(QUIET, design="replicas", suspect_s=4.0, report_s=1.0))
     hold(done)
-    assert max(j.answered - j.arrival for j in done.server.jobs.values()) / PS_PER_S < 12
+    assert max(j.answered - j.arrival for j in done.server.requests.jobs.values()) / PS_PER_S < 12
     assert done.server.outcome.handed_over > 0
 
 

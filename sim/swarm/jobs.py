@@ -1,0 +1,71 @@
+"""A swarm's bookkeeping: requests on their way, running steps, and what was simulated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.tasks import Time
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A request on its way. produced: tokens that it has; resident: tokens in the KV cache, 0 where it must be prefilled."""
+
+    number: int
+    origin: str
+    arrival: Time
+    prompt: int
+    output: int
+    produced: int = 0
+    resident: int = 0
+    first: Time = -1
+    answered: Time = -1
+    group: str = ""
+    moves: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt + self.produced
+
+    @property
+    def done(self) -> bool:
+        return self.produced >= self.output
+
+
+@dataclass(eq=False, slots=True)
+class Step:
+    """What runs: numbers of its tasks, the last one, and how many steps it stands for. left: part of one step that a cut one still
+    needs; floor_s: round trips that it cannot do without."""
+
+    numbers: range
+    steps: int
+    jobs: tuple[Job, ...]
+    seconds: float
+    floor_s: float = 0.0
+    cut: bool = False
+
+    @property
+    def last(self) -> int:
+        return self.numbers[-1]
+
+
+@dataclass(eq=False, slots=True)
+class Tally:
+    """What was simulated and what it took. wire_bytes: by link class; busy_s [nodes]."""
+
+    steps: int = 0
+    tasks: int = 0
+    tokens: int = 0
+    floor_token_s: float = 0.0
+    token_s: float = 0.0
+    visits: int = 0
+    wire_bytes: dict[str, float] = field(default_factory=dict)
+    egress_usd: float = 0.0
+    busy_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+    def carried(self, link_class: str, size: float, usd: float = 0.0) -> None:
+        self.wire_bytes[link_class] = self.wire_bytes.get(link_class, 0.0) + size
+        self.egress_usd += usd

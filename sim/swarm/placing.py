@@ -1,0 +1,90 @@
+"""Where groups may live and what a placement policy makes of that: homes, targets, and what is kept on the way to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.placement import Placement, Policy, Problem
+from sim.placement.problem import apportion
+from sim.swarm.group import Group
+from sim.swarm.plant import Plant
+from sim.swarm.routes import Routes
+from sim.swarm.settings import Settings
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(eq=False)
+class Placer:
+    """Asks the policy for placements on the nodes that are taken for alive.
+
+    dead: nodes that are taken for dead; leaving: those that will be taken away. A scope is a region's number, -1: the whole cluster.
+    """
+
+    plant: Plant
+    routes: Routes
+    policy: Policy
+    settings: Settings
+    dead: set[int] = field(default_factory=set)
+    leaving: set[int] = field(default_factory=set)
+
+    def alive(self, scope: int) -> NDArray[np.int64]:
+        """GPUs of live nodes of a scope."""
+        node = self.plant.node_of
+        ok = ~np.isin(node, sorted(self.dead | self.leaving))
+        return np.flatnonzero(ok & ((scope < 0) | (self.plant.region_of[node] == scope)))
+
+    def home(self, scope: int) -> int | None:
+        """The live node nearest to the coordinator, of equal ones that with the most KV room; None where dense weights fit on none."""
+        here = self.plant.cluster.coordinator
+        able = [n for n in sorted({int(self.plant.node_of[g]) for g in self.alive(scope)}) if self._holds_dense(n)]
+        return min(able, key=lambda n: (self.plant.network.rtt_s(here, self.plant.nodes[n]), -self.plant.kv_tokens(n), n), default=None)
+
+    def _holds_dense(self, node: int) -> bool:
+        mine = self.plant.gpus_of_node(node)
+        return bool((self.plant.home_bytes(node)[mine] < self.plant.usable_bytes[mine]).all())
+
+    def target(self, scope: int, home: int, group: Group | None) -> Bools | None:
+        """The policy's placement on live GPUs, as held [layers, experts, all gpus]; None where the experts do not fit."""
+        among = self.alive(scope)
+        if not len(among):
+            return None
+        counts = self.routes.counts if group is None or not group.observed.any() else group.observed
+        gpus = self.plant.fleet([home], among)
+        wanted = counts.shape[1] + (self.settings.spares if scope < 0 else int(gpus.slots.sum()))
+        if gpus.slots.sum() < counts.shape[1]:
+            return None
+        gpus = replace(gpus, slots=_dealt(min(wanted, int(gpus.slots.sum())), gpus.slots))
+        current = None if group is None else Placement(group.held[:, :, among])
+        problem = Problem(counts[None], gpus, current=current, seed=self.settings.seed)
+        held = np.zeros((*counts.shape, len(self.plant.node_of)), np.bool_)
+        held[:, :, among] = self.policy.place(problem).held
+        return held
+
+    def trimmed(self, home: int, held: Bools, target: Bools) -> Bools:
+        """What stays of the copies: on each GPU as many a layer as fit beside the (new) home's needs, those that are wanted
+        first. Only a node that becomes a home gives any up."""
+        slots = self.plant.slots([home], np.arange(len(self.plant.node_of)))
+        worth = held * 2 - (held & ~target)
+        rank = np.argsort(np.argsort(-worth.astype(np.int64), axis=1, kind="stable"), axis=1)
+        return np.asarray(held & (rank < slots))
+
+    def balance(self, scope: int, group: Group, held: Bools) -> float:
+        """Balancedness of the group's load on live GPUs; 0 where they do not hold every expert."""
+        from sim.placement.measures import balancedness
+
+        among = self.alive(scope)
+        if not len(among) or not held[:, :, among].any(axis=2).all():
+            return 0.0
+        return balancedness(Placement(held[:, :, among]), group.observed, self.plant.fleet([group.home], among))
+
+
+def _dealt(total: int, room: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`total` slots in proportion to the room [gpus], none more than it."""
+    found = np.minimum(apportion(total, room.astype(np.float64)), room)
+    for g in np.argsort(found - room, kind="stable"):
+        found[g] += min(int(room[g] - found[g]), total - int(found.sum()))
+    return found
