@@ -76,6 +76,10 @@ class MoELayer:
     def unpermute(self, tokens: int) -> Cost:
         return combine.work(tokens, self.top_k, self.hidden, self.element_bytes)
 
+    def sort(self, rows: int) -> Cost:
+        """Received rows put in the experts' order, and their results back: each read and written twice."""
+        return Cost(0, 4 * rows * self.row_bytes)
+
     def grouped_gemms(self, rows: tuple[int, ...], tile_rows: int) -> Cost:
         """GEMM0, activation and GEMM1 of experts with so many rows each, in tiles of `tile_rows`: a tile that is not full takes as
         long. Bytes: weights of the experts touched, rows in and out, the intermediate written and read."""

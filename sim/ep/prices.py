@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 from sim.costs import Demand, curve_at
 from sim.ep import names
@@ -29,14 +30,25 @@ ALONE = frozenset({"launch", "enter", "scan", "doorbell", "fetch"})
 class Kernels:
     """What a system's kernels are, beside the op table.
 
-    stages: kernels of each stage, whose gaps add up. tile_rows: rows of a tile of its grouped GEMMs. gemm_rows: rows of a tile of
-    a persistent kernel. resident: blocks of a persistent kernel that share a GPU.
+    stages: kernels of each stage, whose gaps add up. tile_rows: rows of a tile of its grouped GEMMs. sorts: rows come in by rank,
+    and a kernel on either side of the experts puts them in order of experts, and back. gemm_rows: rows of a tile of a persistent
+    kernel. resident: blocks of a persistent kernel that share a GPU.
     """
 
     stages: Mapping[str, int]
     tile_rows: int = 128
+    sorts: bool = False
     gemm_rows: int = 128
     resident: int = 1
+
+
+def _in_turn(*kernels: list[Demand]) -> list[Demand]:
+    """Kernels one after another as one: all that they demand, at rates at which it takes as long as they do."""
+    total_s = sum(max((amount / cap for _, amount, cap, _ in one), default=0.0) for one in kernels)
+    amounts: dict[str, float] = {}
+    for name, amount, _, _ in chain(*kernels):
+        amounts[name] = amounts.get(name, 0.0) + amount
+    return [(name, amount, amount / total_s, 1.0) for name, amount in amounts.items()]
 
 
 class OpPrices:
@@ -76,6 +88,8 @@ class OpPrices:
     def _kernel(self, lane: Lane, work: Work, rate: OpRate) -> Price:
         """A kernel over all SMs: a roofline. One that shares the GPU with a communication kernel gets the SMs that are left."""
         demands = self._roofline(lane, *self._kernel_cost(work), rate, 1)
+        if work.op == "experts" and work.experts > 1 and self.kernels.sorts:
+            demands = _in_turn(demands, self._roofline(lane, 0.0, self.layer.sort(work.tokens).bytes, rate, 1))
         if demands and lane.cores is not None:
             solo_s = max(amount / cap for _, amount, cap, _ in demands)
             sms = self.machine.resources[lane.cores].capacity

@@ -125,7 +125,7 @@ def padded(counts: Counts, layer: MoELayer, tokens: Sequence[int], factor: float
 def kernels_of(system: System, scheduler: ExpertParallel) -> Kernels:
     """What pricing must know of the scheduler's kernels."""
     if isinstance(scheduler, KernelScheduler):
-        return Kernels((system.stages or scheduler.launches)._asdict(), tile_rows=system.tile_rows)
+        return Kernels((system.stages or scheduler.launches)._asdict(), tile_rows=system.tile_rows, sorts=system.sorts)
     if isinstance(scheduler, Tiled):
         return Kernels({}, gemm_rows=scheduler.tiling.rows, resident=scheduler.resident)
     return Kernels({}, tile_rows=system.tile_rows)

@@ -16,9 +16,12 @@ from sim.configuration import describe
 from sim.errors import UserError, unknown
 from sim.machines.parts import OpRate
 from sim.schedulers.ep import registry
+from sim.schedulers.ep.bulk_sync import VARIANTS
 from sim.schedulers.ep.kernels import Launches
 
 TABLE_1 = "FlashDMoE (arXiv 2506.04667), Table 1: GPU operations a layer, 32 experts a GPU"
+
+MEGATRON = "Megatron-LM (token_dispatcher.py sorts received rows by local expert)"
 
 FIGURES = ("latency_s", "flops_efficiency", "bytes_efficiency", "bytes_scale", "bytes_per_s", "sms")
 """Fields of a row that `with_rate` sets."""
@@ -79,8 +82,8 @@ class System:
     ----------
     scheduler: name in `sim.schedulers.ep.registry`, or FILE.py:CLASS. options: further arguments of its class.
     ops: rows that it adds to the op table. stages: kernels of each stage; None: as many as launches.
-    padded: sends and computes each expert's capacity, whatever the router chose. dtype: what it stores and sends, where not the
-    layer's own.
+    sorts: its dispatcher sorts received rows by expert, where a rank has several, and back. padded: sends and computes each
+    expert's capacity, whatever the router chose. dtype: what it stores and sends, where not the layer's own.
     """
 
     name: str
@@ -90,21 +93,22 @@ class System:
     ops: tuple[OpRate, ...] = ()
     stages: Launches | None = None
     tile_rows: int = 128
+    sorts: bool = False
     padded: bool = False
     dtype: str | None = None
 
 
-def _bulk(variant: str, launches: int, what: str, **more: Any) -> System:
-    return System(f"bulk-sync:{variant}", "bulk-sync", f"{what}; {TABLE_1}", {"launches": Launches.of(launches)}, NCCL, **more)
+def _bulk(variant: str, what: str, **more: Any) -> System:
+    return System(f"bulk-sync:{variant}", "bulk-sync", f"{what}; {TABLE_1}", {"launches": Launches.of(VARIANTS[variant])}, NCCL, **more)
 
 
 SYSTEMS: dict[str, System] = {s.name: s for s in (
-    _bulk("cutlass", 85, "Megatron-LM, CUTLASS grouped GEMMs"),
-    _bulk("te", 261, "Megatron-LM, Transformer Engine"),
-    _bulk("deepep", 432, "Megatron-LM with DeepEP"),
-    _bulk("deepspeed", 550, "DeepSpeed-MoE, which pads to the capacity", padded=True),
+    _bulk("cutlass", f"{MEGATRON}, CUTLASS grouped GEMMs", sorts=True),
+    _bulk("te", f"{MEGATRON}, Transformer Engine", sorts=True),
+    _bulk("deepep", f"{MEGATRON}, DeepEP", sorts=True),
+    _bulk("deepspeed", "DeepSpeed-MoE, which pads to the capacity", padded=True),
     System("graph-replayed", "graph-replayed", "the kernels of bulk-sync:cutlass captured in one CUDA graph", ops=NCCL,
-           stages=Launches.of(85)),
+           stages=Launches.of(VARIANTS["cutlass"]), sorts=True),
     System("chunked:fastermoe", "chunked", "FasterMoE (PPoPP '22)", {"chunks": 2, "launches": Launches.of(30)}, NCCL),
     System("chunked:tutel", "chunked", "Tutel (arXiv 2206.03382), which pads to the capacity",
            {"chunks": 2, "launches": Launches.of(30)}, NCCL, padded=True),

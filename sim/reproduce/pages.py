@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,17 @@ def signed(share: float) -> str:
 def percent(share: float | None) -> str:
     """4.2 %; a dash where there is none."""
     return "–" if share is None else f"{share:.1%}".replace("%", " %")
+
+
+def write_page(folder: Path, name: str, text: str, figures: Mapping[str, Callable[[], Figure]]) -> list[Path]:
+    """NAME.md and NAME-FIGURE.png into `folder`, which is made. Returns what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}-{figure}.png" for figure in figures]
+    for path, draw in zip(paths, figures.values(), strict=True):
+        write_figure(path, draw)
+    page = folder / f"{name}.md"
+    write_text(page, text)
+    return [page, *paths]
 
 
 def write_text(path: Path, text: str) -> None:

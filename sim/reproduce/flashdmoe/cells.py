@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sim import machines
@@ -15,7 +15,8 @@ from sim.fabric import ranks
 from sim.jitter import Jitter
 from sim.machines.schema import Machine
 from sim.reproduce.flashdmoe import published
-from sim.reproduce.flashdmoe.calibration import CALIBRATIONS, gpus
+from sim.reproduce.flashdmoe.calibration import CALIBRATIONS, Of, gpus
+from sim.schedulers.ep.packets import Tiling
 
 LAYER = MoELayer(2048, 2048, 32, 2, gated=False, dtype="fp16")
 NO_JITTER = Jitter.named("none")
@@ -58,13 +59,46 @@ def layer_on(
     return study(prepared, jitter, steps).row
 
 
+def bar_row(system: Of, count: int, layer: MoELayer, tokens: int) -> Mapping[str, Any]:
+    """On so many of the paper's GPUs."""
+    return layer_on(system(count, layer.experts), gpus("8xh100", count), layer, tokens)
+
+
 def bars(calibration: str, say: Callable[[str], None]) -> Iterator[Bar]:
     systems = CALIBRATIONS[calibration]
     for count, by_system in published.BARS_MS.items():
         for name, by_tokens in by_system.items():
             for tokens, ms in by_tokens.items():
                 say(f"{count} GPUs, {name}, {tokens} tokens")
-                yield Bar(count, name, tokens, ms, layer_on(systems[name](count), gpus("8xh100", count), LAYER, tokens))
+                yield Bar(count, name, tokens, ms, bar_row(systems[name], count, LAYER, tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """ms: by number of experts."""
+
+    gpus: int
+    system: str
+    ms: Mapping[int, float]
+
+    @property
+    def growth(self) -> float:
+        """Latency with the most experts over that with the fewest, minus 1."""
+        return self.ms[max(self.ms)] / self.ms[min(self.ms)] - 1.0
+
+
+SWEEP_EXPERTS = (8, 16, 32, 64, 128)
+SWEEP_TOKENS = 16384
+
+
+def sweeps(calibration: str, say: Callable[[str], None]) -> Iterator[Sweep]:
+    """Latency against the number of experts, which share the same rows."""
+    for count in (4, 8):
+        for name in published.BARS_MS[count]:
+            say(f"{count} GPUs, {name}, {SWEEP_EXPERTS[0]} to {SWEEP_EXPERTS[-1]} experts")
+            layers = {e: replace(LAYER, experts=e) for e in SWEEP_EXPERTS}
+            rows = {e: bar_row(CALIBRATIONS[calibration][name], count, layer, SWEEP_TOKENS) for e, layer in layers.items()}
+            yield Sweep(count, name, {e: row["latency_s"]["median"] * 1e3 for e, row in rows.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +116,14 @@ class Rerun:
 def rerun() -> Iterator[Rerun]:
     """Issue #21, nothing fitted. SGLang's layer is gated (its run says so) and its launches were not published: it is taken for
     the chain of kernels with the fewest."""
-    box = machines.load("8xh20")
+    box, rows, columns = machines.load("8xh20"), *published.RERUN_TILE
+    flashmoe = replace(SYSTEMS["flashdmoe"], options={"tiling": Tiling(rows, columns)})
     for name, system, gated in (
-        ("FlashMoE", "flashdmoe", False), ("Megatron-TE", "bulk-sync:te", False), ("SGLang", "bulk-sync:cutlass", True),
+        ("FlashMoE", flashmoe, False), ("Megatron-TE", SYSTEMS["bulk-sync:te"], False), ("SGLang", SYSTEMS["bulk-sync:cutlass"], True),
     ):  # fmt: skip
         layer = MoELayer(2048, 2048, 32, 2, gated=gated, dtype="bf16")
-        what = f"{system}, {'three' if gated else 'two'} matrices an expert"
-        yield Rerun(name, what, published.RERUN_MS[name], layer_on(SYSTEMS[system], box, layer, 8192)["latency_s"]["median"] * 1e3)
+        what = f"{system.name}, {'three' if gated else 'two'} matrices an expert"
+        yield Rerun(name, what, published.RERUN_MS[name], layer_on(system, box, layer, 8192)["latency_s"]["median"] * 1e3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from sim.reproduce.flashdmoe import calibration, cells, low_latency, profile, pu
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """calibration: "paper" or "healthy", of the bars. The rest is healthy always."""
+    """calibration: "paper" or "healthy", of the bars and sweeps. The rest is healthy always."""
 
     calibration: str
     bars: list[cells.Bar]
+    sweeps: list[cells.Sweep]
     rerun: list[cells.Rerun]
     contests: list[cells.Contest]
     low_latency: list[low_latency.Exchanged]
@@ -31,6 +32,7 @@ class Reproduction:
             "within_15_percent": score.within(self.bars),
             "order": score.order(self.bars),
             "weak_scaling": score.weak_scaling(self.bars),
+            "experts": [{**asdict(s), "growth": s.growth} for s in self.sweeps],
             "fitted": [c._asdict() for c in calibration.CONSTANTS] if self.calibration == "paper" else [],
             "rerun": [{**asdict(r), "error": r.error} for r in self.rerun],
             "fusion": [{**asdict(c), "gain": c.gain} for c in self.contests],
@@ -44,8 +46,8 @@ def reproduce(name: str, say: Callable[[str], None] = lambda text: None) -> Repr
     """name: of a calibration. `say` hears what is done."""
     compile_engine()
     began = time.perf_counter()
-    bars = list(cells.bars(name, say))
+    bars, sweeps = list(cells.bars(name, say)), list(cells.sweeps(name, say))
     return Reproduction(
-        name, bars, list(cells.rerun()), list(cells.contests(say)), list(low_latency.table(say)), profile.simulate(),
+        name, bars, sweeps, list(cells.rerun()), list(cells.contests(say)), list(low_latency.table(say)), profile.simulate(),
         time.perf_counter() - began,
     )  # fmt: skip

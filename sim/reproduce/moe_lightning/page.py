@@ -10,24 +10,18 @@ from sim.reproduce.moe_lightning import ablation, plots, policy_map, published, 
 from sim.reproduce.moe_lightning.cells import Simulated
 from sim.reproduce.moe_lightning.refined import Refined
 from sim.reproduce.moe_lightning.reproduction import Reproduction
-from sim.reproduce.pages import percent, signed, table, write_figure, write_text
+from sim.reproduce.pages import percent, signed, table, write_page
 
 NAME = "moe-lightning"
 
 
 def write(folder: Path, r: Reproduction) -> list[Path]:
-    """The page and its pictures, into `folder`, which is made. Returns what was written."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """The page and its pictures, into `folder`. Returns what was written."""
     figures = {
         "throughput": partial(plots.throughput, r.cells), "parity": partial(plots.parity, r.cells),
         "fig-9": partial(plots.layer_times, r.fig_9), "fig-10": partial(plots.sweep, r.maps),
     }  # fmt: skip
-    paths = [folder / f"{NAME}-{name}.png" for name in figures]
-    for path, draw in zip(paths, figures.values(), strict=True):
-        write_figure(path, draw)
-    page = folder / f"{NAME}.md"
-    write_text(page, "\n".join(_page(r)))
-    return [page, *paths]
+    return write_page(folder, NAME, "\n".join(_page(r)), figures)
 
 
 def _page(r: Reproduction) -> Iterator[str]:

@@ -61,6 +61,20 @@ def test_chunks_share_the_rows() -> None:
     assert sum(of.exact(work, 0, c, 1).tokens for c in range(3)) == 70
 
 
+def test_a_dispatcher_that_sorts_takes_as_long_as_both_kernels_one_after_the_other() -> None:
+    work = Work("experts", tokens=999, experts=2)
+
+    def seconds(sorts: bool, work: Work) -> float:
+        wants = priced(costs(sorts=sorts), names.gpu(0), work, rank=0, microbatch=0, page=-1)[1]
+        return max(amount / cap for amount, cap in wants.values())
+
+    of = costs()
+    rows, hbm = int(COUNTS[:, :2].sum()), of.machine.resources["gpu.0.hbm"].capacity
+    rate = of.prices.table.row(of.machine.lane[names.gpu(0)], work).bytes_efficiency
+    assert seconds(True, work) - seconds(False, work) == pytest.approx(4 * rows * LAYER.row_bytes / (hbm * rate))
+    assert seconds(True, work._replace(experts=1)) == seconds(False, work)
+
+
 def test_experts_compute_what_came_from_all_or_from_one() -> None:
     of = costs()
     work = Work("experts", tokens=999, experts=2)

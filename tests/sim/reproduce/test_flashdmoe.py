@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sim.cli.app import main
 from sim.reproduce.flashdmoe import cells, low_latency, page, profile, published, score
-from sim.reproduce.flashdmoe.calibration import CONSTANTS, PAPER, gpus
+from sim.reproduce.flashdmoe.calibration import CONSTANTS, EXCHANGE_S, PAPER
 from sim.reproduce.flashdmoe.reproduction import Reproduction
 
 ROW = {"tensor_busy": 0.1, "hbm_busy": 0.2, "comm_hidden": 0.3, "launches": 1, "tasks": 10}
@@ -22,15 +23,28 @@ def bar(count: int, system: str, tokens: int, ms: float) -> cells.Bar:
 @pytest.mark.parametrize("system", ["Comet", "FasterMoE", "Megatron-CUTLASS", "Megatron-TE"])
 def test_baselines_lie_within_15_percent_of_the_bars(count: int, system: str) -> None:
     for tokens, ms in published.BARS_MS[count].get(system, {}).items():
-        found = cells.layer_on(PAPER[system](count), gpus("8xh100", count), cells.LAYER, tokens)["latency_s"]["median"] * 1e3
+        found = cells.bar_row(PAPER[system], count, cells.LAYER, tokens)["latency_s"]["median"] * 1e3
         if (count, system, tokens) != published.OUTLIER:
             assert found == pytest.approx(ms, rel=0.15)
 
 
 def test_flashmoe_at_4k_tokens() -> None:
     for count in (4, 8):
-        found = cells.layer_on(PAPER["FlashMoE"](count), gpus("8xh100", count), cells.LAYER, 4096)["latency_s"]["median"] * 1e3
+        found = cells.bar_row(PAPER["FlashMoE"], count, cells.LAYER, 4096)["latency_s"]["median"] * 1e3
         assert found == pytest.approx(2.1, rel=0.15)
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_weak_scaling_within_5_points(count: int) -> None:
+    for system in ("FasterMoE", "Megatron-TE"):
+        two, many = (cells.bar_row(PAPER[system], n, cells.LAYER, 8192)["latency_s"]["median"] for n in (2, count))
+        assert two / many == pytest.approx(published.WEAK_SCALING[system][count], abs=0.05)
+
+
+def test_exchanges_grow_with_the_experts_of_a_rank() -> None:
+    few, many = (cells.bar_row(PAPER["FasterMoE"], 8, replace(cells.LAYER, experts=e), 4096)["latency_s"]["median"] for e in (8, 128))
+    # 15 more experts of a rank, two chunks, dispatch and combine.
+    assert many - few == pytest.approx(15 * 4 * EXCHANGE_S, rel=0.05)
 
 
 def test_not_more_is_fitted_than_allowed() -> None:
@@ -66,10 +80,14 @@ def test_the_page_has_every_table(tmp_path: Path) -> None:
     bars = [bar(n, s, t, ms * 1.01) for n, by in published.BARS_MS.items() for s, sizes in by.items() for t, ms in sizes.items()]
     contests = [cells.Contest(128, "vm", dict.fromkeys(cells.CONTESTANTS, 1.0))]
     exchanged = [low_latency.Exchanged(r.ranks, w, 100.0, 99.0) for r in published.LOW_LATENCY for w in ("dispatch", "combine")]
-    found = Reproduction("paper", bars, [cells.Rerun("SGLang", "x", 4.9, 4.8)], contests, exchanged, profile.Profile(129, 113, 0.96), 1.0)
+    swept = {"FlashMoE": (7.0,) * 5, "FasterMoE": (35.0, 36.0, 37.0, 38.0, 42.0)}
+    sweeps = [cells.Sweep(8, s, dict(zip(cells.SWEEP_EXPERTS, ms, strict=True))) for s, ms in swept.items()]
+    rerun = [cells.Rerun("SGLang", "x", 4.9, 4.8)]
+    found = Reproduction("paper", bars, sweeps, rerun, contests, exchanged, profile.Profile(129, 113, 0.96), 1.0)
     written = page.write(tmp_path, found)
     text = written[0].read_text()
-    assert "27 of 27 bars" in text and "| 8 | Megatron-TE | 16K | 36.9 | 37.27 | +1.0 % |" in text and text.count("\n| :--") == 6
+    assert "27 of 27 bars" in text and "| 8 | Megatron-TE | 16K | 36.9 | 37.27 | +1.0 % |" in text and text.count("\n| :--") == 7
+    assert "6.0 x, over FasterMoE" in text and "| 8 | FasterMoE | 35.00 | 36.00 | 37.00 | 38.00 | 42.00 | +20.0 % |" in text
     assert all(p.stat().st_size > 1000 for p in written)
 
 
