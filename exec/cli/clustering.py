@@ -63,7 +63,7 @@ def run(
 def _layers(
     model: str, ranks: int, tokens: int, scheduler: str, layers: int | None, skew: float, seed: int, chunks: int | None
 ) -> Setup:
-    from exec.cluster.calibrate import threads_of
+    from exec.cluster.probes import threads_of
     from exec.cluster.runs import layers_setup
     from exec.execute import spec_of
 
@@ -75,7 +75,7 @@ def _layers(
 def _model(
     model: str, ranks: int, workload: str, scheduler: str, gen: int | None, batch: int | None, seed: int, chunks: int | None
 ) -> Setup:
-    from exec.cluster.calibrate import threads_of
+    from exec.cluster.probes import threads_of
     from exec.cluster.runs import model_setup, weights_directory
     from exec.execute import spec_of
     from exec.prompts import byte_prompts

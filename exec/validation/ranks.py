@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from exec.cluster import calibrate as calibration
-from exec.cluster.calibrate import LAYERS, PROBES, Observed
+from exec.cluster import probes
+from exec.cluster.calibrate import draft
 from exec.cluster.controller import Cluster
+from exec.cluster.fit import fitted
+from exec.cluster.observe import Observed, observe
 from exec.cluster.prices import simulate
+from exec.cluster.probes import LAYERS, PROBES
 from exec.cluster.runs import Setup, layers_setup
 from exec.validation.grid import Grid, product
 from exec.validation.score import rank_agreement, relative
@@ -27,9 +30,6 @@ from sim.machines.schema import Machine
 
 APART = 0.08
 """Schedulers that measure closer than this are not ranked."""
-
-RUNS = 3
-"""Runs of a setup each time that it is its turn."""
 
 Say = Callable[[str], None]
 
@@ -50,8 +50,8 @@ class Case(BaseModel):
 
     def setup(self, ranks: int) -> Setup:
         """Raises UserError for a case that so many ranks cannot run."""
-        model = calibration.sized(self.hidden, self.ffn, self.experts, self.top_k)
-        threads = calibration.threads_of(ranks)
+        model = probes.sized(self.hidden, self.ffn, self.experts, self.top_k)
+        threads = probes.threads_of(ranks)
         return layers_setup(model, [self.tokens] * ranks, self.scheduler, layers=LAYERS, skew=self.skew, seed=self.seed, threads=threads)
 
     def without_scheduler(self) -> tuple[Any, ...]:
@@ -73,10 +73,10 @@ def validate(
     one, probes are taken in turn with the cases, and the profile is theirs."""
     setups = _setups(cases, ranks)
     with Cluster(ranks) as cluster:
-        unfitted = calibration.draft(cluster, say) if machine is None else machine
-        probes = [calibration.setup_of(p, ranks) for p in PROBES] if machine is None else []
-        seen_cases, seen_probes = _rounds(cluster, setups, probes, rounds, say)
-    profile = calibration.fitted(unfitted, seen_probes) if machine is None else machine
+        unfitted = draft(cluster, say) if machine is None else machine
+        asked = [probes.setup_of(p, ranks) for p in PROBES] if machine is None else []
+        seen_cases, seen_probes = _rounds(cluster, setups, asked, rounds, say)
+    profile = fitted(unfitted, seen_probes) if machine is None else machine
     rows = [_row(case, ranks, seen, profile) for case, seen in zip(cases, seen_cases, strict=True)]
     errors = np.array([abs(row["error"]) for row in rows])
     ranked = rank_agreement([(c, r["simulated_s"], r["measured_s"]) for c, r in zip(cases, rows, strict=True)], APART)
@@ -107,7 +107,7 @@ def _rounds(
     for turn in range(rounds):
         for k, setup in order:
             say(f"round {turn + 1} of {rounds}: {setup.scheduler}, {setup.order.tokens[0]} rows, {setup.order.model.name}")
-            seen[k].append(calibration.observe(cluster, setup, RUNS))
+            seen[k].append(observe(cluster, setup))
     merged = [_merged(seen[k]) for k in range(len(everything))]
     return merged[: len(setups)], merged[len(setups) :]
 

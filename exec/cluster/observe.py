@@ -1,0 +1,132 @@
+"""Whole layers run several times: what each task took, and which runs others disturbed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exec.cluster.controller import Cluster
+from exec.cluster.execute import Executed, execute
+from exec.cluster.job import Order
+from exec.cluster.outputs import Outputs
+from exec.cluster.profile import Unknown
+from exec.cluster.runs import Setup
+from sim.engines.run import Run
+from sim.plan import Plan
+
+RUNS = 3
+"""Runs of a setup each time that it is its turn."""
+
+SLOWED, TAKEN = 1.1, 0.3
+"""A run is disturbed where its ranks computed so many times longer than in the quickest run of the same setup, or others took
+so much of a core's time; clock ticks of 10 ms leave a quiet computer well below."""
+
+
+class Sample(NamedTuple):
+    """One run. durations_s [tasks] in order of task numbers, see `elapsed_s`; cpu_s: of all ranks; others_s: CPU seconds that
+    the rest of the computer took meanwhile, as far as the system tells."""
+
+    makespan_s: float
+    durations_s: NDArray[np.float64]
+    cpu_s: float
+    others_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A setup that was run several times."""
+
+    order: Order
+    plan: Plan
+    outputs: Mapping[int, Outputs]
+    samples: tuple[Sample, ...]
+
+    @property
+    def settled(self) -> tuple[Sample, ...]:
+        """Runs that nothing else disturbed: no other process took a share of the cores, and the cores were not slowed down by
+        what this computer cannot see (the same work took them no longer). At least the calmest third."""
+        least = min(s.cpu_s for s in self.samples)
+        calm = sorted(self.samples, key=lambda s: max(s.cpu_s / least / SLOWED, s.others_s / s.makespan_s / TAKEN))
+        found = [s for s in calm if s.cpu_s <= SLOWED * least and s.others_s <= TAKEN * s.makespan_s]
+        return tuple(max(found, calm[: -(-len(calm) // 3)], key=len))
+
+    @property
+    def durations_s(self) -> NDArray[np.float64]:
+        """Medians of each task, [tasks]."""
+        found: NDArray[np.float64] = np.median([s.durations_s for s in self.settled], axis=0)
+        return found
+
+
+def observe(cluster: Cluster, setup: Setup, runs: int = RUNS) -> Observed:
+    """Prepare a setup and run it; a first run, which finds caches and connections cold, does not count."""
+    cluster.prepare(setup.order)
+    done = once(cluster, setup)
+    return Observed(setup.order, plan_of(done.run), done.outputs, tuple(_sample(cluster, setup) for _ in range(runs)))
+
+
+def _sample(cluster: Cluster, setup: Setup) -> Sample:
+    busy_s, own_s = _busy_s(), time.process_time()
+    done = once(cluster, setup)
+    cpu_s = sum(o.cpu_s for o in done.outputs.values())
+    others_s = max(0.0, _busy_s() - busy_s - cpu_s - (time.process_time() - own_s))
+    return Sample(done.run.makespan_ps / 1e12, elapsed_s(done.run), cpu_s, others_s)
+
+
+def elapsed_s(run: Run) -> NDArray[np.float64]:
+    """What each task took [tasks]. A put counts from when it could have started: word that the other side is ready has to
+    reach the sender. A barrier takes as long as what waits for it, and for nothing else any more, starts after it."""
+    plan = plan_of(run)
+    late = _late_s(plan, run)
+    found = (run.end_ps - run.start_ps) / 1e12
+    ops = np.array([work.op for work in plan.works])[plan.work]
+    found[ops == "put"] += late[ops == "put"]
+    waiters: dict[int, list[float]] = defaultdict(list)
+    for i in range(len(plan)):
+        for dep in plan.dep[plan.dep_ptr[i] : plan.dep_ptr[i + 1]] - plan.first:
+            if plan.lane[dep] < 0:
+                waiters[int(dep)].append(late[i])
+    for i, starts in waiters.items():
+        found[i] = np.mean(starts)
+    return found
+
+
+def _late_s(plan: Plan, run: Run) -> NDArray[np.float64]:
+    """Time from when what each task waited for had ended, and its lane was free, to its start [tasks]."""
+    ready = np.zeros(len(plan), np.int64)
+    for i in range(len(plan)):
+        deps = plan.dep[plan.dep_ptr[i] : plan.dep_ptr[i + 1]] - plan.first
+        ready[i] = run.end_ps[deps].max(initial=0)
+    for lane in range(len(plan.lanes)):
+        mine = np.flatnonzero(plan.lane == lane)
+        mine = mine[np.argsort(run.start_ps[mine], kind="stable")]
+        ready[mine[1:]] = np.maximum(ready[mine[1:]], run.end_ps[mine[:-1]])
+    return np.maximum(0, run.start_ps - ready) / 1e12
+
+
+def _busy_s() -> float:
+    """CPU seconds that everything on this computer has taken; 0 where the system does not tell."""
+    if not os.path.exists("/proc/stat"):
+        return 0.0
+    with open("/proc/stat") as f:
+        user, nice, system, _, _, interrupts, soft, stolen, *_ = map(int, f.readline().split()[1:])
+    return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
+
+
+def once(cluster: Cluster, setup: Setup) -> Executed:
+    """One run of a prepared setup."""
+    scheduler = setup.fresh()
+    return execute(cluster, scheduler, setup.requests, Unknown(), scheduler.lanes)
+
+
+def plan_of(run: Run) -> Plan:
+    """The one Plan that a run came of."""
+    (source,) = run.sources
+    assert isinstance(source, Plan), source
+    return source
