@@ -88,3 +88,18 @@ def result(rank: int, source: int, chunk: int) -> str:
 @cache
 def back(rank: int, peer: int, chunk: int) -> str:
     return f"back.{rank}.{peer}.{chunk}"
+
+
+@cache
+def weights(rank: int, layer: int, expert: int) -> str:
+    """A copy of an expert of a MoE layer in the memory of a rank."""
+    return f"weights.{rank}.{layer}.{expert}"
+
+
+@cache
+def alive(rank: int) -> str:
+    """Resource of a simulated machine whose capacity says whether the rank is there: `Changed` to `GONE` is its loss, to 1 its coming."""
+    return f"alive.{rank}"
+
+
+GONE = 0.0
