@@ -16,7 +16,7 @@ from sim.errors import UserError
 
 if TYPE_CHECKING:
     from sim.placement import Placement, Policy, Problem
-    from sim.placement.load import Recorded
+    from sim.placement.recorded import Recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def stated(wanted: Wanted) -> tuple[Problem, Recorded | None]:
     """The problem, and what it is tested on."""
     from sim.placement import Problem, RoundRobin
     from sim.placement.fleet import gpus_of
-    from sim.placement.load import read
+    from sim.placement.recorded import read
 
     recorded = read(wanted.load)
     test = read(wanted.test_load, "--test-load") if wanted.test_load else None

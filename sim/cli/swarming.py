@@ -68,7 +68,7 @@ def swarm(wanted: Wanted, timeline: Path | None, as_json: bool) -> None:
 def stated(wanted: Wanted) -> Study:
     """What the flags name. Raises `UserError` for the first thing that is wrong."""
     from sim import clusters, models
-    from sim.placement.load import read
+    from sim.placement.recorded import read
     from sim.placement.policy import load as load_policy
     from sim.swarm import choice, study, trouble
     from sim.swarm.plant import Plant

@@ -75,7 +75,8 @@ class Gpus:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Sample:
-    """Recorded tokens: `experts` [tokens, layers, k] int16, and `window` [tokens] int64, the window each belongs to."""
+    """Recorded tokens: `experts` [tokens, layers, k] int16, and `window` [tokens] int64: which of the problem's
+    windows each belongs to."""
 
     experts: NDArray[np.int16]
     window: Ints

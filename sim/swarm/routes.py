@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sim.errors import UserError
 from sim.models import ModelSpec
-from sim.placement.load import Recorded
+from sim.placement.recorded import Recorded
 from sim.swarm.dice import below
 
 MOST_ROWS = 512

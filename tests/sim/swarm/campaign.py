@@ -11,7 +11,7 @@ import numpy as np
 from sim import models
 from sim.clusters.schema import Cluster
 from sim.events import Request
-from sim.placement.load import Recorded
+from sim.placement.recorded import Recorded
 from sim.placement.policy import load as load_policy
 from sim.swarm.plant import Plant
 from sim.swarm.routes import Routes

@@ -59,13 +59,14 @@ def read(paths: Sequence[Path], flag: str = "--load") -> Recorded:
 
 
 def _joined(parts: Sequence[Recorded], flag: str) -> Sample | None:
-    """The tokens of all parts, each part a window of its own."""
-    samples = [part.sample for part in parts if part.sample is not None]
+    """The tokens of all parts, each with the number of its part's window."""
+    first = np.cumsum([0, *(len(part.windows) for part in parts)])
+    samples = [(part.sample, window) for part, window in zip(parts, first, strict=False) if part.sample is not None]
     if not samples:
         return None
-    if len({s.experts.shape[2] for s in samples}) > 1:
+    if len({s.experts.shape[2] for s, _ in samples}) > 1:
         raise UserError(f"{flag}: the routing traces choose different numbers of experts a token; one model is needed")
-    return Sample(np.concatenate([s.experts for s in samples]), np.repeat(np.arange(len(samples)), [len(s) for s in samples]))
+    return Sample(np.concatenate([s.experts for s, _ in samples]), np.concatenate([s.window + window for s, window in samples]))
 
 
 def _one(path: Path, flag: str) -> Recorded:
