@@ -106,20 +106,24 @@ class MoELayers:
         """Rows by expert, with one row before each peer's for the header of its message."""
         routes = self.store.routes
         tokens = chunk_rows(len(routes.ids), task.microbatch, self.order.chunks)
-        ids = routes.ids[tokens.start : tokens.stop]
-        offsets, positions = np.empty(self.model.experts + 1, np.int32), np.empty(ids.shape, np.int32)
+        ids, server, first = self._serving(task.layer, routes.ids[tokens.start : tokens.stop])
+        offsets, positions = np.empty(first[-1] + 1, np.int32), np.empty(ids.shape, np.int32)
         dispatch.place(ids, offsets, positions)
         piece = self._rows.send()
-        share = self.order.experts_per_rank
-        positions += (ids // share).astype(np.int32) + np.int32(piece.first + 1)
+        positions += server + np.int32(piece.first + 1)
         dispatch.permute(routes.normed[tokens.start : tokens.stop], positions, self._rows.array)
         counts = np.diff(offsets)
         parts = tuple(
-            Part(piece, piece.first + 1 + r + int(offsets[r * share]), counts[r * share : (r + 1) * share])
-            for r in range(self.order.ranks)
-        )  # fmt: skip
+            Part(piece, piece.first + 1 + r + int(offsets[first[r]]), counts[first[r] : first[r + 1]]) for r in range(self.order.ranks)
+        )
         self.counts.append((task.layer, task.step, task.microbatch, counts.tolist()))
-        self.store.write(task.writes[0], Sent(piece, parts, positions, tokens.start))
+        self.store.write(task.writes[0], Sent(piece, parts, positions, server, tokens.start))
+
+    def _serving(self, layer: int, ids: NDArray[np.int16]) -> tuple[NDArray[np.int16], NDArray[np.int32], Sequence[int]]:
+        """What serves each row: the copy [t, k] of its expert, that copy's rank [t, k]; and the first copy of each rank [ranks + 1],
+        copies being numbered rank by rank. Here each expert is its own only copy."""
+        share = self.order.experts_per_rank
+        return ids, (ids // share).astype(np.int32), range(0, share * (self.order.ranks + 1), share)
 
     # Puts ---------------------------------------------------------------------------------------
 
@@ -192,18 +196,18 @@ class MoELayers:
     def _unpermute(self, task: Record, _: Interrupt) -> None:
         routes = self.store.routes
         sent: Sent = self.store.take(names.send(self.rank, task.microbatch))
-        own = self.store.take(task.reads[1 + self.rank])
         moved = np.zeros(self.order.ranks, np.int32)
         returned: list[Piece] = []
-        for r, name in enumerate(task.reads[1:]):
+        for name in task.reads[1:]:
+            part: Part = self.store.take(name)
+            r = int(name.split(".")[2])  # result.R.R.c, or back.R.r.c
+            moved[r] = part.first - sent.parts[r].first
             if r != self.rank:
-                part: Part = self.store.take(name)
-                moved[r] = part.first - sent.parts[r].first
                 returned.append(part.piece)
-        assert own.first == sent.parts[self.rank].first, (own, sent)
+        assert moved[self.rank] == 0, (moved, sent)
         stop = sent.start + len(sent.positions)
-        ids, weights = routes.ids[sent.start : stop], routes.weights[sent.start : stop]
+        weights = routes.weights[sent.start : stop]
         out = self.store.hidden[sent.start : stop]
-        combine.forward(self._rows.array, sent.positions + moved[ids // self.order.experts_per_rank], weights, out)
+        combine.forward(self._rows.array, sent.positions + moved[sent.server], weights, out)
         for piece in (sent.piece, *returned):
             self._rows.give(piece)

@@ -37,15 +37,20 @@ class RowMemory:
     """
 
     def __init__(self, width: int, landing: tuple[int, int], sending: tuple[int, int]) -> None:
-        (rows, count), (own, owned) = landing, sending
-        self._border = rows * count
-        self.array = lasting("rows", (self._border + own * owned, width))
-        self._landing = [Piece(k * rows, rows) for k in range(count)]
-        self._sending = [Piece(self._border + k * own, own) for k in range(owned)]
+        self._sizes = landing, sending
+        self._border = landing[0] * landing[1]
+        self.array = lasting("rows", (self._border + sending[0] * sending[1], width))
         self._lock = threading.Lock()
-        self._used = 0
         self.peak = 0
         """Most rows that were taken at a time."""
+        self.forget()
+
+    def forget(self) -> None:
+        """All pieces are free again, whoever had taken them."""
+        (rows, count), (own, owned) = self._sizes
+        self._landing = [Piece(k * rows, rows) for k in range(count)]
+        self._sending = [Piece(self._border + k * own, own) for k in range(owned)]
+        self._used = 0
 
     def land(self) -> Piece:
         """A piece for what a peer sends."""

@@ -51,12 +51,13 @@ def layer_inputs(order: Order, rank: int) -> np.ndarray:
 def _layers(order: Order, rank: int) -> Weights:
     """Weights of the layers' norms, routers and own experts; an expert's do not depend on how many ranks there are."""
     nothing = np.empty((0, order.model.hidden), np.float32)
-    layers = tuple(_router(order, i) for i in range(order.model.layers))
-    experts = tuple(kept(np.concatenate([_expert(order, i, e) for e in order.experts_of(rank)])) for i in range(order.model.layers))
+    layers = tuple(drawn_router(order, i) for i in range(order.model.layers))
+    experts = tuple(kept(np.concatenate([drawn_expert(order, i, e) for e in order.experts_of(rank)])) for i in range(order.model.layers))
     return Weights(nothing, nothing, nothing, layers, experts)
 
 
-def _router(order: Order, layer: int) -> LayerWeights:
+def drawn_router(order: Order, layer: int) -> LayerWeights:
+    """A layer without attention: its norm and its router."""
     model, nothing = order.model, np.empty(0, np.float32)
     shape = layer_shapes(model)["router"]
     router = 2 * model.hidden**-0.5 * _normal([order.seed, 1, layer], shape)
@@ -65,7 +66,8 @@ def _router(order: Order, layer: int) -> LayerWeights:
     return LayerWeights(nothing, nothing, nothing, np.ones(model.hidden, np.float32), router.astype(np.float32))
 
 
-def _expert(order: Order, layer: int, expert: int) -> np.ndarray:
+def drawn_expert(order: Order, layer: int, expert: int) -> np.ndarray:
+    """An expert's weights, flat; the same whoever draws them."""
     model = order.model
     flat = model.hidden**-0.5 * _normal([order.seed, 2, layer, expert], (expert_floats(model),))
     split_expert(model, flat, 0)[2][:] *= np.float32((2 * model.layers) ** -0.5 * (model.hidden / model.ffn) ** 0.5)

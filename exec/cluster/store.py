@@ -44,11 +44,12 @@ class Part(NamedTuple):
 
 class Sent(NamedTuple):
     """A chunk's rows sorted by expert. parts [ranks]: by the rank that computes them; positions [t, k]: row in the
-    row memory of each token's copies; start: the chunk's first token."""
+    row memory of each token's copies; server [t, k]: the rank that computes each; start: the chunk's first token."""
 
     piece: Piece
     parts: tuple[Part, ...]
     positions: NDArray[np.int32]
+    server: NDArray[np.int32]
     start: int
 
 
