@@ -40,7 +40,12 @@ class Executed:
 
     @property
     def timeline(self) -> Timeline:
-        return timeline_of(self.outcome.run, Provenance("recorded", _origin("really run", self.job), self.outcome.clock), self.job.model)
+        facts = {
+            f"clock_offset.{lane}": f"{o['offset_us']:.1f} us +- {o['uncertainty_us']:.1f} us against the host, by kernels between events"
+            for lane, o in self.outcome.clock_offsets.items()
+        }
+        made = Provenance("recorded", _origin("really run", self.job), self.outcome.clock, facts=facts)
+        return timeline_of(self.outcome.run, made, self.job.model)
 
 
 def spec_of(model: str, device: DeviceName = DeviceName.cpu) -> ModelSpec:
@@ -90,7 +95,10 @@ def execute(
         peak_bytes=outcome.peak_bytes,
         lower_bound_s=bound_s(outcome, costs, job.machine),
     )
-    return Executed(job, outcome, log, summarize(about, outcome.run, job.requests, job.lengths, outcome.wall_s))
+    summary = summarize(about, outcome.run, job.requests, job.lengths, outcome.wall_s)
+    if outcome.clock_offsets:
+        summary["clock_offsets"] = outcome.clock_offsets
+    return Executed(job, outcome, log, summary)
 
 
 def bound_s(outcome: session.Outcome, costs: CostModel, machine: Machine) -> float:

@@ -21,23 +21,33 @@ SHARE = 0.8
 def this_computer(device: DeviceName = DeviceName.cpu) -> Machine:
     """Native lanes, and budgets that follow from the memory that is free now (on a GPU, of its own)."""
     gpu_threads, cpu_threads = threads_of_lanes()
+    gpu = Lane(name="gpu", kind="compute", memory="memory", cores="cores", threads=gpu_threads, home="gpu")
+    resources = {
+        "cores": Resource(kind="cores", capacity=float(os.cpu_count() or 1), source="as many as the system counts"),
+        "memory": Resource(kind="memory", capacity=10e9, source="not measured; a run does not need it"),
+    }
+    if device is DeviceName.cuda:
+        from exec.backends.cuda.torch_device import blocks
+
+        resources["gpu"], gpu = compute_stream(blocks())
     free = free_bytes()
     half = Memory(bytes=int(free * SHARE / 2), source="half of the memory that was free at the start")
-    unknown = "not measured; a run does not need it"
     return Machine(
-        name=platform.node() or "this-computer", clock="measured",
-        resources={
-            "cores": Resource(kind="cores", capacity=float(os.cpu_count() or 1), source="as many as the system counts"),
-            "memory": Resource(kind="memory", capacity=10e9, source=unknown),
-        },
+        name=platform.node() or "this-computer", clock="measured", resources=resources,
         memories={"gpu": _device_memory() if device is DeviceName.cuda else half, "cpu": half, "pinned": half},
         lanes=(
-            Lane(name="gpu", kind="compute", memory="memory", cores="cores", threads=gpu_threads, home="gpu"),
+            gpu,
             Lane(name="cpu", kind="compute", memory="memory", cores="cores", threads=cpu_threads, home="cpu"),
             *(Lane(name=n, kind="copy", path=("memory",), cores="cores", threads=1) for n in ("h2d", "d2h", "pin", "nvme")),
         ),
         ops=(),
     )  # fmt: skip
+
+
+def compute_stream(blocks: int) -> tuple[Resource, Lane]:
+    """Resource and lane `gpu` of a GPU that holds so many blocks of a persistent kernel: any other task has all of them."""
+    unit = Resource(kind="cores", capacity=float(blocks), source="blocks of a persistent kernel that the device runs at once")
+    return unit, Lane(name="gpu", kind="compute", cores="gpu", threads=blocks, home="gpu")
 
 
 def _device_memory() -> Memory:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -54,6 +54,8 @@ class Outcome:
     run: stamps of all tasks and what was handed out, as an engine of the simulator returns them.
     tokens: generated tokens by request. logits: of each sampling [tokens, vocab], by request, where asked for.
     routing: what the routers chose, where recorded.
+    clock_offsets: by lane whose kernels stamp what runs inside tasks with a clock of their own: `offset_us` from the host's,
+    to within `uncertainty_us`, and `moved_us` by which they moved apart. Empty where there is none.
     peak_bytes: most bytes held at a time, by memory, as measured; planned_bytes: what the scheduler said.
     wall_s: seconds of the run proper, without placing weights and warming up.
     """
@@ -66,27 +68,15 @@ class Outcome:
     peak_bytes: dict[str, int]
     planned_bytes: dict[str, int]
     wall_s: float
+    clock_offsets: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def run(
-    model: ModelSpec,
-    weights: Weights,
-    machine: Machine,
-    scheduler: Serves,
-    requests: Sequence[Request],
-    prompts: Sequence[Sequence[int]],
-    *,
-    lengths: Sequence[int] | None = None,
-    eos: Collection[int] = (),
-    profile: Profile | None = None,
-    record_routing: bool = False,
-    replay_routing: RoutingIndex | None = None,
-    keep_logits: bool = False,
-    poison: bool = False,
-    log: Log | None = None,
-    device: Device | None = None,
-    graphs: bool = False,
-) -> Outcome:
+    model: ModelSpec, weights: Weights, machine: Machine, scheduler: Serves, requests: Sequence[Request],
+    prompts: Sequence[Sequence[int]], *, lengths: Sequence[int] | None = None, eos: Collection[int] = (), profile: Profile | None = None,
+    record_routing: bool = False, replay_routing: RoutingIndex | None = None, keep_logits: bool = False, poison: bool = False,
+    log: Log | None = None, device: Device | None = None, graphs: bool = False,
+) -> Outcome:  # fmt: skip
     """Serve `requests`, whose `prompts` are token ids, as `scheduler` says.
 
     lengths: tokens that each request really generates (default: what it states); eos: token ids
@@ -104,27 +94,33 @@ def run(
         began = time.perf_counter()
         drive(scheduler, session.engine, log)
         wall_s = time.perf_counter() - began
-    backend = session.backend
-    return Outcome(
-        clock=session.clock,
-        run=session.engine.run(),
-        tokens=backend.sequences.outputs(),
-        logits={r: np.stack(rows) for r, rows in (backend.logits or {}).items() if rows},
-        routing=backend.recorder.trace(model, _provenance(model, scheduler, session.clock)) if backend.recorder is not None else None,
-        peak_bytes=backend.peak_bytes(),
-        planned_bytes={name: sum(consumers.values()) for name, consumers in session.needed.items()},
-        wall_s=wall_s,
-    )
+    return session.outcome(_provenance(model, scheduler, session.clock), wall_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
     """Weights placed, lanes started and warm: ready to be driven. needed: as the scheduler's `memory` said."""
 
+    model: ModelSpec
     engine: ThreadEngine
     backend: CpuBackend | CudaBackend
     needed: Needed
     clock: Clock
+
+    def outcome(self, routing: Provenance, wall_s: float) -> Outcome:
+        """What a session that has ended gave. routing: where the trace of its routers came from."""
+        backend = self.backend
+        return Outcome(
+            clock=self.clock,
+            run=self.engine.run(),
+            tokens=backend.sequences.outputs(),
+            logits={r: np.stack(rows) for r, rows in (backend.logits or {}).items() if rows},
+            routing=backend.recorder.trace(self.model, routing) if backend.recorder is not None else None,
+            peak_bytes=backend.peak_bytes(),
+            planned_bytes={name: sum(consumers.values()) for name, consumers in self.needed.items()},
+            wall_s=wall_s,
+            clock_offsets=backend.clock_offsets(),
+        )
 
 
 @contextmanager
@@ -139,12 +135,15 @@ def opened(
     for lane in scheduler.lanes:
         _check_lane(machine, lane)
     backend, engine_class = _backend(device, graphs)(model, weights, machine, needed, requests, prompts, **options)
-    seen = profile if profile is not None else CostModel(_with_blocks(machine, device) if scheduler.fused else machine, model)
+    if scheduler.fused:
+        machine = with_blocks(machine)
+        _check_blocks(machine, device)
+    seen = profile if profile is not None else CostModel(machine, model)
     paced = any(machine.lane[n].paced_bytes_per_s for n in scheduler.lanes)
     with engine_class(machine, backend, seen, requests, scheduler.pools) as engine:
         if scheduler.fused:
             warm_up_fused() if device is None else backend.warm_up_fused()
-        yield Session(engine, backend, needed, "emulated" if paced else "measured")
+        yield Session(model, engine, backend, needed, "emulated" if paced else "measured")
 
 
 def _backend(device: Device | None, graphs: bool) -> Callable[..., tuple[Any, type[ThreadEngine]]]:
@@ -157,13 +156,14 @@ def _backend(device: Device | None, graphs: bool) -> Callable[..., tuple[Any, ty
     return lambda *args, **options: (CudaBackend(*args, device=device, graphs=graphs, **options), StreamEngine)
 
 
-def _with_blocks(machine: Machine, device: Device | None) -> Machine:
-    """`machine` with a lane of blocks: as many as the device holds, whatever its YAML says of cores."""
-    made, blocks = with_blocks(machine), device.blocks() if device is not None else None
-    if blocks is None:
-        return made
-    lanes = tuple(lane.model_copy(update={"servers": blocks}) if lane.name == LANE else lane for lane in made.lanes)
-    return made.model_copy(update={"lanes": lanes})
+def _check_blocks(machine: Machine, device: Device | None) -> None:
+    """Tiles are cut for the blocks that the machine names; on a device of other blocks they do not fit the kernel."""
+    named, there = machine.lane[LANE].servers, device.blocks() if device is not None else None
+    if there is not None and named != there:
+        raise UserError(
+            f"machine {machine.name}: its lane 'gpu' stands for {named} blocks of a kernel, the device runs {there} at once; "
+            "run: python -m exec calibrate --device cuda -o PROFILE.yaml"
+        )
 
 
 def _check_lane(machine: Machine, name: str) -> None:

@@ -125,6 +125,10 @@ class CpuBackend:
         """Most bytes that were taken of each memory at a time."""
         return {name: arena.peak_bytes for name, arena in self.arenas.items()}
 
+    def clock_offsets(self) -> dict[str, dict[str, float]]:
+        """Clocks of lanes that are not the host's, against it: none."""
+        return {}
+
     # Compute ------------------------------------------------------------------------------------
 
     def _embed_tokens(self, task: Record, _: Interrupt) -> None:

@@ -1,7 +1,7 @@
 """From a GPU and the host beside it to a machine profile: measured curves, then a correction from whole runs.
 
-As `profile`, for `--device cuda`: the compute lane is charged to one unit, the GPU, by curves measured with
-its own events; copies run on copy engines and cost no core.
+As `profile`, for `--device cuda`: the compute lane is charged to the GPU whole, by curves measured with its own events;
+only tiles of a fused layer, a block each, have it in parts; copies run on copy engines and cost no core.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from exec.calibration.copies import SIZES
 from exec.calibration.curves import CONTEXTS, EXPERT_ROWS, PROMPTS, ROWS
 from exec.calibration.insitu import Probe
 from exec.calibration.profile import CPU_OPS, Say, processor
-from exec.local import CUDA_RIG, free_bytes
+from exec.local import CUDA_RIG, compute_stream, free_bytes
 from exec.runtime import Interrupt
 from exec.weights import Weights, random_weights
 from sim import models
@@ -224,8 +224,9 @@ def _machine(device: Device, links: dict[str, float], threads: int, ops: tuple[O
     calibrated = f"calibrated on {processor()}"
     _, memory = host.memory_bytes_per_s()
     pin_threads = min(PIN_THREADS, os.cpu_count() or 1)
+    unit, gpu = compute_stream(device.blocks() or 1)
     resources = {
-        "gpu": Resource(kind="cores", capacity=1.0, source="one stream computes at a time"),
+        "gpu": unit,
         "cores": Resource(kind="cores", capacity=host.cores(), source=f"{calibrated}: all cores at once against one alone"),
         "memory": Resource(kind="memory", capacity=memory, source=f"{calibrated}: most that readers and copiers move together"),
         **{f"link.{n}": Resource(kind="link", capacity=rate, source=f"{calibrated}: pinned copies") for n, rate in links.items()},
@@ -238,7 +239,7 @@ def _machine(device: Device, links: dict[str, float], threads: int, ops: tuple[O
         "pinned": Memory(bytes=int(0.2 * free), source="a fifth of the memory that was free"),
     }
     lanes = (
-        Lane(name="gpu", kind="compute", cores="gpu", threads=1, home="gpu"),
+        gpu,
         Lane(name="cpu", kind="compute", memory="memory", cores="cores", threads=threads, home="cpu"),
         Lane(name="h2d", kind="copy", path=("link.h2d", "memory"), home="gpu"),
         Lane(name="d2h", kind="copy", path=("link.d2h", "memory"), home="cpu"),

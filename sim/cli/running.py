@@ -86,6 +86,7 @@ def print_summary(s: Mapping[str, Any]) -> None:
         ("lower bound", f"{output.seconds(s['lower_bound_s'])} ({_share(s['lower_bound_s'], s['makespan_s'])} of the makespan)"),
         *((f"lane {name}", f"{output.seconds(v['busy_s'])} busy, {v['utilization']:.1%}") for name, v in s["lanes"].items()),
         *((f"peak {name}", output.size(v)) for name, v in s["peak_bytes"].items()),
+        *((f"clock of tiles, {name}", f"sure to {o['uncertainty_us']:.1f} us") for name, o in s.get("clock_offsets", {}).items()),
         ("tasks", f"{s['tasks']:,}"), ("wall", output.seconds(s["wall_s"])),
     ]  # fmt: skip
     output.print_table(title, ("", "value"), rows)

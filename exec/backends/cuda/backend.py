@@ -190,6 +190,10 @@ class CudaBackend:
         """Most bytes that were taken of each memory at a time, without the temporaries of kernels."""
         return {name: arena.peak_bytes for name, arena in self.arenas.items()}
 
+    def clock_offsets(self) -> dict[str, dict[str, float]]:
+        """The clock that kernels stamp tiles with, against the host's, by lane."""
+        return {"gpu": self.layers.clock.line().offset()} if self._fused else {}
+
     def warm_up_fused(self) -> None:
         """Make ready to run bodies of tasks. Waits for the device."""
         self._fused = True

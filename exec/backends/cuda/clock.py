@@ -42,6 +42,12 @@ class Line(NamedTuple):
         """How far off a time between the readings can be."""
         return max(self.first.within_ns, self.last.within_ns)
 
+    def offset(self) -> dict[str, float]:
+        """As a run tells it: host minus kernel time at the first reading, how far off any time on the line can be, and by how
+        much the clocks moved apart until the last."""
+        offset, later = (r.host_ns - r.kernel_ns for r in self)
+        return {"offset_us": offset / 1e3, "uncertainty_us": self.within_ns / 1e3, "moved_us": (later - offset) / 1e3}
+
     def host_ns(self, kernel_ns: NDArray[np.int64]) -> NDArray[np.int64]:
         """Times of the kernels' clock [...] on that of `time.perf_counter_ns`."""
         since, passed = kernel_ns - self.first.kernel_ns, self.last.kernel_ns - self.first.kernel_ns

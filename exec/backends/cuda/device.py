@@ -79,7 +79,7 @@ class Device(Protocol):
         ...
 
     def blocks(self) -> int | None:
-        """Blocks of a persistent kernel that run at once; None: the threads of the lane are the blocks."""
+        """Blocks of a persistent kernel that run at once; None: as many as the lane has threads."""
         ...
 
     def synchronize(self) -> None:

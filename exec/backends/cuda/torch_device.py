@@ -14,6 +14,11 @@ ANCHORS = 20
 """Tries at reading both clocks at one instant; the tightest counts."""
 
 
+def blocks(device: torch.device | None = None) -> int:
+    """Blocks of a persistent kernel that run at once on `device` (None: the current one)."""
+    return BLOCKS_PER_SM[True] * torch.cuda.get_device_properties(device).multi_processor_count
+
+
 class CudaStream:
     def __init__(self, name: str, device: torch.device, priority: int) -> None:
         self.name = name
@@ -75,7 +80,7 @@ class CudaDevice:
         tick.launch(1, 1, there, wait_ns, stream=numba_stream())
 
     def blocks(self) -> int:
-        return BLOCKS_PER_SM[True] * torch.cuda.get_device_properties(self.torch_device).multi_processor_count
+        return blocks(self.torch_device)
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch_device)

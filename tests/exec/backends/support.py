@@ -7,6 +7,8 @@ from functools import cache
 
 import numpy as np
 
+from exec.backends.cuda.device import Device
+from exec.local import compute_stream
 from exec.session import Outcome, run
 from exec.weights import Weights, random_weights, split_expert
 from sim.events import Request
@@ -48,6 +50,12 @@ def machine(rates: Mapping[str, float] | None = None, threads: int = 1, **budget
         lanes=tuple(lanes),
         ops=tuple(OpRate(op="*", lane=lane.name, source="a test") for lane in lanes),
     )
+
+
+def machine_of(device: Device, **budgets: int) -> Machine:
+    """`machine`, its compute stream that of the device."""
+    made, (unit, gpu) = machine(**budgets), compute_stream(device.blocks() or 1)
+    return made.model_copy(update={"resources": {**made.resources, "gpu": unit}, "lanes": (gpu, *made.lanes[1:])})
 
 
 Work = tuple[list[Request], list[list[int]], list[int]]

@@ -7,17 +7,28 @@ import threading
 import numpy as np
 import pytest
 
+from exec import execute as executing
 from exec import session
 from exec.backends.cuda import fused, standin
 from exec.backends.cuda.clock import KernelClock, Line, Reading
 from exec.backends.cuda.fused import StreamLayers
 from exec.backends.cuda.standin import StandIn
+from exec.calibration import device as calibration
+from exec.devices import DeviceName
 from exec.session import Outcome
+from sim.body import with_blocks
 from sim.columns import columns_of
-from sim.engines.run import DONE, SKIPPED
+from sim.costs import CostModel
+from sim.engines.run import DONE, SKIPPED, Run
+from sim.errors import UserError
+from sim.job import prepare
+from sim.machines.schema import OpRate
 from sim.schedulers.policy import Policy
 from sim.schedulers.ticket import body_of, tiles_of
-from tests.exec.backends.support import SPEC, assert_equals_plain, execute, machine, workload
+from sim.tasks import PS_PER_S, Work
+from sim.workloads.lengths import Fixed
+from sim.workloads.schema import Workload
+from tests.exec.backends.support import SPEC, assert_equals_plain, execute, machine, machine_of, weights, workload
 from traces.routing import RoutingIndex
 
 POLICY, WORK = Policy(batch=6, microbatch=3), workload((5, 17, 3, 8, 1, 12), 4)
@@ -127,11 +138,69 @@ def test_a_reading_knows_how_good_it_is() -> None:
     device.close()
 
 
-def test_tiles_are_cut_for_the_devices_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A profile calibrated on a device says one core: its blocks only the device knows, and the scheduler hears."""
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """A device of 65 blocks, whose kernel is not asked for."""
     monkeypatch.setattr(StandIn, "blocks", lambda self: 65)
     monkeypatch.setattr(StreamLayers, "launch", lambda *_: None)
-    run = execute("ticket", POLICY, workload((3,), 2), device=StandIn()).run
-    bodies = [t.body for plan in run.sources for t in plan.tasks() if t.op == "post_attn"]  # type: ignore[union-attr]
+    return StandIn()
+
+
+def executed(device: StandIn, monkeypatch: pytest.MonkeyPatch) -> executing.Executed:
+    """One short request under `ticket`, as the command line runs it."""
+    short = Workload(name="w", source="a test", prompt=Fixed(tokens=3), generation=Fixed(tokens=3))
+    job = prepare(SPEC, machine_of(device), short, "ticket", batch=1)
+    monkeypatch.setattr(executing, "opened", lambda name: device)
+    return executing.execute(job, weights(), [[1, 2, 3]], record_routing=True, device=DeviceName.cuda)
+
+
+def digests(run: Run) -> set[str]:
+    """Of the bodies of decode passes."""
+    return {t.body.digest() for plan in run.sources for t in plan.tasks() if t.body and t.work.tokens == 1}  # type: ignore[union-attr]
+
+
+def test_both_clocks_cut_tiles_for_the_devices_blocks(large: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = executed(large, monkeypatch)
+    twin = executing.simulated_twin(done)
     cut = {blocks: body_of(tiles_of(SPEC, 1, blocks=blocks)).digest() for blocks in (1, 65)}
-    assert cut[1] != cut[65] == bodies[-1].digest()
+    assert cut[1] != cut[65] and digests(done.outcome.run) == digests(twin.run) == {cut[65]}
+    assert {i.body.digest() for i in twin.run.inside} >= {cut[65]}
+
+
+def test_a_machine_of_other_blocks_is_refused(large: StandIn) -> None:
+    with pytest.raises(UserError, match="lane 'gpu' stands for 1 blocks of a kernel, the device runs 65 at once; run: .* calibrate"):
+        execute("ticket", POLICY, workload((3,), 2), device=large)
+    assert execute("resident", POLICY, workload((3,), 2), device=StandIn()).tokens
+
+
+def test_a_calibrated_device_names_its_blocks(large: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its curves hold for a task that has all of them; a tile has one, and takes its part of the kernel's time on it."""
+    monkeypatch.setattr(calibration.host, "memory_bytes_per_s", lambda: (1e10, 1e10))
+    monkeypatch.setattr(calibration.host, "cores", lambda: 2.0)
+    monkeypatch.setattr(calibration, "_pin_rate", lambda threads: 1e10)
+    ops = tuple(OpRate(op=op, lane="gpu", curve=((1.0, 1e-9),), source="a test") for op in ("o_proj", "rms_norm", "router", "expert_ffn"))
+    made = calibration._machine(large, {"h2d": 1e10, "d2h": 1e10}, 1, ops)
+    costs = CostModel(with_blocks(made), SPEC)
+    assert costs.servers("blocks") == 65
+    down, units = Work("down_tile", 1, columns=8), SPEC.ffn * 8
+    assert costs.solo_ps("blocks", down) == pytest.approx(65 * units * 1e-9 * PS_PER_S, rel=1e-6)
+
+
+def test_a_run_tells_how_sure_its_tiles_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its summary, in the metadata of its timeline, and to people; the offset is the one that the clocks were given."""
+    device = Skewed()
+    device.began_ns = standin.time.perf_counter_ns()
+    done = executed(device, monkeypatch)
+    offset = done.summary["clock_offsets"]["gpu"]
+    passed_us = (standin.time.perf_counter_ns() - device.began_ns) / 1e3
+    assert 0 < offset["uncertainty_us"] < passed_us
+    assert -offset["offset_us"] == pytest.approx(AHEAD_NS / 1e3, abs=DRIFT * passed_us + offset["uncertainty_us"])
+    assert -offset["moved_us"] == pytest.approx(0.0, abs=DRIFT * passed_us + 2 * offset["uncertainty_us"])
+    assert done.timeline.provenance.facts["clock_offset.gpu"].startswith(
+        f"{offset['offset_us']:.1f} us +- {offset['uncertainty_us']:.1f} us against the host"
+    )
+
+
+def test_runs_by_the_hosts_clock_alone_say_nothing_of_others() -> None:
+    assert execute("resident", POLICY, workload((3,), 2), device=StandIn()).clock_offsets == {}
+    assert execute("ticket", POLICY, workload((3,), 2)).clock_offsets == {}
