@@ -26,11 +26,11 @@ TOKENS, SECONDS, REPEATS = 4096, 0.15, 15
 
 
 @jit
-def token_by_token(logits, resident, lean, counts, requests, affinity, bonus, scratch, ids, weights, rounds, metrics):
+def token_by_token(logits, resident, costs, lean, counts, requests, affinity, bonus, scratch, ids, weights, rounds, metrics):
     """One call of the router for each token."""
     for _ in range(rounds):
         for t in range(logits.shape[0]):
-            route_some(logits, resident, lean, counts, requests, affinity, bonus, scratch, ids, weights, t, t + 1, metrics)
+            route_some(logits, resident, costs, lean, counts, requests, affinity, bonus, scratch, ids, weights, t, t + 1, metrics)
 
 
 class Job:

@@ -1,10 +1,11 @@
 """A router that leans towards experts that are in memory, within a stated margin.
 
-The logits of resident experts get a bonus before the choice; weights come from the logits as they are. The bonus is
-at most `margin`, so whatever an expert displaces, that one's logit was at most `margin` above its own: the top
-choice is never displaced by more. It may be fixed, or follow a target hit rate (an integrator, clamped to the margin).
-Both may be shares of the row's spread, its best logit less its mean: layers differ in how far their logits lie apart, and tokens
-in how sure the router is. At the same hit rate that costs the bundled model a small part of what plain logits do.
+Without prices, the logits of resident experts get a bonus before the choice. The bonus is at most `margin`, so whatever an
+expert displaces, that one's logit was at most `margin` above its own: the top choice is never displaced by more. With prices
+(`kernels.router.priced`) the bonus is what a hit is worth beside the loss that a displacement is expected to cost, within the same
+margin. Weights come from the logits as they are. The bonus may be fixed, or follow a target hit rate (an integrator, clamped).
+Margin, and the bonus on logits, may be shares of the row's spread, its best logit less its mean: layers differ in how far their logits
+lie apart, and tokens in how sure the router is.
 
 Several threads route at once, each with a shard of its own: counters, requests, moving averages and bonus. Nobody
 locks anything; `merged` adds the shards up, at any time, since counters only grow.
@@ -18,6 +19,7 @@ import numpy as np
 
 from kernels.jit import inline, jit
 from kernels.router.cpu import below, number
+from kernels.router.priced import lean_by_price
 from kernels.vecmath import exp
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -32,9 +34,11 @@ METRICS = 3
 class Lean(NamedTuple):
     """How far the router may bend.
 
-    bonus: on the logits of resident experts, to begin with. margin: the most that it may become. target: hit rate to
+    bonus: on the logits of resident experts, or with prices the loss (nats) that a hit is worth, to begin with. margin: how far a
+    logit may lie above one that is taken in its place; without prices also the most that the bonus may become. target: hit rate to
     reach by adapting it; negative: it stays as it is. gain: change of the bonus a token for each unit of hit rate that is missing.
-    decay: of the moving average of choices, a token. relative: bonus and margin are shares of each row's best logit less its mean.
+    decay: of the moving average, a token. relative: margin, and bonus without prices, are shares of each row's best logit less its
+    mean. most: that the bonus may become with prices.
     """
 
     bonus: float
@@ -43,6 +47,7 @@ class Lean(NamedTuple):
     gain: float = 0.002
     decay: float = 0.96
     relative: bool = False
+    most: float = 1.0
 
 
 class Shards(NamedTuple):
@@ -50,7 +55,8 @@ class Shards(NamedTuple):
 
     counts [threads, experts] int64: times chosen. requests [threads, experts] int64: of these, while not resident: what to
     page in (counters only grow: whoever pages keeps what it has seen). affinity [threads, experts] float32: moving average of
-    being chosen. bonus [threads, 1] float32: as it is now. scratch [threads, experts] float32.
+    the weight that each expert has in the plain choice, whatever is resident: what ought to be. bonus [threads, 1] float32: as it is
+    now. scratch [threads, experts] float32.
     """
 
     counts: np.ndarray
@@ -131,64 +137,83 @@ def _spread(logits, t):
 
 
 @inline
-def _best(logits, t):
-    best = np.intp(0)
-    for e in range(1, logits.shape[1]):
-        if logits[t, e] > logits[t, best]:
-            best = e
-    return best
+def _choose(logits, t, resident, bonus, ids, scratch):
+    """ids[t]: the experts that are wanted most."""
+    if ids.shape[1] == 2:
+        first, second = _two(logits, t, resident, bonus)
+        ids[t, 0], ids[t, 1] = first, second
+    else:
+        _biased(logits, t, resident, bonus, scratch)
+        key = np.uint64(0)
+        for j in range(ids.shape[1]):
+            key = below(scratch, 0, logits.shape[1], key)
+            ids[t, j] = number(key)
+
+
+@inline
+def _lean(logits, t, resident, costs, bonus, lean, ids, weights, scratch):
+    """ids[t] and weights[t] from the plain choice to the one with the bonus."""
+    spread = _spread(logits, t) if lean[5] else _ONE
+    if costs is not None:
+        lean_by_price(logits, t, resident, costs, bonus, np.float32(lean[1]) * spread, ids, scratch)
+    else:
+        _choose(logits, t, resident, bonus * spread, ids, scratch)
+    _weigh(logits, t, ids, weights)
+
+
+@inline
+def _count(t, resident, ids, counts, requests):
+    """Count the choice; how many of it are resident."""
+    hits = 0
+    for j in range(ids.shape[1]):
+        e = ids[t, j]
+        here = np.int64(resident[e])
+        hits += here
+        counts[e] += 1
+        requests[e] += 1 - here
+    return hits
 
 
 @jit
-def route_some(logits, resident, lean, counts, requests, affinity, bonus, scratch, ids, weights, start, stop, metrics):
+def route_some(logits, resident, costs, lean, counts, requests, affinity, bonus, scratch, ids, weights, start, stop, metrics):
     """`route` of rows [start, stop), for compiled callers; the arrays of one shard: counts, requests, affinity [experts], bonus [1],
-    scratch [1, experts]. metrics [3] int64, or None, for which nothing of it is compiled."""
-    experts, top_k = logits.shape[1], ids.shape[1]
-    margin, target, gain = np.float32(lean[1]), np.float32(lean[2]), np.float32(lean[3])
-    decay = np.float32(lean[4])
+    scratch [1, experts]. costs [experts, experts] float32, or None; metrics [3] int64, or None, for which nothing of it is compiled."""
+    top_k = ids.shape[1]
+    target, gain, decay = np.float32(lean[2]), np.float32(lean[3]), np.float32(lean[4])
+    most = np.float32(lean[1]) if costs is None else np.float32(lean[6])
     now = bonus[0]
     for t in range(start, stop):
-        extra = now * _spread(logits, t) if lean[5] else now
-        if top_k == 2:
-            first, second = _two(logits, t, resident, extra)
-            ids[t, 0], ids[t, 1] = first, second
-        else:
-            _biased(logits, t, resident, extra, scratch)
-            key = np.uint64(0)
-            for j in range(top_k):
-                key = below(scratch, 0, experts, key)
-                ids[t, j] = number(key)
+        _choose(logits, t, resident, _ZERO, ids, scratch)
         _weigh(logits, t, ids, weights)
         _decay(affinity, decay)
-        hits = 0
         for j in range(top_k):
-            e = ids[t, j]
-            here = np.int64(resident[e])
-            hits += here
-            counts[e] += 1
-            requests[e] += 1 - here
-            affinity[e] += _ONE - decay
+            affinity[ids[t, j]] += (_ONE - decay) * weights[t, j]
+        best = ids[t, 0]
+        if now > _ZERO:
+            _lean(logits, t, resident, costs, now, lean, ids, weights, scratch)
+        hits = _count(t, resident, ids, counts, requests)
         if target >= _ZERO:
-            now = min(margin, max(_ZERO, now + gain * (target - np.float32(hits) / np.float32(top_k))))
+            now = min(most, max(_ZERO, now + gain * (target - np.float32(hits) / np.float32(top_k))))
         if metrics is not None:
             metrics[0] += top_k
             metrics[1] += hits
-            if _best(logits, t) != ids[t, 0]:
+            if best != ids[t, 0]:
                 metrics[2] += 1
     bonus[0] = now
 
 
 def route(
     logits: np.ndarray, resident: np.ndarray, lean: Lean, made: Shards, ids: np.ndarray, weights: np.ndarray, shard: int = 0,
-    metrics: np.ndarray | None = None,
+    metrics: np.ndarray | None = None, costs: np.ndarray | None = None,
 ) -> None:  # fmt: skip
     """Choose experts for every row and count what was chosen.
 
     logits [tokens, experts] float32; resident [experts] uint8, 1 where the expert is in memory (its owner may change it at any
-    time); ids [tokens, k] int16 and weights [tokens, k] float32 are written. Threads may call it at once with different `shard`.
+    time); costs [experts, experts] float32: prices, see `kernels.router.priced`; ids [tokens, k] int16 and weights [tokens, k]
+    float32 are written. Threads may call it at once with different `shard`.
     """
     route_some(
-        logits, resident, lean, made.counts[shard], made.requests[shard], made.affinity[shard], made.bonus[shard],
+        logits, resident, costs, lean, made.counts[shard], made.requests[shard], made.affinity[shard], made.bonus[shard],
         made.scratch[shard : shard + 1], ids, weights, 0, len(logits), metrics,
     )  # fmt: skip
 

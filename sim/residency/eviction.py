@@ -11,6 +11,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import nsmallest
 
+import numpy as np
+from numpy.typing import NDArray
+
 FREQUENCY_DECAY, AGE = 0.98, 16.0
 """Of LFRU: memory of a use after one event, and the age in events at which recency begins to tell. Chosen on
 gpt-oss-20b's `mmlu_test` sequences, see docs/expert-cache.md."""
@@ -132,6 +135,18 @@ class LFRU(_Decayed):
     def worth(self, key: int) -> float:
         uses, age = self.frequency(key)
         return uses / (age + AGE)
+
+
+class Wanted(Evictor):
+    """What the router itself wanted least, lately: worth [layers, experts] is an array that a router keeps, such as the affinity of
+    `kernels.router.resident`. A router that leans chooses what is here; what it would have chosen tells what ought to be."""
+
+    def __init__(self, experts: int, whole: bool, wanted: NDArray[np.float32]) -> None:
+        super().__init__(experts, whole)
+        self._wanted = wanted
+
+    def worth(self, key: int) -> float:
+        return float(self._wanted[divmod(key, self.experts)])
 
 
 class Static(Evictor):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kernels.jit import Lazy
 from kernels.router import resident as kernel
+from kernels.router.priced import reference as priced
 from kernels.router.resident import ASKED, DISPLACED, HITS, METRICS, Lean, merged, reference, route, shards
 
 SHAPES = [(8, 2), (16, 2), (32, 4), (128, 8), (5, 1)]
@@ -23,6 +24,10 @@ def drawn(tokens: int, experts: int, seed: int = 0, share: float = 0.25) -> tupl
 
 def outputs(tokens: int, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     return np.full((tokens, top_k), -1, np.int16), np.full((tokens, top_k), np.nan, np.float32)
+
+
+def prices(experts: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).gamma(0.5, 0.1, (experts, experts)).astype(np.float32)
 
 
 @pytest.mark.parametrize(("experts", "top_k"), SHAPES)
@@ -41,26 +46,44 @@ def test_choice_weights_counts_and_requests(experts: int, top_k: int, bonus: flo
     uses = np.bincount(ids.ravel(), minlength=experts)
     assert np.array_equal(counts, uses) and np.array_equal(requests, uses * (1 - here))
     average = np.zeros(experts)
-    for row in ids:
+    for row, weight in zip(*reference(logits, here, 0.0, top_k), strict=True):
         average *= 0.96
-        average[row] += 1 - 0.96
+        average[row] += (1 - 0.96) * weight
     np.testing.assert_allclose(affinity, average, rtol=1e-4)
     best = logits.argmax(axis=1)
     assert metrics.tolist() == [300 * top_k, int(here[ids].sum()), int((ids[:, 0] != best).sum())]
     assert (metrics[DISPLACED] > 0) == (bonus > 0) and metrics[ASKED] > metrics[HITS]
 
 
-@given(st.integers(0, 10_000), st.floats(0, 3), st.floats(0, 2), st.floats(0, 1), st.sampled_from(SHAPES), st.booleans())
+@pytest.mark.parametrize(("experts", "top_k"), SHAPES)
+@pytest.mark.parametrize(("bonus", "margin"), [(0.0, 9.0), (0.02, 9.0), (0.2, 9.0), (0.2, 0.5), (5.0, 9.0)])
+def test_choice_by_price(experts: int, top_k: int, bonus: float, margin: float) -> None:
+    """The kernel's choice is the best of all numbers of swaps; a large bonus takes every resident, none takes nobody."""
+    logits, here = drawn(300, experts)
+    costs, lean = prices(experts), Lean(bonus, margin)
+    made, (ids, weights) = shards(1, experts, lean), outputs(300, top_k)
+    route(logits, here, lean, made, ids, weights, costs=costs)
+    expected = [priced(row, here, costs, bonus, margin, top_k) for row in logits]
+    assert np.array_equal(ids, [e for e, _ in expected])
+    np.testing.assert_allclose(weights, [w for _, w in expected], rtol=1e-5)
+    plain, _ = reference(logits, here, 0.0, top_k)
+    if top_k > 1:  # of one expert all weight is lost at once
+        assert (ids != plain).any() == (bonus > 0), "a bonus that changes nothing tests nothing"
+    if bonus > 1 and here.sum() >= top_k:
+        assert here[ids].all()
+
+
+@given(st.integers(0, 10_000), st.floats(0, 3), st.floats(0, 2), st.floats(0, 1), st.sampled_from(SHAPES), st.booleans(), st.booleans())
 def test_nobody_is_displaced_by_more_than_the_margin(
-    seed: int, bonus: float, margin: float, target: float, shape: tuple[int, int], relative: bool
+    seed: int, bonus: float, margin: float, target: float, shape: tuple[int, int], relative: bool, priced: bool
 ) -> None:
     """Whatever the bonus does: each expert that was left out is at most `margin` above each that was taken."""
     experts, top_k = shape
     logits, here = drawn(20, experts, seed)
     lean = Lean(bonus, margin, target, gain=5.0, relative=relative)
     made, (ids, weights) = shards(1, experts, lean), outputs(20, top_k)
-    route(logits, here, lean, made, ids, weights)
-    assert 0 <= made.bonus[0, 0] <= margin
+    route(logits, here, lean, made, ids, weights, costs=prices(experts, seed) if priced else None)
+    assert 0 <= made.bonus[0, 0] <= (1.0 if priced else margin)
     for row, chosen in zip(logits, ids, strict=True):
         out = np.setdiff1d(np.arange(experts), chosen)
         most = margin * (row.max() - row.mean() if relative else 1.0) + 1e-5
@@ -111,8 +134,9 @@ def test_shards_of_two_threads_share_no_cache_line() -> None:
         assert array.strides[0] - array.shape[1] * array.itemsize >= 128
 
 
+@pytest.mark.parametrize("costs", [None, prices(8)])
 @pytest.mark.parametrize("metrics", [None, np.zeros(METRICS, np.int64)])
-def test_routing_allocates_nothing(metrics: np.ndarray | None) -> None:
+def test_routing_allocates_nothing(metrics: np.ndarray | None, costs: np.ndarray | None) -> None:
     """A call from Python costs Numba one handle an array; the same call for 100 times the tokens costs no more."""
     from numba.core.runtime import _nrt_python, rtsys
 
@@ -123,9 +147,9 @@ def test_routing_allocates_nothing(metrics: np.ndarray | None) -> None:
         logits, here = drawn(tokens, 8)
         ids, weights = outputs(tokens, 2)
         before = rtsys.get_allocation_stats().alloc
-        route(logits, here, Lean(0.1, 1.0), made, ids, weights, metrics=metrics)
+        route(logits, here, Lean(0.1, 1.0), made, ids, weights, metrics=metrics, costs=costs)
         spent.append(rtsys.get_allocation_stats().alloc - before)
-    assert spent[1] == spent[2] == 9 + (metrics is not None)
+    assert spent[1] == spent[2] == 9 + (metrics is not None) + (costs is not None)
 
 
 def test_metrics_that_are_off_are_not_compiled() -> None:
@@ -136,6 +160,6 @@ def test_metrics_that_are_off_are_not_compiled() -> None:
     one = (made.counts[0], made.requests[0], made.affinity[0], made.bonus[0], made.scratch[:1], *outputs(4, 2), 0, 4)
     size = []
     for metrics in (None, np.zeros(METRICS, np.int64)):
-        dispatcher(logits, here, Lean(0.1, 1.0), *one, metrics)
+        dispatcher(logits, here, None, Lean(0.1, 1.0), *one, metrics)
         size.append(len(dispatcher.inspect_asm(dispatcher.signatures[-1]).splitlines()))
     assert size[0] + 10 < size[1]
