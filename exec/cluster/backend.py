@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from exec import decoder
@@ -19,6 +21,7 @@ from exec.runtime import Interrupt, Record
 from sim.errors import UserError
 from sim.events import Result
 from sim.machines.schema import Lane
+from sim.plan import Plan
 
 
 class RankBackend:
@@ -41,8 +44,8 @@ class RankBackend:
         self._ops = {**self.moe.ops(), **(self.dense.ops() if self.dense else {})}
         self._inputs = None if order.serves else shards.layer_inputs(order, rank)
 
-    def reset(self) -> None:
-        """Ready for another run of the same order."""
+    def begin(self, plan: Plan, states: Any) -> None:
+        """Ready for another run of the same order. states: of requests, of which this kind of run has none."""
         self.store = self.moe.store = Store()
         self.moe.counts = []
         if self.dense:

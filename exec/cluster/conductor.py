@@ -72,19 +72,22 @@ class ClusterEngine:
 
     def _listen(self) -> None:
         for rank, message in self._cluster.hear(HEARTBEAT_S):
-            if isinstance(message, wire.Event):
-                self._delivery.add([(message.now, message.number, Finished(message.number, message.result))])
-            else:
-                assert isinstance(message, wire.Finished), f"rank {rank} said {message}, while it ran"
-                self._stamps[-1].add(rank, message.stamps)
-                self.outputs[rank] = message.outputs
-                self._open.discard(rank)
-                if not self._open:
-                    self._close()
+            self._heard(rank, message)
         if self._cluster.ended != self._ended:
             self._moved, self._ended = time.monotonic(), self._cluster.ended
         if self._open:
             self._cluster.look_for_deadlock(self._moved)
+
+    def _heard(self, rank: int, message: object) -> None:
+        if isinstance(message, wire.Event):
+            self._delivery.add([(message.now, message.number, Finished(message.number, message.result))])
+            return
+        assert isinstance(message, wire.Finished), f"rank {rank} said {message}, while it ran"
+        self._stamps[-1].add(rank, message.stamps)
+        self.outputs[rank] = message.outputs
+        self._open.discard(rank)
+        if not self._open:
+            self._close()
 
     def _close(self) -> None:
         self.after = self._cluster.offsets()

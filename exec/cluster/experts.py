@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,10 @@ from exec.runtime import Interrupt, Record
 from exec.weights import Weights
 from kernels import combine, dispatch, rms_norm
 from sim.ep import names
+from sim.events import Result
 from sim.schedulers.ep.kernels import chunk_rows
 
-Op = Callable[[Record, Interrupt], None]
+Op = Callable[[Record, Interrupt], Result | None]
 
 PROBE = "probe"
 """Variant of puts that calibration times, and the kind of buffer that they fill."""
@@ -84,23 +86,32 @@ class MoELayers:
             offsets, positions = np.empty(self.model.experts + 1, np.int32), np.empty(ids.shape, np.int32)
             dispatch.place(ids, offsets, positions)
             dispatch.permute(x, positions, out)
-            share = np.diff(np.linspace(0, len(out), self.order.experts_per_rank + 1).astype(np.int32))
-            self._run(self._weights.experts[0], out, share)
+            experts, count = self._some_experts()
+            self._run(experts, out, np.diff(np.linspace(0, len(out), count + 1).astype(np.int32)))
             combine.forward(out, positions, weights, x)
+
+    def _some_experts(self) -> tuple[Any, int]:
+        """Experts of any layer to warm up with, and how many they are."""
+        return self._weights.experts[0], self.order.experts_per_rank
 
     def _nothing(self, task: Record, _: Interrupt) -> None:
         """What a GPU's host does here takes a thread's wake-up: the call that follows is launch and kernel in one."""
 
     # Before the experts -------------------------------------------------------------------------
 
-    def _gate(self, task: Record, _: Interrupt) -> None:
+    def _gate(self, task: Record, _: Interrupt) -> Result | None:
+        self._route(task)
+        return None
+
+    def _route(self, task: Record, forced: NDArray[np.int16] | None = None) -> None:
+        """forced: experts [t, k] in place of those that the router would choose."""
         hidden = self.store.hidden
         layer = self._weights.layers[task.layer % self.model.layers]
         normed, logits = self._normed[: len(hidden)], self._logits[: len(hidden)]
         if len(hidden):
             rms_norm.forward(hidden, layer.ffn_norm, self.model.norm_eps, normed)
             decoder._product(normed, layer.router, logits)
-        self.store.routes = Routes(normed, *decoder.route(logits, self.model.top_k))
+        self.store.routes = Routes(normed, *decoder.route(logits, self.model.top_k, forced))
 
     def _permute(self, task: Record, _: Interrupt) -> None:
         """Rows by expert, with one row before each peer's for the header of its message."""
@@ -146,14 +157,18 @@ class MoELayers:
 
     def _experts(self, task: Record, _: Interrupt) -> None:
         """In place: the results of a part lie where its rows lay, and go back from there."""
-        parts = [self._arrived(name) for name in task.reads]
-        experts = self._weights.experts[task.layer % self.model.layers]
+        parts = [self._arrived(name) for name in task.reads[: len(task.writes)]]
+        experts = self._experts_of(task.layer % self.model.layers)
         if len(parts) == 1:
             self._run(experts, self._data(parts[0]), parts[0].counts)
         else:
             self._gather_and_run(experts, parts)
         for name, part in zip(task.writes, parts, strict=True):
             self.store.write(name, part)
+
+    def _experts_of(self, layer: int) -> Any:
+        """What `_run` takes."""
+        return self._weights.experts[layer]
 
     def _arrived(self, name: str) -> Part:
         if name.startswith("send."):
@@ -163,7 +178,7 @@ class MoELayers:
     def _data(self, part: Part) -> Floats:
         return self._rows.array[part.first : part.first + part.rows]
 
-    def _run(self, experts: Floats, rows: Floats, counts: NDArray[np.int32]) -> None:
+    def _run(self, experts: Any, rows: Floats, counts: NDArray[np.int32]) -> None:
         if len(rows):
             run_experts(self._own, experts, rows, counts, self._space)
 

@@ -25,6 +25,10 @@ GRACE_S = 1.0
 """How long a process that was told to end may take, before it is killed."""
 
 CONTROL_PORT = "TANDEM_CONTROL_PORT"
+STORE = "TANDEM_STORE"
+"""Port of the store by which ranks that outlive each other form their groups; not set: they are one group for good."""
+TOLD = ("MASTER_ADDR", "MASTER_PORT", "TANDEM_KEY", "GLOO_SOCKET_IFNAME", STORE)
+"""What ranks are told of the environment."""
 
 
 def place() -> tuple[int, int] | None:
@@ -62,7 +66,7 @@ def choose_addresses() -> None:
 
 
 def forget_addresses() -> None:
-    for name in ("MASTER_ADDR", "MASTER_PORT", CONTROL_PORT, "TANDEM_KEY"):
+    for name in ("MASTER_ADDR", "MASTER_PORT", CONTROL_PORT, "TANDEM_KEY", STORE):
         os.environ.pop(name, None)
 
 
@@ -78,17 +82,24 @@ class Children:
     """Ranks that this process has started."""
 
     def __init__(self, ranks: range, world: int) -> None:
-        host, port = control_address()
-        environment = {k: os.environ[k] for k in ("MASTER_ADDR", "MASTER_PORT", "TANDEM_KEY", "GLOO_SOCKET_IFNAME") if k in os.environ}
-        context = multiprocessing.get_context("forkserver")
+        self._address = control_address()
+        self._environment = {k: os.environ[k] for k in TOLD if k in os.environ}
+        self._context = multiprocessing.get_context("forkserver")
+        self._world = world
         _register_end()
-        context.set_forkserver_preload(["exec.cluster.worker", "numba.np.ufunc.parallel"])
+        self._context.set_forkserver_preload(["exec.cluster.worker", "numba.np.ufunc.parallel"])
         self._processes: dict[int, BaseProcess] = {}
         for rank in ranks:
-            arguments = (environment, rank, world, host, port)
-            process = context.Process(target=_child, args=arguments, name=f"rank-{rank}", daemon=True)
-            process.start()
-            self._processes[rank] = process
+            self.start(rank)
+
+    def start(self, rank: int) -> None:
+        """A process for a rank; the one that it replaces, if any, has been killed."""
+        if rank in self._processes:
+            self._processes[rank].join()
+        arguments = (self._environment, rank, self._world, *self._address)
+        process = self._context.Process(target=_child, args=arguments, name=f"rank-{rank}", daemon=True)
+        process.start()
+        self._processes[rank] = process
 
     def how_it_ended(self, rank: int) -> str:
         """What became of a child whose connection broke; empty where it is not ours."""

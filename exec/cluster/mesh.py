@@ -68,20 +68,42 @@ class PeerLost(ConnectionError):
         self.peer = peer
 
 
+class World:
+    """The process group that all ranks entered at their start."""
+
+    def send(self, rows: Floats, peer: int, tag: int) -> Any:
+        return dist.isend(torch.from_numpy(rows), peer, tag=tag)
+
+    def receive(self, rows: Floats, peer: int, tag: int) -> Any:
+        return dist.irecv(torch.from_numpy(rows), peer, tag=tag)
+
+
+class _Failed:
+    """A receive that could not be posted."""
+
+    def __init__(self, error: RuntimeError) -> None:
+        self._error = error
+
+    def wait(self) -> None:
+        raise self._error
+
+
 class Mesh:
     """Streams of one run. Use as a context manager: leaving it takes in what is still to come.
 
     rows: memory that messages are sent from and land in, whose landing pieces hold the longest message. landed: the rows of
     a put are there, in a piece that is the callee's to give back. told(number): a signal. broke(error): a stream failed.
     They are called from receiving threads.
+    stands: who is left of the peers goes on after a run that was given up, so its streams are brought to their end even then.
     """
 
     def __init__(
-        self, rank: int, ranks: int, rows: RowMemory, counters: Counters, *, landed: Callable[[Landing], None],
-        told: Callable[[int], None], broke: Callable[[BaseException], None],
+        self, rank: int, peers: Sequence[int], rows: RowMemory, counters: Counters, *, landed: Callable[[Landing], None],
+        told: Callable[[int], None], broke: Callable[[BaseException], None], group: World | None = None, stands: bool = False,
     ) -> None:  # fmt: skip
         self.rank = rank
-        self.peers = [r for r in range(ranks) if r != rank]
+        self.peers = [r for r in peers if r != rank]
+        self._group, self._stands = group or World(), stands
         self._rows = rows
         self._counters = counters
         self._landed, self._told, self._broke = landed, told, broke
@@ -110,7 +132,7 @@ class Mesh:
         with self._locks[peer]:
             tag = self._counters.next_sent(peer)
             try:
-                return dist.isend(torch.from_numpy(message), peer, tag=tag)
+                return self._group.send(message, peer, tag)
             except RuntimeError as error:
                 raise PeerLost(peer, _first_line(error)) from error
 
@@ -135,21 +157,41 @@ class Mesh:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Every peer ends its stream with as many messages as receives stay posted, so that none is left over."""
         if kind is not None:
-            return
-        last = np.zeros((1, HEADER), np.float32)
-        fill_header(last, LAST, 0, 0, ())
-        sent = [(p, self._isend(p, last)) for p in self.peers for _ in range(AHEAD)]
-        for peer, work in [*self._signals, *sent]:
-            self._finish(peer, work)
+            if not self._stands:
+                return
+            self._landed, self._told, self._broke = (lambda landing: self._rows.give(landing.piece)), _nobody, _nobody
+        lost = [error for peer in self.peers if (error := self._end_stream(peer)) is not None]
         for thread in self._threads:
             thread.join()
         # They hold a run's memory, which whoever comes next needs; the cycle would be found much later.
         self._landed = self._told = self._broke = _over
+        if lost and kind is None:
+            raise lost[0]
+
+    def _end_stream(self, peer: int) -> PeerLost | None:
+        """The error where the peer is gone, and others are to go on; else it is raised."""
+        last = np.zeros((1, HEADER), np.float32)
+        fill_header(last, LAST, 0, 0, ())
+        try:
+            sent = [self._isend(peer, last) for _ in range(AHEAD)]
+            for work in [*(work for p, work in self._signals if p == peer), *sent]:
+                self._finish(peer, work)
+        except PeerLost as error:
+            if not self._stands:
+                raise
+            return error
+        return None
 
     def _post(self, peer: int) -> None:
         piece = self._rows.land()
         tag = self._counters.next_received(peer)
-        self._posted[peer].append((dist.irecv(torch.from_numpy(self._rows.of(piece)), peer, tag=tag), piece))
+        try:
+            work = self._group.receive(self._rows.of(piece), peer, tag)
+        except RuntimeError as error:
+            if not self._stands:
+                raise
+            work = _Failed(error)  # the thread that receives tells, as of a stream that breaks later
+        self._posted[peer].append((work, piece))
 
     def _receive(self, peer: int) -> None:
         ask_for_slice(SHORT_SLICE_NS)
@@ -185,6 +227,10 @@ class Mesh:
             work, piece = self._posted[peer].popleft()
             work.wait()
             self._rows.give(piece)
+
+
+def _nobody(message: object) -> None:
+    """What comes after a run was given up."""
 
 
 def _over(message: object) -> None:

@@ -13,14 +13,21 @@ import signal
 import sys
 import threading
 import time
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from exec.cluster import wire
 from exec.cluster.engine import PATIENCE_S
 from exec.cluster.wire import HEARTBEAT_S, SILENCE_S, Line
 
+if TYPE_CHECKING:
+    from exec.cluster.worker import Worker
+
 RUN_FAILED = 1
 STALLED = f"the controller has stalled: nothing was heard of it for {SILENCE_S:g} s"
+
+
+class GivenUp(Exception):
+    """The controller wants a run ended that others cannot go on with."""
 
 
 def main(rank: int, ranks: int, host: str, port: int, quiet: bool = True) -> int:
@@ -30,15 +37,22 @@ def main(rank: int, ranks: int, host: str, port: int, quiet: bool = True) -> int
     line.send(wire.Joined(rank, os.getpid(), wire.host()))
     listener = Listener(line, rank, quiet)
     threading.Thread(target=listener.listen, name="listener", daemon=True).start()
-    from exec.cluster.worker import Worker  # torch and the kernels: after the controller knows that the process lives
-
     try:
-        Worker(rank, ranks, line, listener).serve()
+        _worker(rank, ranks, line, listener).serve()
     except BaseException as error:
         # Whatever it is, the controller tells it; this process waits to be stopped.
         listener.broken(error)
     line.close()
     return 0
+
+
+def _worker(rank: int, ranks: int, line: Line, listener: Listener) -> Worker:
+    """Imports torch and the kernels: after the controller knows that the process lives."""
+    from exec.cluster.launch import STORE
+    from exec.cluster.standing_worker import StandingWorker
+    from exec.cluster.worker import Worker
+
+    return (StandingWorker if STORE in os.environ else Worker)(rank, ranks, line, listener)
 
 
 def _connect(host: str, port: int) -> Line:
@@ -95,6 +109,8 @@ class Listener:
             self._leave(message.why)
         elif not isinstance(message, wire.Alive):
             self.orders.put(message)
+            if isinstance(message, wire.Halt) and (engine := self.engine) is not None:
+                engine.lost(GivenUp())
 
     def _beat(self) -> wire.Beat:
         engine = self.engine

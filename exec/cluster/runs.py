@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exec import decoder
 from exec.cluster import shards
@@ -98,16 +99,16 @@ def single_process(setup: Setup) -> Floats:
     weights = shards.shard(whole, 0)
     hidden = np.concatenate([shards.layer_inputs(order, r) for r in range(order.ranks)])
     for i in range(setup.layers):
-        _layer(order.model, weights, i % order.model.layers, hidden)
+        moe_layer(order.model, weights, i % order.model.layers, hidden)
     return hidden
 
 
-def _layer(model: ModelSpec, weights: Weights, layer: int, hidden: Floats) -> None:
-    """One MoE layer in place, as `decoder.post_attn` does behind attention."""
+def moe_layer(model: ModelSpec, weights: Weights, layer: int, hidden: Floats, forced: NDArray[np.int16] | None = None) -> None:
+    """One MoE layer in place, as `decoder.post_attn` does behind attention. forced: experts of each row, where a trace names them."""
     normed, logits = np.empty_like(hidden), np.empty((len(hidden), model.experts), np.float32)
     rms_norm.forward(hidden, weights.layers[layer].ffn_norm, model.norm_eps, normed)
     decoder._product(normed, weights.layers[layer].router, logits)
-    ids, shares = decoder.route(logits, model.top_k)
+    ids, shares = decoder.route(logits, model.top_k, forced)
     offsets, positions = np.empty(model.experts + 1, np.int32), np.empty(ids.shape, np.int32)
     rows = np.empty((ids.size, model.hidden), np.float32)
     dispatch.forward(normed, ids, offsets, positions, rows)

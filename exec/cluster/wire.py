@@ -133,6 +133,14 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
+class Halted:
+    """Answer to Halt: nothing runs here any more. stamps: what had ended and was under way."""
+
+    number: int
+    stamps: list[Stamp]
+
+
+@dataclass(frozen=True, slots=True)
 class Last:
     """Answer to Stop: what had ended and what was under way."""
 
@@ -154,7 +162,10 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Take:
+    """states: rows of requests that the plan goes on with, where it serves some (`exec.cluster.placed`)."""
+
     plan: Plan
+    states: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +173,21 @@ class Begin:
     """Start at `origin_ns` of the rank's own clock."""
 
     origin_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Regroup:
+    """Form a process group with these ranks; `epoch` is its number."""
+
+    epoch: int
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Give up what runs, and say so with the same number: a rank was lost, others go on."""
+
+    number: int
 
 
 @dataclass(frozen=True, slots=True)

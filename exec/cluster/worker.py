@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from exec.cluster import wire
 from exec.cluster.backend import RankBackend
@@ -15,6 +16,8 @@ from exec.cluster.rank import Listener
 from exec.cluster.split import Share, Split
 from exec.cluster.wire import Line
 from sim.events import Finished
+
+T = TypeVar("T")
 
 GROUP_TIMEOUT_S = 60.0
 """How long ranks wait for each other when they first connect."""
@@ -32,7 +35,10 @@ class Worker:
         self._line, self._listener = line, listener
         self._counters = Counters()
         self._backend: RankBackend | None = None
-        join_group(rank, ranks, GROUP_TIMEOUT_S)
+        self._join()
+
+    def _join(self) -> None:
+        join_group(self.rank, self.ranks, GROUP_TIMEOUT_S)
 
     def serve(self) -> None:
         while not isinstance(order := self._listener.orders.get(), wire.Bye):
@@ -49,13 +55,13 @@ class Worker:
         broke: Callable[[BaseException], None] | None = None,
     ) -> Mesh:  # fmt: skip
         broke = broke or self._listener.broken
-        return Mesh(self.rank, self.ranks, backend.rows, self._counters, landed=landed, told=told, broke=broke)
+        return Mesh(self.rank, range(self.ranks), backend.rows, self._counters, landed=landed, told=told, broke=broke)
 
     def _run(self, order: wire.Take) -> None:
         backend = self._backend
         assert backend is not None, "a plan came before what it is for"
         share = Split(order.plan).share(self.rank)
-        backend.reset()
+        backend.begin(order.plan, order.states)
         machine = lanes_of(self.rank, self.ranks)
         engine = RankEngine(machine, backend, Unknown(), lambda rank, number: mesh.signal(rank, number))
         names = share.arrives
@@ -69,8 +75,7 @@ class Worker:
         with mesh, engine:
             self._listener.engine = engine
             self._line.send(wire.Ready())
-            begin = self._listener.orders.get()
-            assert isinstance(begin, wire.Begin), begin
+            begin = self._next_order(wire.Begin)
             time.sleep(max(0.0, (begin.origin_ns - time.perf_counter_ns()) / 1e9))
             computed_s = time.process_time()
             engine.begin(share, begin.origin_ns)
@@ -79,6 +84,11 @@ class Worker:
         self._listener.engine = None
         backend.moe.mesh = None
         self._line.send(wire.Finished(engine.stamps(), backend.outputs(computed_s)))
+
+    def _next_order(self, kind: type[T]) -> T:
+        order = self._listener.orders.get()
+        assert isinstance(order, kind), order
+        return order
 
     def _report_events(self, engine: RankEngine, share: Share) -> None:
         """Wait until all is done, telling the controller what the scheduler wants to hear."""

@@ -155,7 +155,7 @@ def test_every_row_is_served_once_by_who_holds_its_expert(case: Case) -> None:
 
 
 @given(cases(), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_loss_at_any_moment_loses_no_request_and_answers_none_twice(case: Case, data: st.DataObject) -> None:
     """One rank after another goes, and comes back; two may be gone at a time."""
     whole = simulate(case).run.makespan_ps

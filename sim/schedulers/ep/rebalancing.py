@@ -52,7 +52,8 @@ class Settings:
 @dataclass(frozen=True, slots=True)
 class Served:
     """A Plan that was committed. first, tasks: numbers of its tasks. rows: over all steps. requests: the lowest and the highest number.
-    layer: whose experts moved meanwhile, -1: none; moves: so many copies. version: how many new placements had been wanted. living: ranks."""
+    layer: whose experts moved meanwhile, -1: none; moves: so many copies. version: how many new placements had been wanted.
+    living: how many ranks there were."""
 
     first: int
     tasks: int

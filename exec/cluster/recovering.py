@@ -1,0 +1,156 @@
+"""RecoveringEngine: a cluster's clock for a scheduler that hears of ranks that are lost and that come.
+
+A Plan counts as a whole or not at all: its events are told when all ranks have handed in what came of it. When a rank is lost, what
+runs is given up everywhere, the others form a group of their own, a replacement is started, and the scheduler hears
+`Changed(alive.R, 0)`; its Cancels find nothing left to cancel. A replacement that is ready is taken in between two Plans.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from exec.cluster import wire
+from exec.cluster.conductor import ClusterEngine
+from exec.cluster.merge import Stamps
+from exec.cluster.placed import PlacedOutputs, States
+from exec.cluster.standing import RankGone, StandingCluster
+from exec.cluster.wire import HEARTBEAT_S
+from sim.ep import names
+from sim.events import Changed, Event, Finished, Profile, Request
+from sim.plan import Plan
+from sim.tasks import Cancel, Command, Time
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """A drill: `rank` is killed in the middle of the step of that number, counted over all Plans."""
+
+    rank: int
+    step: int
+
+
+class RecoveringEngine(ClusterEngine):
+    """states: row of each request after the last Plan that counts; of those that never ran, what they begin with. replaced_s: from a loss
+    to when its replacement was ready."""
+
+    _cluster: StandingCluster
+
+    def __init__(
+        self, cluster: StandingCluster, profile: Profile, requests: Sequence[Request], lanes: Sequence[str], states: States,
+        kill: Kill | None = None, say: Say = lambda text: None,
+    ) -> None:  # fmt: skip
+        super().__init__(cluster, profile, requests, lanes)
+        self.states = states
+        self.replaced_s: list[float] = []
+        self._kill, self._say = kill, say
+        self._events: list[tuple[Time, int, Event]] = []
+        """Of the Plan that runs, to be told when it counts."""
+        self._steps = 0
+        self._lost_at: dict[int, float] = {}
+        """When ranks were lost that have not been replaced yet."""
+        self._told = set(cluster.members)
+        """Ranks that the scheduler takes to be there."""
+
+    def submit(self, commands: Sequence[Command]) -> None:
+        super().submit([c for c in commands if not isinstance(c, Cancel)])
+
+    def wait(self) -> tuple[Time, Event] | None:
+        """As `ClusterEngine.wait`; nothing is over while a replacement is on its way."""
+        while True:
+            try:
+                self._take_in()
+                happened = super().wait()
+                if happened is not None or not self._lost_at:
+                    return happened
+                self._cluster.hear(HEARTBEAT_S)
+            except RankGone as gone:
+                self._recover(gone)
+
+    # One Plan -----------------------------------------------------------------------------------
+
+    def _start(self, plan: Plan) -> None:
+        self._stamps.append(Stamps(plan, self._lanes))
+        self._open = set(self._cluster.members)
+        self.outputs = {}
+        states = {q: self.states[q] for group in plan.groups for q in group}
+        self._origin_ns, self.before = self._cluster.start(plan, self._stamps[-1], self._origin_ns, states)
+        self._moved = time.monotonic()
+
+    def _listen(self) -> None:
+        super()._listen()
+        self._take_in()
+
+    def _heard(self, rank: int, message: object) -> None:
+        if isinstance(message, wire.Event):
+            self._events.append((message.now, message.number, Finished(message.number, message.result)))
+            self._drill(message.number)
+        else:
+            super()._heard(rank, message)
+
+    def _close(self) -> None:
+        super()._close()
+        for outputs in self.outputs.values():
+            assert isinstance(outputs, PlacedOutputs)
+            self.states.update(outputs.states)
+        self._delivery.add(self._events)
+        self._events = []
+        self._steps += int(self._stamps[-1].plan.step.max(initial=-1)) + 1
+
+    def _drill(self, number: int) -> None:
+        plan, kill = self._stamps[-1].plan, self._kill
+        if kill is None or self._steps + int(plan.step[number - plan.first]) < kill.step:
+            return
+        self._kill = None
+        self._say(f"killing rank {kill.rank}")
+        os.kill(self._cluster.pids[kill.rank], signal.SIGKILL)
+
+    # Losses -------------------------------------------------------------------------------------
+
+    def _recover(self, gone: RankGone) -> None:
+        lost = [gone]
+        while True:
+            try:
+                self._cluster.halt()
+                self._cluster.regroup()
+                break
+            except RankGone as another:
+                lost.append(another)
+        self._void()
+        for one in lost:
+            self._say(f"{one}; going on with ranks {', '.join(map(str, self._cluster.members))}")
+            self._lost_at[one.rank] = time.monotonic()
+            self._cluster.replace(one.rank)
+        self._tell()
+
+    def _void(self) -> None:
+        """The Plan that ran does not count; one that was to run is for ranks that are no more."""
+        if self._open:
+            self._runs.append(self._stamps[-1].run())
+            self._open = set()
+        self._events = []
+        self._waiting.clear()
+
+    def _take_in(self) -> None:
+        """Replacements that are ready, where no Plan runs."""
+        ready = self._cluster.come() if self._lost_at else []
+        if self._open or not ready:
+            return
+        for rank in ready:
+            self._cluster.admit(rank)
+            self.replaced_s.append(time.monotonic() - self._lost_at.pop(rank))
+            self._say(f"rank {rank} was replaced within {self.replaced_s[-1]:.1f} s")
+        self._cluster.regroup()
+        self._tell()
+
+    def _tell(self) -> None:
+        """The scheduler hears which ranks have gone and come since it heard last."""
+        members = set(self._cluster.members)
+        for rank in sorted(self._told ^ members):
+            self._delivery.add([(self._now(), -2 - rank, Changed(names.alive(rank), 1.0 if rank in members else names.GONE))])
+        self._told = members

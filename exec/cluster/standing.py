@@ -1,0 +1,190 @@
+"""StandingCluster: ranks that go on without one that is lost, and take in its replacement."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing import AuthenticationError
+from queue import SimpleQueue
+from typing import Any, NoReturn, Self
+
+from exec.cluster import launch, wire
+from exec.cluster.controller import Cluster, Member
+from exec.cluster.job import Order
+from exec.cluster.losses import RankLost, RunStopped
+from exec.cluster.wire import HEARTBEAT_S, Line
+from sim.errors import UserError
+
+
+class RankGone(RunStopped):
+    """A rank was lost; the others stand by for a halt."""
+
+    def __init__(self, rank: int, why: str) -> None:
+        super().__init__(f"rank {rank} was lost: {why}")
+        self.rank = rank
+
+
+class StandingCluster(Cluster):
+    """As `Cluster`, on this computer; whatever it was doing, it raises RankGone when a rank is lost. Then
+
+        cluster.halt()      until it no longer raises: all others have given up what ran,
+        cluster.regroup()   and form a group without the lost one.
+        cluster.replace(rank) starts a process in its place, and cluster.come() says when one is ready; `admit` and `regroup`
+                            take it in.
+
+    A store that outlives every rank lives in this process; groups are formed by it.
+    """
+
+    def __init__(self, ranks: int) -> None:
+        super().__init__(ranks)
+        self._order: Order | None = None
+        self._epoch = self._halts = 0
+        self._called: SimpleQueue[Member] = SimpleQueue()
+        self._coming: dict[int, Member] = {}
+        self._ready: set[int] = set()
+
+    # Coming and going ---------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        from torch.distributed import TCPStore
+
+        if launch.place() is not None:
+            raise UserError("--on-rank-loss recover: needs ranks that this command starts; leave torchrun out and give --ranks")
+        launch.choose_addresses()
+        self._own_address = True
+        self._store = TCPStore(os.environ["MASTER_ADDR"], 0, is_master=True, wait_for_workers=False)
+        os.environ[launch.STORE] = str(self._store.port)
+        self._listener = wire.listen(*launch.control_address(), self.ranks, HEARTBEAT_S)
+        try:
+            self._children = launch.Children(range(self.ranks), self.ranks)
+            self._welcome(self._listener)
+        except BaseException:
+            self._end_processes()
+            raise
+        return self
+
+    def _end_processes(self) -> None:
+        for member in self._coming.values():
+            member.line.close()
+        super()._end_processes()
+        self._listener.close()
+
+    def prepare(self, order: Order, joining: Order | None = None) -> None:
+        """As `Cluster.prepare`, and the first group. joining: what a replacement is told, who loads nothing at once."""
+        self._order = joining or order
+        super().prepare(order)
+        self.regroup()
+
+    def regroup(self) -> None:
+        """All that are there form a group. Raises RankGone; then it is for the others to do again, after a halt."""
+        self._epoch += 1
+        self.tell_all(wire.Regroup(self._epoch, tuple(sorted(self._members))))
+        self.gather(wire.Ready, "forming a group")
+
+    def halt(self) -> None:
+        """Have all members give up what runs. What they had done is noted in the stamps of the plan."""
+        self._halts += 1
+        self.tell_all(wire.Halt(self._halts))
+        halted: set[int] = set()
+        while halted != set(self._members):
+            for rank, message in self.hear(HEARTBEAT_S):
+                if isinstance(message, wire.Halted) and message.number == self._halts:
+                    halted.add(rank)
+                    if self._stamps is not None:
+                        self._stamps.add(rank, message.stamps)
+
+    def replace(self, rank: int) -> None:
+        """Start a process in place of a lost one. It is ready some time after."""
+        assert self._children is not None and rank not in self._members
+        self._children.start(rank)
+        threading.Thread(target=self._await_call, name=f"await-{rank}", daemon=True).start()
+
+    def _await_call(self) -> None:
+        give_up = time.monotonic() + wire.CONNECT_S
+        while time.monotonic() < give_up and not self._over:
+            with suppress(TimeoutError, EOFError, OSError, AuthenticationError):
+                line = Line(self._listener.accept())
+                joined = line.receive()
+                self._called.put(Member(joined.rank, joined.pid, joined.host, line, time.monotonic()))
+                return
+
+    def come(self) -> list[int]:
+        """Replacements that are ready and not admitted yet. One that is lost on its way is replaced."""
+        while not self._called.empty():
+            member = self._called.get()
+            self._pulse.lines.append(member.line)
+            self._coming[member.rank] = member
+            member.line.send(wire.Prepare(self._order))
+        for member in list(self._coming.values()):
+            try:
+                self._listen_to(member)
+            except (EOFError, OSError):
+                self._forget(self._coming, member.rank)
+                self.replace(member.rank)
+        return sorted(self._ready)
+
+    def _listen_to(self, member: Member) -> None:
+        while member.line.poll(0):
+            member.heard = time.monotonic()
+            if isinstance(member.line.receive(), wire.Ready):
+                self._ready.add(member.rank)
+
+    def admit(self, rank: int) -> None:
+        """It is a member from now on; `regroup` comes next."""
+        self._ready.discard(rank)
+        self._members[rank] = self._coming.pop(rank)
+
+    # Losses -------------------------------------------------------------------------------------
+
+    def _lost(self, rank: int, why: str) -> NoReturn:
+        if self._over or self._children is None or self._order is None:
+            raise RankLost(rank, why)
+        self._children.kill(rank)
+        self._forget(self._members, rank)
+        if not self._members:
+            raise RunStopped(f"rank {rank}, the last one, was lost: {why}", self.story())
+        raise RankGone(rank, why)
+
+    def _forget(self, among: dict[int, Member], rank: int) -> None:
+        self._ready.discard(rank)
+        member = among.pop(rank)
+        self._pulse.lines.remove(member.line)
+        member.line.close()
+
+    def _broken(self, rank: int, message: wire.Broken) -> None:  # type: ignore[override]
+        """Who could not reach a rank that is known as lost says nothing new."""
+        if message.peer < 0 or message.bad_input:
+            super()._broken(rank, message)
+        if message.peer in self._members:
+            self._blame(message.peer, rank)
+
+    # Talking to those that are there ------------------------------------------------------------
+
+    def tell_all(self, message: Any) -> None:
+        """All hear the same orders in the same order, whoever is lost meanwhile; raises RankGone after the last."""
+        gone: list[RankGone] = []
+        for member in list(self._members.values()):
+            try:
+                self.tell(member, message)
+            except RankGone as error:
+                gone.append(error)
+        if gone:
+            raise gone[0]
+
+    def gather(self, kind: type, what: str) -> dict[int, Any]:
+        """One message of that kind from every member. What a run says that ended meanwhile is void."""
+        found: dict[int, Any] = {}
+        while set(found) != set(self._members):
+            for rank, message in self.hear(HEARTBEAT_S):
+                if isinstance(message, kind):
+                    found[rank] = message
+                else:
+                    assert isinstance(message, wire.Broken), f"rank {rank} said {message}, while {what}"
+        return found
+
+    @property
+    def members(self) -> Sequence[int]:
+        return sorted(self._members)
