@@ -232,16 +232,21 @@ def swarm(
     spares: Annotated[int, typer.Option(min=0, help="Copies a layer beyond one of each expert (spread).")] = 0,
     first: Annotated[int | None, typer.Option(min=1, help="Only the trace's first so many requests.")] = None,
     everywhere: Annotated[bool, typer.Option("--everywhere", help="Requests come in evenly over all regions.")] = False,
-    report_age: Annotated[float, typer.Option(min=0, help="Seconds that load reports are older than the network makes them.")] = 0.0,
     rebalance: Annotated[float, typer.Option(min=0, help="Seconds between looks at the placement; 0: never.")] = 600.0,
+    gossip_period: Annotated[float, typer.Option(min=0.05, max=3600, help="Seconds between a node's gossip rounds.")] = 2.0,
+    fan_out: Annotated[int, typer.Option(min=1, max=64, help="Peers that a node tells in a round.")] = 3,
+    adaptive: Annotated[int, typer.Option(min=0, max=64, help="Peers more for the most important news.")] = 0,
+    loss: Annotated[float, typer.Option(min=0, max=0.9, help="Share of messages lost, on top of what the links lose.")] = 0.0,
+    tolerate: Annotated[int, typer.Option(min=0, max=64, help="Faulty members f that the control plane of 3f + 1 bears.")] = 1,
+    silent: Annotated[int, typer.Option(min=0, max=64, help="Members of the control plane that never say a word.")] = 0,
     seed: options.Seed = 0, timeline: options.Timeline = None, json: options.Json = False,
 ) -> None:  # fmt: skip
     """Serve a request trace on a cluster over regions, with crashes and moves, beside the baselines of a sane operator."""
     from sim.cli import swarming
 
     wanted = swarming.Wanted(
-        machine, model, trace, requests, placement, replica_routing, events, duration, design, spares, first, everywhere, report_age,
-        rebalance, seed,
+        machine, model, trace, requests, placement, replica_routing, events, duration, design, spares, first, everywhere, rebalance,
+        gossip_period, fan_out, adaptive, loss, tolerate, silent, seed,
     )  # fmt: skip
     swarming.swarm(wanted, timeline, json)
 

@@ -34,8 +34,13 @@ class Wanted:
     spares: int
     limit: int | None
     everywhere: bool
-    report_age_s: float
     rebalance_s: float
+    gossip_s: float
+    fan_out: int
+    adaptive: int
+    loss: float
+    tolerate: int
+    silent: int
     seed: int
 
 
@@ -47,8 +52,9 @@ def swarm(wanted: Wanted, timeline: Path | None, as_json: bool) -> None:
 
     output.check_writable("--timeline", timeline, options.TIMELINE_SUFFIXES)
     settings = Settings(
-        design=wanted.design, routing=wanted.routing, spares=wanted.spares, report_age_s=wanted.report_age_s,
-        rebalance_s=wanted.rebalance_s, duration_s=wanted.duration_s, seed=wanted.seed,
+        design=wanted.design, routing=wanted.routing, spares=wanted.spares, gossip_s=wanted.gossip_s, fan_out=wanted.fan_out,
+        adaptive=wanted.adaptive, loss=wanted.loss, tolerate=wanted.tolerate, silent=wanted.silent, rebalance_s=wanted.rebalance_s,
+        duration_s=wanted.duration_s, seed=wanted.seed,
     )  # fmt: skip
     with output.steps("simulating") as tell:
         tell("reading traces")
@@ -68,8 +74,8 @@ def swarm(wanted: Wanted, timeline: Path | None, as_json: bool) -> None:
 def stated(wanted: Wanted) -> Study:
     """What the flags name. Raises `UserError` for the first thing that is wrong."""
     from sim import clusters, models
-    from sim.placement.recorded import read
     from sim.placement.policy import load as load_policy
+    from sim.placement.recorded import read
     from sim.swarm import choice, study, trouble
     from sim.swarm.plant import Plant
     from sim.swarm.routes import Routes
@@ -174,6 +180,20 @@ def show(found: dict[str, Any]) -> None:
         if "steps" in r:
             counts = f"{r['steps']:,} steps, {r['tasks']:,} tasks, {r['tokens_simulated']:,} tokens simulated in {r['wall_s']:.1f} s"
             print(f"{DESIGN_WORDS[r['design']]}: {counts}; {r['suspected']} nodes missed, {r['rejoined']} back")
+            print(f"  {between_nodes(r)}")
+
+
+def between_nodes(r: dict[str, Any]) -> str:
+    """What gossip, the control plane and checkpoints did, in a line."""
+    quorum = r["quorum_s"]
+    waits = f", decided in {_s(quorum['mean'])} (p99 {_s(quorum['p99'])})" if r["commits"] else ""
+    seats, bears = len(r["control_members"]), r["control_tolerates"]
+    age = f", views {r['view_age_s']:.1f} s old" if r["view_age_s"] is not None else ""
+    return "; ".join((
+        f"control plane: {r['commits']} changes by {seats} members that bear {bears} faulty{waits}",
+        f"gossip: {output.size(r['gossip_bytes'])} in {r['gossip_messages']:,} messages{age}",
+        f"checkpoints: {output.size(r['restored_bytes'])} restored, {output.size(r['deduplicated_bytes'])} deduplicated",
+    ))  # fmt: skip
 
 
 def _s(value: float | None) -> str:

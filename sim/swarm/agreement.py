@@ -74,6 +74,8 @@ class Replica:
         self._tries = 0
         """View changes since the last decision."""
         self._ticking = False
+        self._life = 0
+        """Starts of the node: an alarm that was set before a crash does not count after it."""
 
     @property
     def decided(self) -> dict[int, Value]:
@@ -94,12 +96,13 @@ class Replica:
     def recover(self, now: Time) -> list[Act]:
         """Back after a crash, with its log: it asks what it missed, and what it said before is open still."""
         self._ticking = False
+        self._life += 1
         self._since = now
         return [*self._say(Fetch(self.epoch)), *self._tick(now)]
 
     def on(self, now: Time, heard: Heard) -> Sequence[Act]:
         if isinstance(heard, Alarm):
-            return self._alarm(now)
+            return self._alarm(now) if heard.token == self._life else []
         return self._hear(now, heard)
 
     def _hear(self, now: Time, message: Message) -> list[Act]:
@@ -310,4 +313,4 @@ class Replica:
         if self._ticking or not self._open:
             return []
         self._ticking = True
-        return [Alarm(round(self.patience.repeat_s * PS_PER_S), "tick")]
+        return [Alarm(round(self.patience.repeat_s * PS_PER_S), self._life)]

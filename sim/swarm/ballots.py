@@ -13,10 +13,12 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 
 class Value(NamedTuple):
-    """A change to be committed: the request's own name, and the digest of the placement that it asks for."""
+    """A change to be committed: the request's own name, and the digest of the placement that it asks for. bytes: of the placement
+    itself, which travels with the request and with the leader's word."""
 
     request: str
     placement: str
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +122,10 @@ SIGNATURE_BYTES, HEADER_BYTES = 96, 104
 
 
 def size_bytes(said: Said) -> int:
-    """On the wire: a header and a signature for every signed word inside."""
-    return HEADER_BYTES + SIGNATURE_BYTES * _signatures(said)
+    """On the wire: a header and a signature for every signed word inside, and the placement where it is told first."""
+    body = said.body if isinstance(said, Signed) else said
+    told = body.value.bytes if isinstance(body, Ask | PrePrepare) else 0
+    return HEADER_BYTES + SIGNATURE_BYTES * _signatures(said) + told
 
 
 def _signatures(said: object) -> int:

@@ -1,4 +1,4 @@
-"""Placement changes: a group moves to another placement layer by layer, or to another home, when load or nodes have changed."""
+"""Placement changes: proposed to the control plane when load or nodes have changed, and carried out once they are decided."""
 
 from __future__ import annotations
 
@@ -8,25 +8,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.events import Finished
+from sim.swarm.control import Change, ControlPlane
 from sim.swarm.desk import Desk
 from sim.swarm.group import Group
 from sim.swarm.migration import Migration
 from sim.swarm.placing import Placer
 from sim.swarm.requests import Requests, Running
 from sim.swarm.settings import Outcome
+from sim.swarm.shelves import Shelves
 from sim.tasks import PS_PER_S, Command, Task, Time
 
 
 class Changes:
-    """scopes: of each group by name, see `Placer`."""
+    """scopes: of each group by name, see `Placer`. wanted: the change of each group that is proposed and not decided."""
 
     def __init__(
-        self, placer: Placer, desk: Desk, requests: Requests, running: Running, outcome: Outcome, scopes: Mapping[str, int]
-    ) -> None:
+        self, placer: Placer, desk: Desk, requests: Requests, running: Running, control: ControlPlane, shelves: Shelves, outcome: Outcome,
+        scopes: Mapping[str, int],
+    ) -> None:  # fmt: skip
         self.placer, self.desk, self.requests, self.running, self.outcome = placer, desk, requests, running, outcome
-        self.scopes = scopes
+        self.control, self.shelves, self.scopes = control, shelves, scopes
         self.migrations: dict[str, Migration] = {}
+        self.wanted: dict[str, Change] = {}
         self._loads: dict[int, tuple[Group, Migration]] = {}
+        self._proposals = 0
 
     @property
     def loads(self) -> set[int]:
@@ -36,59 +41,83 @@ class Changes:
     def __contains__(self, task: int) -> bool:
         return task in self._loads
 
+    # Proposals ----------------------------------------------------------------------------------
+
     def replace(self, now: Time, group: Group, lost_home: bool) -> list[Command]:
-        """Another placement on what is alive, and another home where the old one is lost; without room the group goes down
+        """Ask for another placement on what is alive, and another home where the old one is lost; without room the group goes down
         and its jobs elsewhere."""
         scope = self.scopes[group.name]
         home = self.placer.home(scope) if lost_home or group.home in self.placer.dead else group.home
         target = self.placer.target(scope, home, group) if home is not None else None
+        group.up = group.up and not lost_home
         if home is None or target is None:
             group.up = False
-            jobs = group.hand_over()
-            return [c for job in jobs for c in self.requests.redirect(now, job)]
-        fresh = home if lost_home else None
-        group.move(home, self.placer.trimmed(home, group.held, target))
-        return self._migrate(now, group, target, fresh)
+            self.withdraw(group)
+            return self._hand_over(now, group)
+        others = any(g.up for g in self.requests.dispatcher.groups)
+        commands = self._hand_over(now, group) if not group.up and others else []
+        return [*commands, *self._propose(now, group, home, target, lost_home)]
+
+    def _hand_over(self, now: Time, group: Group) -> list[Command]:
+        return [c for job in group.hand_over() for c in self.requests.redirect(now, job)]
 
     def leave(self, now: Time, group: Group) -> list[Command]:
         """A node that will be taken away is emptied while it serves on."""
         target = self.placer.target(self.scopes[group.name], group.home, group) if group.up else None
         if target is None or group.name in self.migrations:
             return []
-        return self._migrate(now, group, target, None)
+        return self._propose(now, group, group.home, target, False)
 
     def rebalance(self, now: Time, groups: Sequence[Group]) -> list[Command]:
-        """An epoch is over: groups whose load would be balanced better by another placement move to it."""
+        """An epoch is over: groups whose load would be balanced better by another placement ask for it."""
         commands: list[Command] = []
         for group in groups:
-            if not group.up or group.name in self.migrations or not group.observed.any():
+            if not group.up or group.name in self.migrations or group.name in self.wanted or not group.observed.any():
                 continue
             scope = self.scopes[group.name]
             target = self.placer.target(scope, group.home, group)
             if target is not None and self._gain(scope, group, target) > self.placer.settings.hysteresis:
                 self.outcome.rebalances += 1
-                commands += self._migrate(now, group, target, None)
+                commands += self._propose(now, group, group.home, target, False)
             group.observed *= 0.5
         return commands
 
     def _gain(self, scope: int, group: Group, target: NDArray[np.bool_]) -> float:
         return self.placer.balance(scope, group, target) - self.placer.balance(scope, group, group.held)
 
-    def _migrate(self, now: Time, group: Group, target: NDArray[np.bool_], fresh_home: int | None) -> list[Command]:
+    def _propose(self, now: Time, group: Group, home: int, target: NDArray[np.bool_], fresh: bool) -> list[Command]:
+        self._proposals += 1
+        change = Change(f"{group.name} {self._proposals}", group.name, home, target, fresh)
+        self.wanted[group.name] = change
+        return [*self.control.propose(now, change), *self.control.decided(now, self.decided)]
+
+    def withdraw(self, group: Group) -> None:
+        """What is proposed for a group is wanted no more; it may be decided, but nothing follows."""
+        self.wanted.pop(group.name, None)
+
+    # Carrying out -------------------------------------------------------------------------------
+
+    def decided(self, now: Time, change: Change) -> Sequence[Command]:
+        if self.wanted.get(change.group) is not change:
+            self.outcome.superseded += 1
+            return []
+        del self.wanted[change.group]
+        group = next(g for g in self.requests.dispatcher.groups if g.name == change.group)
+        group.move(change.home, self.placer.trimmed(change.home, group.held, change.target))
+        return self._migrate(now, group, change)
+
+    def _migrate(self, now: Time, group: Group, change: Change) -> list[Command]:
         """Begin to load what the target wants. A group that was down stays so until its dense weights are there."""
         plant = self.placer.plant
         alive = frozenset(range(len(plant.nodes))) - self.placer.dead
-        migration = Migration(
-            plant, group.held.copy(), target, self.desk.numbers, self.desk.tally, alive, plant.cluster.coordinator, dense_to=fresh_home
-        )
+        fresh = change.home if change.fresh_home else None
+        migration = Migration(plant, self.shelves, group.held.copy(), change.target, self.desk.numbers, self.desk.tally, alive, fresh)
         self.migrations[group.name] = migration
-        if fresh_home is not None:
-            group.up = False
         return self._after_load(now, group, migration, migration.start())
 
     def loaded(self, now: Time, event: Finished) -> list[Command]:
         group, migration = self._loads.pop(event.task)
-        return self._after_load(now, group, migration, migration.ended(event.task))
+        return self._after_load(now, group, migration, migration.ended(event.task, bool(event.result.facts.get("lost"))))
 
     def _after_load(self, now: Time, group: Group, migration: Migration, commands: list[Command]) -> list[Command]:
         for task in commands:
@@ -112,5 +141,7 @@ class Changes:
             commands += migration.cancel()
         return commands
 
-    def failed(self, task: int) -> None:
+    def failed(self, task: int, fraction: float) -> None:
+        """A transfer was cancelled; what came of it stays."""
         self._loads.pop(task, None)
+        self.shelves.ended(task, fraction)

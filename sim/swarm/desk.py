@@ -36,9 +36,8 @@ class Desk:
         """Bytes from node to node; what they are carried on is counted."""
         number = next(self.numbers)
         self._then[number] = then
-        path = self.plant.network.path(a, b)
         self.tally.tasks += 1
-        self.tally.carried(path.link_class, size * (path.resources[0][1] if path.resources else 0.0), size * path.usd_per_byte)
+        self.tally.carry(self.plant.network.path(a, b), size)
         return Task(number, self.plant.transfer(a, b, size, op), WIRES, notify=True)
 
     def finished(self, now: Time, event: Finished) -> Sequence[Command]:

@@ -10,96 +10,82 @@ from numpy.typing import NDArray
 from sim.events import Result
 from sim.swarm.changes import Changes
 from sim.swarm.desk import Desk, Then
-from sim.swarm.dispatch import Dispatcher
+from sim.swarm.gossip import Entry
 from sim.swarm.group import Group
 from sim.swarm.placing import Placer
 from sim.swarm.requests import Requests, Running
 from sim.swarm.settings import Outcome, Settings
+from sim.swarm.views import Views
 from sim.tasks import PS_PER_S, Command, Time
 
-REPORT_BYTES = 256
+EXPIRE_S = 5.0
+"""Messages of gossip and control plane that are under way for so long are given up."""
 
 
 class Faults:
-    """Hears reports, gives up nodes that do not report, and takes them back."""
+    """At the coordinator: looks at what gossip tells of the nodes, gives up those that are silent, and takes them back."""
 
     def __init__(
-        self, settings: Settings, groups: Sequence[Group], placer: Placer, desk: Desk, dispatcher: Dispatcher, requests: Requests,
-        running: Running, changes: Changes, outcome: Outcome,
+        self, settings: Settings, groups: Sequence[Group], placer: Placer, desk: Desk, views: Views, requests: Requests, running: Running,
+        changes: Changes, outcome: Outcome,
     ) -> None:  # fmt: skip
-        self.settings, self.groups, self.placer, self.desk, self.dispatcher = settings, groups, placer, desk, dispatcher
+        self.settings, self.groups, self.placer, self.desk, self.views = settings, groups, placer, desk, views
         self.requests, self.running, self.changes, self.outcome = requests, running, changes, outcome
         self.plant = placer.plant
-        self._heard = [0] * len(self.plant.nodes)
+        self._heard: list[Time] = [0] * len(self.plant.nodes)
+        self._versions = [0] * len(self.plant.nodes)
         self._boots = [0] * len(self.plant.nodes)
         self._kept: dict[int, list[tuple[Group, NDArray[np.bool_]]]] = {}
-        self._busy = np.zeros(len(self.plant.nodes))
         self._empty: set[int] = set()
         """Nodes that have come back with void memory, until a placement uses them."""
 
-    # Reports ------------------------------------------------------------------------------------
+    # What gossip tells --------------------------------------------------------------------------
 
-    def reporter(self, node: int) -> Then:
-        """Node `node` reports; the next report is due a period after this one has come."""
-        name = self.plant.nodes[node]
+    def watch(self, now: Time, _: Result) -> Sequence[Command]:
+        """Take in what is new, and give up nodes of which nothing was new for too long."""
+        commands: list[Command] = []
+        for node in range(len(self.plant.nodes)):
+            entry = self.views.entry(self.views.here, node)
+            if entry is not None and entry.version > self._versions[node]:
+                self._versions[node] = entry.version
+                commands += self._hear(now, node, entry)
+        for node, heard in enumerate(self._heard):
+            if node not in self.placer.dead and not self._recent(now, heard):
+                commands += self._suspect(now, node)
+        expired = [c for mail in (self.views.mail, self.changes.control.mail) for c in mail.expire(now, round(EXPIRE_S * PS_PER_S))]
+        return [*commands, *expired, self.desk.timer(self.settings.gossip_s, self.watch)]
 
-        def report(now: Time, _: Result) -> Sequence[Command]:
-            state = {g.name: float(g.backlog_tokens) for g in self.groups if g.home == node}
-            busy = float(self.desk.tally.busy_s[node])
+    def _recent(self, now: Time, stamp: Time) -> bool:
+        return now - stamp <= self.settings.suspect_s * PS_PER_S
 
-            def heard(at: Time, result: Result) -> Sequence[Command]:
-                later = round(self.settings.report_age_s * PS_PER_S)
-                again = self.desk.timer(self.settings.report_s, report)
-                if later:
-                    return [again, self.desk.timer(self.settings.report_age_s, lambda t, _: self._hear(t, node, now, busy, state, result))]
-                return [again, *self._hear(at, node, now, busy, state, result)]
-
-            return [self.desk.send(name, self.plant.cluster.coordinator, REPORT_BYTES, "report", heard)]
-
-        return report
-
-    def _hear(self, now: Time, node: int, sent: Time, busy: float, state: dict[str, float], result: Result) -> Sequence[Command]:
-        period = max((sent - self._heard[node]) / PS_PER_S, 1e-9)
-        share = max(0.0, busy - self._busy[node]) / period
-        self._heard[node], self._busy[node] = sent, busy
-        self.dispatcher.reported |= state
-        for group in self.groups:
-            group.busy[self.plant.node_of == node] = share
-        boot = int(result.facts.get("boot", 0))
-        fresh = now - sent < self.settings.suspect_s * PS_PER_S + self.settings.report_age_s * PS_PER_S
-        leaving = bool(result.facts.get("leaving")) and node not in self.placer.leaving
-        commands: list[Command] = self._leave(now, node) if leaving else []
-        if boot != self._boots[node]:
-            self._boots[node] = boot
+    def _hear(self, now: Time, node: int, entry: Entry) -> list[Command]:
+        self._heard[node] = entry.stamp
+        state = entry.value
+        commands: list[Command] = []
+        if state.leaving and node not in self.placer.leaving:
+            commands += self._leave(now, node)
+        if state.boot != self._boots[node]:
+            self._boots[node] = state.boot
             self.placer.leaving.discard(node)
             if node not in self.placer.dead:  # it was away for less than it takes to be missed
                 commands += self._suspect(now, node)
             self._kept.pop(node, None)
             self._empty.add(node)
-        if node in self.placer.dead and fresh:
+            self.changes.shelves.replaced(node, state.disk, state.boot)
+        if node in self.placer.dead and self._recent(now, entry.stamp):
             commands += self._welcome(now, node)
         return commands
-
-    def watch(self, now: Time, _: Result) -> Sequence[Command]:
-        """Give up nodes that have been silent for too long."""
-        limit = (self.settings.suspect_s + self.settings.report_age_s) * PS_PER_S
-        commands: list[Command] = []
-        for node, heard in enumerate(self._heard):
-            if node not in self.placer.dead and now - heard > limit:
-                commands += self._suspect(now, node)
-        return [*commands, self.desk.timer(self.settings.report_s, self.watch)]
 
     # Away and back ------------------------------------------------------------------------------
 
     def _suspect(self, now: Time, node: int) -> list[Command]:
-        """The node is taken for dead: its copies are void, what needs it stops, its groups get another placement."""
+        """The node is taken for dead: its copies are void, what needs it stops, its groups ask for another placement."""
         self.placer.dead.add(node)
         self.outcome.suspected += 1
         commands: list[Command] = []
         mine = self.plant.node_of == node
         for group in self.groups:
-            coming = self.changes.migrations.get(group.name)
-            if node not in group.nodes_used() and not (coming is not None and coming.target[:, :, mine].any()):
+            if node not in group.nodes_used() and not self._comes_to(group, node):
                 continue
             self._kept.setdefault(node, []).append((group, group.held[:, :, mine].copy()))
             commands += self.changes.stop(group)
@@ -109,8 +95,15 @@ class Faults:
             if home_lost:
                 group.forget()
             group.move(group.home, held)
-            commands += self.changes.replace(now, group, lost_home=home_lost)
+            commands += self.changes.replace(now, group, lost_home=home_lost or group.home in self.placer.dead)
         return [*commands, *self.requests.rescue(now, node)]
+
+    def _comes_to(self, group: Group, node: int) -> bool:
+        """Whether a placement that is loaded or proposed for the group uses the node."""
+        coming = self.changes.migrations.get(group.name), self.changes.wanted.get(group.name)
+        mine = self.plant.node_of == node
+        wanted = self.changes.wanted.get(group.name)
+        return any(c is not None and bool(c.target[:, :, mine].any()) for c in coming) or (wanted is not None and wanted.home == node)
 
     def _leave(self, now: Time, node: int) -> list[Command]:
         """A node has been told that it will be taken away: its experts are copied elsewhere while it serves on."""
@@ -118,7 +111,7 @@ class Faults:
         return [c for group in self.groups if node in group.nodes_used() for c in self.changes.leave(now, group)]
 
     def _welcome(self, now: Time, node: int) -> list[Command]:
-        """A node is heard of again: what it holds still counts if it was only out of reach. Its groups settle a report later, when
+        """A node is heard of again: what it holds still counts if it was only out of reach. Its groups settle a period later, when
         its neighbours may be back as well."""
         self.placer.dead.discard(node)
         self.outcome.rejoined += 1
@@ -133,18 +126,20 @@ class Faults:
                 held = group.held.copy()
                 held[:, :, mine] = kept[group.name]
                 group.move(group.home, self.placer.trimmed(group.home, held, held))
-            commands.append(self.desk.timer(self.settings.report_s, self._settler(group)))
+            commands.append(self.desk.timer(self.settings.gossip_s, self._settler(group)))
         return commands
 
     def _settler(self, group: Group) -> Then:
-        """Once a node is back: a group whose copies are all there goes on; one that lacks some, or may use an empty node, gets
+        """Once a node is back: a group whose copies are all there goes on; one that lacks some, or may use an empty node, asks for
         another placement."""
 
         def settle(now: Time, _: Result) -> Sequence[Command]:
             scope = self.changes.scopes[group.name]
             back = {n for n in self._empty if scope in (-1, int(self.plant.region_of[n]))} - self.placer.dead
             if group.home not in self.placer.dead and group.ready and not back - {group.home} and group.home not in back:
-                group.up = group.name not in self.changes.migrations or group.up
+                if group.name not in self.changes.migrations:
+                    self.changes.withdraw(group)
+                    group.up = True
                 return [*self.running.started(group, group.start(now)), *self.requests.unpark(now)]
             self._empty -= back
             return [*self.changes.stop(group), *self.changes.replace(now, group, lost_home=group.home in back or not group.up)]

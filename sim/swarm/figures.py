@@ -25,7 +25,7 @@ def figures(design: str, done: Finished, study: Study) -> dict[str, Any]:
     watts = _energy_wh(study, server)
     return {
         "design": design, "requests": len(jobs), "answered": len(answered), "under_way": under_way, "lost": unanswered - under_way,
-        "duplicated": server.outcome.duplicates, "seconds": done.seconds, "tokens": tokens,
+        "duplicated": sum(max(0, j.deliveries - 1) for j in answered), "seconds": done.seconds, "tokens": tokens,
         "tokens_per_s": tokens / done.seconds if done.seconds else 0.0,
         "ttft_s": _percentiles([_ttft_s(study, server, j) for j in answered]),
         "tpot_s": _percentiles([_tpot_s(j) for j in answered if j.output > 1]),
@@ -36,8 +36,27 @@ def figures(design: str, done: Finished, study: Study) -> dict[str, Any]:
         "availability": len(answered) / len(jobs) if jobs else 1.0,
         "suspected": server.outcome.suspected, "rejoined": server.outcome.rejoined, "handed_over": server.outcome.handed_over,
         "rebalances": server.outcome.rebalances, "moves": sum(n for _, _, n in server.outcome.moves),
-        "peak_memory_share": server.outcome.peak_share, "steps": tally.steps, "visits": tally.visits, "tasks": len(done.run.end_ps),
+        **_control(server), **_gossip(server), "restored_bytes": server.shelves.restored_bytes,
+        "from_store_bytes": server.shelves.from_store_bytes, "deduplicated_bytes": server.shelves.deduplicated_bytes,
+        "discarded": server.outcome.discarded, "peak_memory_share": server.outcome.peak_share,
+        "steps": tally.steps, "visits": tally.visits, "tasks": len(done.run.end_ps),
         "tokens_simulated": tally.tokens, "wall_s": done.wall_s, "log_digest": done.log.digest(),
+    }  # fmt: skip
+
+
+def _control(server: Server) -> dict[str, Any]:
+    control = server.control
+    return {
+        "control_members": list(control.names), "control_tolerates": control.committee.f, "commits": len(control.waits_s),
+        "superseded": server.outcome.superseded, "quorum_s": _percentiles(control.waits_s), "control_messages": control.mail.sent,
+        "control_bytes": control.mail.bytes, "views": max(r.view for r in control.replicas) + 1,
+    }  # fmt: skip
+
+
+def _gossip(server: Server) -> dict[str, Any]:
+    mail = server.views.mail
+    return {
+        "gossip_messages": mail.sent, "gossip_bytes": mail.bytes, "gossip_lost": mail.lost, "view_age_s": server.views.mean_age_s,
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ epidemic push (Demers et al., PODC 1987); fan-out, period and retransmission lim
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,11 +74,22 @@ class Gossip:
     """Part of a period that the first round waits, so that not all push at once."""
     known: dict[str, Entry] = field(default_factory=dict)
     rounds: int = 0
+    sense: Callable[[Time], tuple[Any, float] | None] = lambda now: None
+    """Reads the node's own state and its importance as a round begins; None: nothing new."""
+    _life: int = 0
+    """Starts of the node: an alarm that was set before a crash does not count after it."""
     _fresh: dict[str, int] = field(default_factory=dict)
     """Entries that are passed on still: periods left."""
 
     def start(self, now: Time) -> Sequence[Act]:
-        return [Alarm(round(self.settings.period_s * self.phase * PS_PER_S), "round")]
+        return [Alarm(round(self.settings.period_s * self.phase * PS_PER_S), self._life)]
+
+    def recover(self, now: Time) -> Sequence[Act]:
+        """Up again after a crash: it knows nothing but what it said itself last, and goes on from there."""
+        self.known = {name: entry for name, entry in self.known.items() if name == self.name}
+        self._fresh.clear()
+        self._life += 1
+        return self.start(now)
 
     @property
     def versions(self) -> dict[str, int]:
@@ -99,8 +110,12 @@ class Gossip:
             for name, entry in heard.payload.items():
                 self.merge(name, entry)
             return []
-        again = Alarm(round(self.settings.period_s * PS_PER_S), "round")
-        return [*self._push(), again]
+        if heard.token != self._life:
+            return []
+        own = self.sense(now)
+        if own is not None:
+            self.update(now, *own)
+        return [*self._push(), Alarm(round(self.settings.period_s * PS_PER_S), self._life)]
 
     def merge(self, name: str, entry: Entry) -> bool:
         """Keep an entry that is newer than what is known; whether it was."""

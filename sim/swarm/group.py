@@ -31,23 +31,26 @@ OWNERS_EVERY_S = 1.0
 """How often lots are drawn again among copies."""
 
 Choose = Callable[[View], NDArray[np.int64]]
+Loads = Callable[[Time, int], NDArray[np.float64]]
+"""(now, node) -> load of every GPU [gpus], as that node knows it."""
 
 
 class Group:
     """One group.
 
-    held [layers, experts, gpus] bool: live copies that it may use, over all GPUs of the plant. ready: every expert has one.
+    held [layers, experts, gpus] bool: live copies that it may use, over all GPUs of the plant. ready: every expert has one. loads: what
+    a home knows of the GPUs' load.
     """
 
     def __init__(
-        self, name: str, plant: Plant, routes: Routes, home: int, held: NDArray[np.bool_], choose: Choose, tasks: StepTasks, seed: int = 0
-    ) -> None:
+        self, name: str, plant: Plant, routes: Routes, home: int, held: NDArray[np.bool_], choose: Choose, tasks: StepTasks, loads: Loads,
+        seed: int = 0,
+    ) -> None:  # fmt: skip
         self.name, self.plant, self.routes, self.home, self.choose = name, plant, routes, home, choose
-        self.tasks, self.tally, self.seed = tasks, tasks.tally, seed
+        self.tasks, self.tally, self.loads, self.seed = tasks, tasks.tally, loads, seed
         self.waiting: deque[Job] = deque()
         self.active: list[Job] = []
         self.running: Step | None = None
-        self.busy = np.zeros(len(plant.node_of))
         self.observed = np.zeros((plant.model.moe_layers, plant.model.experts))
         self.up = True
         self._crosses = False
@@ -79,7 +82,7 @@ class Group:
         """Newcomers. A long stretch is cut, so that they come in after the running step."""
         new = list(jobs)
         for job in new:
-            job.group = self.name
+            job.group, job.taken = self.name, True
         self.waiting.extend(new)
         if self.running is None:
             return self.start(now)
@@ -139,7 +142,7 @@ class Group:
             self._owner_until = now + round(OWNERS_EVERY_S * 1e12)
             draw = now // round(OWNERS_EVERY_S * 1e12)
             rtt = self.rtt_s[self.plant.node_of]
-            self._owners = self.choose(View(self.held, rtt, self.busy, self.shares, self.seed, draw))
+            self._owners = self.choose(View(self.held, rtt, self.loads(now, self.home), self.shares, self.seed, draw))
         return self._owners
 
     def shares(self) -> NDArray[np.float64]:
@@ -200,5 +203,7 @@ class Group:
         """All jobs leave for elsewhere."""
         self.forget()
         jobs = list(self.waiting)
+        for job in jobs:
+            job.taken = False
         self.waiting.clear()
         return jobs

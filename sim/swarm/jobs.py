@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.clusters.network import Path
 from sim.tasks import Time
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """A request on its way. produced: tokens that it has; resident: tokens in the KV cache, 0 where it must be prefilled."""
+    """A request on its way. produced: tokens that it has; resident: tokens in the KV cache, 0 where it must be prefilled; taken: a
+    group has it; deliveries: answers that its user was given."""
 
     number: int
     origin: str
@@ -25,6 +27,8 @@ class Job:
     answered: Time = -1
     group: str = ""
     moves: int = 0
+    taken: bool = False
+    deliveries: int = 0
 
     @property
     def tokens(self) -> int:
@@ -65,6 +69,10 @@ class Tally:
     wire_bytes: dict[str, float] = field(default_factory=dict)
     egress_usd: float = 0.0
     busy_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+    def carry(self, path: Path, size: float) -> None:
+        """Bytes of payload over a path, with what its tunnel adds."""
+        self.carried(path.link_class, size * (path.resources[0][1] if path.resources else 0.0), size * path.usd_per_byte)
 
     def carried(self, link_class: str, size: float, usd: float = 0.0) -> None:
         self.wire_bytes[link_class] = self.wire_bytes.get(link_class, 0.0) + size

@@ -7,7 +7,7 @@ task, and its result says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import inf
@@ -18,7 +18,7 @@ from sim.costs import Demand
 from sim.events import Event, Failed, Finished, Result
 from sim.swarm.costs import Queue
 from sim.swarm.dice import uniform
-from sim.tasks import Command, Task, Time, Work
+from sim.tasks import Cancel, Command, Task, Time, Work
 
 WIRES = "wires"
 LANE = Queue(WIRES, servers=1 << 20)
@@ -57,6 +57,7 @@ class Member(Protocol):
     """A pure state machine on one node."""
 
     def start(self, now: Time) -> Sequence[Act]: ...
+    def recover(self, now: Time) -> Sequence[Act]: ...
     def on(self, now: Time, heard: Heard) -> Sequence[Act]: ...
 
 
@@ -64,12 +65,14 @@ class Mail:
     """Runs members as part of a scheduler.
 
     numbers: where task numbers come from, shared with what else the scheduler hands out.
-    Members that are down neither hear nor act; alarms that ring meanwhile are lost with what they knew.
+    Members that are down neither hear nor act; alarms that ring meanwhile are lost with what they knew. told: what the world told
+    of a node when an alarm of its rang last (`sim.events.Result.facts`).
     """
 
     def __init__(self, members: Mapping[str, Member], numbers: Iterator[int] | None = None) -> None:
         self.members = dict(members)
         self.down: set[str] = set()
+        self.told: dict[str, Mapping[str, Any]] = {}
         self.sent = self.lost = self.bytes = 0
         self.numbers = numbers or count()
         self._open: dict[int, tuple[str, Heard]] = {}
@@ -85,7 +88,28 @@ class Mail:
         if isinstance(event, Failed) or event.result.facts.get("lost"):
             self.lost += 1
             return []
+        if isinstance(heard, Alarm):
+            self.told[name] = event.result.facts
         return self.hear(now, name, heard)
+
+    def changed(self, now: Time, name: str, up: bool) -> list[Command]:
+        """A node's machine has stopped or is back: its member with it."""
+        if not up:
+            self.down.add(name)
+        elif name in self.down and name in self.members:
+            self.down.discard(name)
+            return self._tasks(now, name, self.members[name].recover(now))
+        return []
+
+    def expire(self, now: Time, after_ps: Time) -> list[Cancel]:
+        """Give up messages that have been under way for so long (their receiver is cut off): they count as lost."""
+        late = [n for n, (_, h) in self._open.items() if isinstance(h, Message) and now - h.sent_at > after_ps]
+        return [Cancel(n, "message expired") for n in late]
+
+    @property
+    def open(self) -> set[int]:
+        """Messages and alarms under way."""
+        return set(self._open)
 
     def hear(self, now: Time, name: str, heard: Heard) -> list[Command]:
         """Tell a member something, and hand out what it answers."""
@@ -104,7 +128,7 @@ class Mail:
         number = next(self.numbers)
         if isinstance(act, Alarm):
             self._open[number] = (name, act)
-            return Task(number, Work("timer", latency_ps=max(1, act.after_ps)), notify=True)
+            return Task(number, Work("timer", latency_ps=max(1, act.after_ps), variant=name), notify=True)
         self.sent += 1
         self.bytes += act.bytes
         self._open[number] = (act.to, Message(name, act.payload, now))
@@ -118,15 +142,18 @@ def wire_price(network: Network, work: Work) -> tuple[float, list[Demand]]:
     return path.latency_s, [(name, work.bytes * factor, inf, 1.0) for name, factor in path.resources]
 
 
-def losses(network: Network, seed: int, extra: float = 0.0) -> Callable[[Task], Result]:
-    """Outcome of messages: lost with the path's loss and `extra` on top, drawn by the task's number; links that are cut are the
-    engine's matter (capacity 0)."""
+def losses(network: Network, seed: int, extra: float = 0.0, ops: Collection[str] = (OP,)) -> Callable[[Task], Result]:
+    """Outcome of messages of these ops: `lost` with the path's loss and `extra` on top, drawn by the task's number; `unacked`: it
+    came, but its acknowledgement was lost the same way. Links that are cut are the engine's matter (capacity 0)."""
 
     def outcome(task: Task) -> Result:
-        if task.work.op != OP:
+        if task.work.op not in ops:
             return Result()
         a, _, b = task.work.variant.partition(" ")
         keep = (1.0 - network.path(a, b).loss) * (1.0 - extra)
-        return Result(facts={"lost": True}) if uniform(seed, task.number) >= keep else Result()
+        if keep == 1.0:
+            return Result()
+        lost, unacked = (uniform(seed, task.number, i) >= keep for i in range(2))
+        return Result(facts={"lost": True} if lost else {"unacked": True}) if lost or unacked else Result()
 
     return outcome

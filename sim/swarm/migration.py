@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sim.swarm.jobs import Tally
 from sim.swarm.mail import WIRES
 from sim.swarm.plant import Plant
+from sim.swarm.shelves import DISK_BYTES_PER_S, Shelves
 from sim.tasks import Cancel, Command, Task
 
 Bools = NDArray[np.bool_]
@@ -18,21 +19,22 @@ Bools = NDArray[np.bool_]
 
 @dataclass(eq=False)
 class Migration:
-    """From what is held to `target` [layers, experts, gpus]. One layer at a time is loaded into the room kept free, switched,
-    and its old copies are dropped; layers that lack an expert come first. store: the node that keeps checkpoints, from
-    which an expert comes that nobody alive holds."""
+    """From what is held to `target` [layers, experts, gpus]. One layer at a time is loaded into the room kept free, switched, and its
+    old copies are dropped; layers that lack an expert come first. What a node lacks comes as chunks of the checkpoint, from the
+    nearest node alive that has them, else from the store; what its disk has is read there."""
 
     plant: Plant
+    shelves: Shelves
     held: Bools
     target: Bools
     numbers: Iterator[int]
     tally: Tally
     alive: frozenset[int]
-    store: str
     dense_to: int | None = None
-    """A home that needs the dense weights first, from the store."""
+    """A home that needs the dense weights first."""
     moved: int = 0
-    open: set[int] = field(default_factory=set)
+    open: dict[int, int] = field(default_factory=dict)
+    """Task -> the node that it loads."""
 
     def __post_init__(self) -> None:
         lacking = [not bool(layer.any(axis=1).all()) for layer in self.held]
@@ -48,17 +50,20 @@ class Migration:
     def start(self) -> list[Command]:
         """The first transfers; none where nothing is to be loaded."""
         if self.dense_to is not None:
-            return [self._load(self.store, self.plant.nodes[self.dense_to], self.plant.model.dense_bytes)]
+            return self._load(self.dense_to, ["dense"], self.plant.model.dense_bytes)
         return self._next()
 
-    def ended(self, task: int) -> list[Command]:
-        """A transfer is there."""
-        self.open.discard(task)
-        self.loading_dense = False
+    def ended(self, task: int, lost: bool) -> list[Command]:
+        """A transfer is there. lost: its last chunk is not, and is asked for again."""
+        node = self.open.pop(task)
+        again = self.shelves.ended(task, 0.999 if lost else 1.0)
+        if again:
+            return self._fetch(node, again)
+        self.loading_dense = self.loading_dense and bool(self.open)
         return [] if self.open else self._next()
 
     def cancel(self) -> list[Command]:
-        """Give it up: layers that were switched stay so."""
+        """Give it up: layers that were switched stay so, chunks that came stay where they are."""
         gone = [Cancel(n, "migration given up") for n in sorted(self.open)]
         self.open.clear()
         self._todo.clear()
@@ -80,30 +85,43 @@ class Migration:
         return []
 
     def _transfers(self, layer: int) -> list[Command]:
-        """One task for each pair of nodes: all experts of the layer that the one sends the other."""
-        plant = self.plant
-        sizes: dict[tuple[str, str], int] = {}
+        """What each node lacks of the layer; a node gets an expert once for all of its GPUs."""
+        wanted: dict[int, list[int]] = {}
         for expert, gpu in np.argwhere(self.target[layer] & ~self.held[layer]).tolist():
-            there = plant.nodes[plant.node_of[gpu]]
-            source = self._source(layer, expert, there)
-            sizes[source, there] = sizes.get((source, there), 0) + plant.model.expert_bytes
+            wanted.setdefault(int(self.plant.node_of[gpu]), []).append(expert)
             self.moved += 1
-        return [self._load(a, b, size) for (a, b), size in sorted(sizes.items())]
+        tasks: list[Command] = []
+        for node, experts in sorted(wanted.items()):
+            blobs = [f"expert/{layer}/{e}" for e in dict.fromkeys(experts)]
+            tasks += self._load(node, blobs, len(experts) * self.plant.model.expert_bytes)
+        return tasks
 
-    def _source(self, layer: int, expert: int, there: str) -> str:
-        """The nearest node alive that holds it, else the store."""
-        holders = {int(n) for n in self.plant.node_of[np.flatnonzero(self.held[layer, expert])]} & self.alive
-        names = [self.plant.nodes[n] for n in sorted(holders)]
-        return min(names, key=lambda name: (self.plant.network.path(name, there).latency_s, name)) if names else self.store
+    def _load(self, node: int, blobs: Sequence[str], wanted_bytes: int) -> list[Command]:
+        names = self.shelves.missing(node, blobs, wanted_bytes)
+        return self._fetch(node, names) if names else [self._read(node, wanted_bytes)]
 
-    def _load(self, a: str, b: str, size: int) -> Task:
+    def _read(self, node: int, size: int) -> Task:
+        """All is on the node's own disk."""
+        number = self._number(node)
+        return Task(number, self.plant.work("read", size / DISK_BYTES_PER_S, {}), WIRES, notify=True)
+
+    def _fetch(self, node: int, names: Sequence[str]) -> list[Command]:
+        """One task for each node that sends chunks."""
+        tasks: list[Command] = []
+        there = self.plant.nodes[node]
+        for source, found in self.shelves.sources(node, names, self.alive).items():
+            number, size = self._number(node), round(self.shelves.bytes_of(found))
+            self.shelves.sent(number, source, node, found)
+            path = self.plant.network.path(source, there)
+            self.tally.carry(path, size)
+            tasks.append(Task(number, self.plant.transfer(source, there, size, "load"), WIRES, notify=True))
+        return tasks
+
+    def _number(self, node: int) -> int:
         number = next(self.numbers)
-        self.open.add(number)
+        self.open[number] = node
         self.tally.tasks += 1
-        path = self.plant.network.path(a, b)
-        wire = size * (path.resources[0][1] if path.resources else 0.0)
-        self.tally.carried(path.link_class, wire, size * path.usd_per_byte)
-        return Task(number, self.plant.transfer(a, b, size, "load"), WIRES, notify=True)
+        return number
 
     def used(self) -> Bools:
         """Copies that take memory now [layers, experts, gpus]: those held, and those of the layer that is being loaded."""

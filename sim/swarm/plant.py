@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,9 @@ USABLE = 0.9
 """Share of a GPU's memory that weights and KV cache may fill, as in the built-in machines."""
 KV_SHARE = 0.25
 """Share of what is usable on a node where sequences live that is kept for their KV cache (guessed)."""
+
+if TYPE_CHECKING:
+    from sim.swarm.shelves import Manifest
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -112,6 +116,13 @@ class Plant:
         speed = self.bytes_per_s[among]
         return Gpus(names, node, region, speed / speed.max(), self.slots(homes, among))
 
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The model's checkpoint, as chunks."""
+        from sim.swarm.shelves import Manifest
+
+        return Manifest.of(self.model)
+
     # Times --------------------------------------------------------------------------------------
 
     def dense_s(self, home: int, tokens: int, entries: float, pairs: float) -> float:
@@ -167,7 +178,7 @@ class Plant:
     def transfer(self, a: str, b: str, size: int, op: str = "move") -> Work:
         """Bytes from node to node."""
         path = self.network.path(a, b)
-        return self.work(op, path.latency_s, {name: size * factor for name, factor in path.resources}, moved=size, variant=a)
+        return self.work(op, path.latency_s, {name: size * factor for name, factor in path.resources}, moved=size, variant=f"{a} {b}")
 
     def price(self, lane: str | None, work: Work) -> tuple[float, Sequence[Demand]]:
         if work.op == OP:

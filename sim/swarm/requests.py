@@ -11,9 +11,11 @@ from sim.swarm.group import Group
 from sim.swarm.jobs import Job
 from sim.swarm.plant import Plant
 from sim.swarm.settings import Outcome
-from sim.tasks import Cancel, Command, Time
+from sim.tasks import Cancel, Command, Task, Time
 
 TOKEN_BYTES = 4
+RESEND_S = 1.0
+"""Silence after which a message is said again (RFC 6298's first timeout)."""
 
 
 class Running:
@@ -54,9 +56,10 @@ class Requests:
         self.open = 0
         self.closed = False
         self.quiet_since: Time = 0
-        self._forwards: dict[int, tuple[Job, int]] = {}
-        self._answers: dict[int, tuple[Job, Group, int]] = {}
-        """Task -> its job, the group that it comes from, and the node that it comes from."""
+        self._forwards: dict[int, tuple[Job, Group, int]] = {}
+        """Message, or the timer until it is said again -> its job, group, and the node that it goes to."""
+        self._answers: dict[int, tuple[Group, Job, int]] = {}
+        """The same -> its group, job, and the node that it comes from."""
         self._parked: list[Job] = []
 
     def arrive(self, now: Time, event: Arrived) -> Sequence[Command]:
@@ -72,18 +75,40 @@ class Requests:
 
     def forward(self, now: Time, job: Job) -> Sequence[Command]:
         """To a group, over the network; waits where none is up."""
-        group = self.dispatcher.choose(job)
+        group = self.dispatcher.choose(now, job)
         if group is None:
             self._parked.append(job)
             return []
+        return [self._forward(job, group)]
+
+    def _forward(self, job: Job, group: Group) -> Task:
+        home = group.home
 
         def came(at: Time, result: Result) -> Sequence[Command]:
             del self._forwards[task.number]
-            return self.running.started(group, group.add(at, [job])) if group.up else self.redirect(at, job)
+            commands: list[Command] = []
+            if result.facts:  # nobody acknowledges: it is said again
+                again = self.desk.timer(RESEND_S, lambda later, _: self._forward_again(later, again.number))
+                self._forwards[again.number] = (job, group, home)
+                commands.append(again)
+            if result.facts.get("lost"):
+                return commands
+            return [*commands, *self._taken(at, job, group)]
 
-        task = self.desk.send(job.origin, self.plant.nodes[group.home], job.tokens * TOKEN_BYTES, "forward", came)
-        self._forwards[task.number] = (job, group.home)
-        return [task]
+        task = self.desk.send(job.origin, self.plant.nodes[home], job.tokens * TOKEN_BYTES, "forward", came)
+        self._forwards[task.number] = (job, group, home)
+        return task
+
+    def _forward_again(self, now: Time, timer: int) -> Sequence[Command]:
+        job, group, _ = self._forwards.pop(timer)
+        return [self._forward(job, group)] if group.up else [] if job.taken else self.redirect(now, job)
+
+    def _taken(self, now: Time, job: Job, group: Group) -> Sequence[Command]:
+        """A request is at a group; one that has come before is known by its number."""
+        if job.taken:
+            self.outcome.discarded += 1
+            return []
+        return self.running.started(group, group.add(now, [job])) if group.up else self.redirect(now, job)
 
     def redirect(self, now: Time, job: Job) -> Sequence[Command]:
         job.moves += 1
@@ -112,33 +137,49 @@ class Requests:
     def answers(self, group: Group, jobs: Sequence[Job]) -> list[Command]:
         return [self._answer(group, job) for job in jobs]
 
-    def _answer(self, group: Group, job: Job) -> Command:
+    def _answer(self, group: Group, job: Job) -> Task:
+        source = group.home
+
         def home(at: Time, result: Result) -> Sequence[Command]:
             del self._answers[task.number]
-            if job.answered >= 0:
-                self.outcome.duplicates += 1
-                return []
-            job.answered = at
-            self.open -= 1
-            self.quiet_since = at
-            return []
+            commands: list[Command] = []
+            if result.facts:
+                again = self.desk.timer(RESEND_S, lambda later, _: [self._answer(*self._answers.pop(again.number)[:2])])
+                self._answers[again.number] = (group, job, source)
+                commands.append(again)
+            if not result.facts.get("lost"):
+                self._delivered(at, job)
+            return commands
 
-        task = self.desk.send(self.plant.nodes[group.home], job.origin, job.output * TOKEN_BYTES, "answer", home)
-        self._answers[task.number] = (job, group, group.home)
+        task = self.desk.send(self.plant.nodes[source], job.origin, job.output * TOKEN_BYTES, "answer", home)
+        self._answers[task.number] = (group, job, source)
         return task
+
+    def _delivered(self, now: Time, job: Job) -> None:
+        """An answer has come; one that has come before is known by its number."""
+        if job.answered >= 0:
+            self.outcome.discarded += 1
+            return
+        job.answered = now
+        job.deliveries += 1
+        self.open -= 1
+        self.quiet_since = now
 
     # Lost nodes ---------------------------------------------------------------------------------
 
     def rescue(self, now: Time, node: int) -> list[Command]:
         """Requests on their way to a node that is gone go elsewhere; answers that it had not got out are made again."""
         commands: list[Command] = []
-        for task, (job, to) in list(self._forwards.items()):
+        for task, (job, _, to) in list(self._forwards.items()):
             if to == node:
-                commands += [self._drop(task, "its group is gone"), *self.redirect(now, job)]
-        for task, (job, _, source) in list(self._answers.items()):
+                commands += [self._drop(task, "its group is gone"), *([] if job.taken else self.redirect(now, job))]
+        for task, (_, job, source) in list(self._answers.items()):
             if source == node:
-                job.produced = job.resident = 0
-                commands += [self._drop(task, "its answer is gone"), *self.redirect(now, job)]
+                commands.append(self._drop(task, "its answer is gone"))
+                if job.answered < 0:
+                    job.produced = job.resident = 0
+                    job.taken = False
+                    commands += self.redirect(now, job)
         return [*commands, *self._enter_elsewhere(now, node)]
 
     def _enter_elsewhere(self, now: Time, node: int) -> list[Command]:
@@ -148,10 +189,10 @@ class Requests:
         for number in stranded:
             self.jobs[number].origin = here
         commands: list[Command] = []
-        for task, (job, _) in list(self._forwards.items()):
+        for task, (job, group, _) in list(self._forwards.items()):
             if job.number in stranded:
-                commands += [self._drop(task, "its entry is gone"), *self.forward(now, job)]
-        for task, (job, group, _) in list(self._answers.items()):
+                commands += [self._drop(task, "its entry is gone"), *([self._forward(job, group)] if group.up else self.forward(now, job))]
+        for task, (group, job, _) in list(self._answers.items()):
             if job.number in stranded:
                 commands += [self._drop(task, "its entry is gone"), self._answer(group, job)]
         return commands

@@ -1,8 +1,9 @@
 """The swarm's scheduler: requests come in, groups serve them, nodes are missed and come back, placements follow the load.
 
-It knows of the nodes only what their reports say, as old as the network makes them: `Changed` events are the world's and not
-looked at. A node that has not been heard of for `suspect_s` is taken for dead at both ends (its lease is over): what
-ran there is cancelled and served elsewhere. Answers are taken once by the request's number.
+Its policies know of the nodes only what gossip says, as old as rounds, links and losses make it. A node of which nothing new was
+heard for `suspect_s` is taken for dead at both ends (its lease is over): what ran there is cancelled and served elsewhere.
+`Changed` events only stop and start the nodes' own members of gossip and control plane. Placements change once the control plane
+has decided them. Answers are taken once by the request's number.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from sim.events import Arrived, Changed, Event, Failed, Finished, Result, Starte
 from sim.placement import Policy
 from sim.swarm.changes import Changes
 from sim.swarm.choice import load as load_choice
+from sim.swarm.control import ControlPlane
 from sim.swarm.desk import Desk
-from sim.swarm.dice import uniform
 from sim.swarm.dispatch import Dispatcher
 from sim.swarm.faults import Faults
 from sim.swarm.group import Group
@@ -27,7 +28,9 @@ from sim.swarm.plant import Plant
 from sim.swarm.requests import Requests, Running
 from sim.swarm.routes import Routes
 from sim.swarm.settings import Outcome, Settings
+from sim.swarm.shelves import Shelves
 from sim.swarm.steps import StepTasks
+from sim.swarm.views import Views
 from sim.tasks import PS_PER_S, Cancel, Command, Time
 
 
@@ -40,28 +43,37 @@ class Server:
         self.outcome = Outcome()
         self.desk = Desk(plant, self.tally)
         self.placer = Placer(plant, routes, policy, settings)
-        self.groups = self._form(routes)
-        scopes = {g.name: plant.regions.index(g.name) if settings.design != "spread" else -1 for g in self.groups}
+        self.groups: list[Group] = []
+        self.views = Views(plant, settings, self.tally, self.desk.numbers, self.groups)
+        self.groups += self._form(routes)
+        self.control = ControlPlane(plant, self.desk.numbers, settings.tolerate, settings.silent, settings.seed)
+        self.shelves = Shelves(plant, settings.seed)
+        for group in self.groups:
+            self.shelves.holds(group.held, group.home)
         self.running = Running()
-        dispatcher = Dispatcher(plant, settings, self.groups)
+        dispatcher = Dispatcher(plant, settings, self.groups, self.views)
         self.requests = Requests(plant, self.desk, dispatcher, self.running, self.outcome, origins, self.placer.dead)
-        self.changes = Changes(self.placer, self.desk, self.requests, self.running, self.outcome, scopes)
+        scopes = {g.name: plant.regions.index(g.name) if settings.design != "spread" else -1 for g in self.groups}
+        self.changes = Changes(
+            self.placer, self.desk, self.requests, self.running, self.control, self.shelves, self.outcome, scopes
+        )
         self.faults = Faults(
-            settings, self.groups, self.placer, self.desk, dispatcher, self.requests, self.running, self.changes, self.outcome
+            settings, self.groups, self.placer, self.desk, self.views, self.requests, self.running, self.changes, self.outcome
         )
         self.over = False
 
     def _form(self, routes: Routes) -> list[Group]:
         """Groups with their first placements, which are loaded before the study begins."""
         scopes = [-1] if self.settings.design == "spread" else range(len(self.plant.regions))
-        tasks = StepTasks(self.plant, self.tally, self.desk.numbers)
+        tasks = StepTasks(self.plant, self.tally, self.desk.numbers, self.settings.loss, self.settings.seed)
+        choose, loads = load_choice(self.settings.routing), self.views.busy
         out = []
         for scope in scopes:
             home = self.placer.home(scope)
             target = self.placer.target(scope, home, None) if home is not None else None
             if home is not None and target is not None:
                 name = "swarm" if scope < 0 else self.plant.regions[scope]
-                out.append(Group(name, self.plant, routes, home, target, load_choice(self.settings.routing), tasks, self.settings.seed))
+                out.append(Group(name, self.plant, routes, home, target, choose, tasks, loads, self.settings.seed))
         if not out:
             where = "the cluster" if self.settings.design == "spread" else "any region"
             found = f"{self.plant.model.name} does not fit into {where} of {self.plant.cluster.name}"
@@ -72,9 +84,11 @@ class Server:
 
     def on(self, now: Time, event: Event) -> Sequence[Command]:
         if isinstance(event, Started):
-            return self._begin()
-        if isinstance(event, Changed) or self.over:
+            return self._begin(now)
+        if self.over:
             return []
+        if isinstance(event, Changed):
+            return self._changed(now, event)
         if isinstance(event, Arrived):
             return self.requests.arrive(now, event)
         assert isinstance(event, Finished | Failed), event
@@ -84,14 +98,18 @@ class Server:
             return [*commands, *self._end()]
         return commands
 
-    def _begin(self) -> list[Command]:
-        period, seed = self.settings.report_s, self.settings.seed
-        nodes = range(len(self.plant.nodes))
-        commands: list[Command] = [self.desk.timer(period * uniform(seed, n), self.faults.reporter(n)) for n in nodes]
-        commands.append(self.desk.timer(period, self.faults.watch))
+    def _begin(self, now: Time) -> list[Command]:
+        commands = [*self.views.mail.start(now), self.desk.timer(self.settings.gossip_s, self.faults.watch)]
         if self.settings.rebalance_s:
             commands.append(self.desk.timer(self.settings.rebalance_s, self._rebalance))
         return commands
+
+    def _changed(self, now: Time, event: Changed) -> list[Command]:
+        """A node's machine stopped or came back: its own members stop and start with it. Policies are told nothing."""
+        kind, _, node = event.resource.partition(".")
+        if kind != "node":
+            return []
+        return [*self.views.mail.changed(now, node, event.capacity > 0), *self.control.changed(now, node, event.capacity > 0)]
 
     def _rebalance(self, now: Time, _: Result) -> Sequence[Command]:
         return [*self.changes.rebalance(now, self.groups), self.desk.timer(self.settings.rebalance_s, self._rebalance)]
@@ -101,12 +119,21 @@ class Server:
             return self.requests.step_ended(now, event)
         if event.task in self.changes:
             return self.changes.loaded(now, event)
-        return self.desk.finished(now, event)
+        told = self._mail(now, event)
+        return self.desk.finished(now, event) if told is None else told
+
+    def _mail(self, now: Time, event: Finished | Failed) -> Sequence[Command] | None:
+        """Gossip and agreement; None: it is neither."""
+        told = self.views.mail.on(now, event)
+        return self.control.on(now, event, self.changes.decided) if told is None else told
 
     def _failed(self, now: Time, event: Failed) -> Sequence[Command]:
-        """Only what this scheduler cancelled fails; a stretch cut for newcomers goes on."""
+        """Only what this scheduler cancelled fails. A stretch cut for newcomers goes on."""
+        told = self._mail(now, event)
+        if told is not None:
+            return told
         self.desk.forget(event.task)
-        self.changes.failed(event.task)
+        self.changes.failed(event.task, event.fraction_done)
         group = self.running.pop(event.task)
         if group is None or group.running is None or group.running.last != event.task:
             return []
@@ -137,4 +164,5 @@ class Server:
         """Cancel all that is open: timers, reports, what waits for a node that never came back."""
         self.over = True
         running = [n for g in self.groups if g.running is not None for n in g.running.numbers]
-        return [Cancel(n, "the study is over") for n in sorted({*self.desk.open, *self.changes.loads, *running})]
+        mail = self.views.mail.open | self.control.mail.open
+        return [Cancel(n, "the study is over") for n in sorted({*self.desk.open, *self.changes.loads, *mail, *running})]

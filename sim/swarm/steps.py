@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.plan import Plan, PlanBuilder
+from sim.swarm.dice import uniform
 from sim.swarm.jobs import Job, Step, Tally
 from sim.swarm.plant import Plant, serve_lane
 from sim.swarm.routes import Counts
@@ -16,6 +17,8 @@ from sim.tasks import Command, Task, Work
 
 KERNEL_S = 5e-5
 """Of a visit on a node: launches of its grouped products, as `plant.KERNELS` at `plant.LAUNCH_S` (guessed)."""
+RESEND_S = 0.2
+"""A transport's shortest wait until it says a lost packet again (Linux's TCP_RTO_MIN; RFC 6298 has 1 s)."""
 Floats = NDArray[np.float64]
 
 
@@ -37,10 +40,10 @@ class Parts:
 
 
 class StepTasks:
-    """Makes the tasks of steps, and accounts for what they use."""
+    """Makes the tasks of steps, and accounts for what they use. loss: share of packets lost, on top of what links lose."""
 
-    def __init__(self, plant: Plant, tally: Tally, numbers: Iterator[int]) -> None:
-        self.plant, self.tally, self.numbers = plant, tally, numbers
+    def __init__(self, plant: Plant, tally: Tally, numbers: Iterator[int], loss: float = 0.0, seed: int = 0) -> None:
+        self.plant, self.tally, self.numbers, self.loss, self.seed = plant, tally, numbers, loss, seed
 
     def emit(self, home: int, rtt_s: Floats, jobs: Sequence[Job], counts: Counts, steps: int) -> tuple[list[Command], Step, bool]:
         """Tasks, the step that they are, and whether it crosses regions; then it is one step, however many were wanted."""
@@ -156,4 +159,14 @@ class StepTasks:
             phases[1] = max(phases[1], busy)
             self.tally.busy_s[n] += busy
         self.tally.visits += 1
-        return plant.work("visit", rtt + float(phases.sum() - phases.max()), loads, moved=round(wire)), rtt
+        again_s = RESEND_S * self._resent(region, p.home)
+        return plant.work("visit", rtt + again_s + float(phases.sum() - phases.max()), loads, moved=round(wire)), rtt
+
+    def _resent(self, region: int, home: int) -> int:
+        """How often a visit's rows or its answer are lost and said again, drawn by the visit's number."""
+        there = self.plant.nodes[int(np.flatnonzero(self.plant.region_of == region)[0])]
+        keep = ((1.0 - self.loss) * (1.0 - self.plant.network.path(self.plant.nodes[home], there).loss)) ** 2
+        times = 0
+        while keep < 1.0 and uniform(self.seed, self.tally.visits, times, 11) >= keep:
+            times += 1
+        return times

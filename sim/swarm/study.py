@@ -12,14 +12,17 @@ from sim.engines.simpy_engine import SimPyEngine
 from sim.events import Request, Result
 from sim.placement import Policy
 from sim.swarm.dice import below
+from sim.swarm.mail import OP, losses
 from sim.swarm.plant import Plant
 from sim.swarm.routes import Routes
 from sim.swarm.server import Server
 from sim.swarm.settings import Settings
-from sim.swarm.trouble import Trouble, boots, changes
+from sim.swarm.trouble import Trouble, changes, told
 from sim.tasks import PS_PER_S, Task
 from traces.requests import Requests
 
+LOSSY = (OP, "forward", "answer", "load")
+"""Messages that a network may lose."""
 DESIGNS = ("spread", "replicas", "edge")
 DESIGN_WORDS = {"spread": "experts over all regions", "replicas": "a full replica per region", "edge": "replicas, edge redirection"}
 
@@ -72,20 +75,22 @@ class Finished:
     wall_s: float
 
 
-def simulate(study: Study, settings: Settings) -> Finished:
-    """Run one design to its end. Raises UserError where the model does not fit."""
+def simulate(study: Study, settings: Settings, prepare: Callable[[Server], None] = lambda server: None) -> Finished:
+    """Run one design to its end; `prepare` sees the scheduler before it starts. Raises UserError where the model does not fit."""
     began = time.perf_counter()
     plant = study.plant
     costs = plant.costs()
     server = Server(plant, study.routes, study.policy, settings, lambda number: study.origins[number])
 
-    def outcome(task: Task) -> Result:
-        if task.op != "report":
-            return Result()
-        node, now_s = task.work.variant, engine.now / PS_PER_S
-        leaving = any(e.what == "preempt" and e.node == node and e.at_s - e.notice_s <= now_s < e.at_s for e in study.troubles)
-        return Result(facts={"boot": boots(study.troubles, node, now_s), "leaving": leaving})
+    lost = losses(plant.network, settings.seed, settings.loss, LOSSY)
 
+    def outcome(task: Task) -> Result:
+        """What a node's own alarm tells it of its machine, and which messages are lost."""
+        if task.op != "timer" or not task.work.variant:
+            return lost(task)
+        return Result(facts=told(study.troubles, task.work.variant, engine.now / PS_PER_S))
+
+    prepare(server)
     engine = SimPyEngine(
         plant.lanes(), {}, costs, profile=costs, arrivals=study.requests, changes=changes(study.troubles, plant), outcomes=outcome
     )

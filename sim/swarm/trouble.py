@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,7 @@ class Trouble(Strict):
     node: str | None = None
     region: str | None = None
     factor: float = Field(1.0, gt=0, le=1, description="slow: share of its speed; 1: as before")
+    disk: float = Field(0.0, ge=0, le=1, description="rejoin: share of the checkpoint on its disk; 0: another machine")
     notice_s: float = Field(120.0, ge=0, le=3600, description="preempt: how long before the node is told")
     usd_per_hour: float | None = Field(None, ge=0, le=1e5)
 
@@ -88,6 +89,10 @@ def changes(events: tuple[Trouble, ...], plant: Plant) -> list[Change]:
     return out
 
 
-def boots(events: tuple[Trouble, ...], node: str, now_s: float) -> int:
-    """How often a node has come up again by then: its memory is void each time."""
-    return sum(e.what == "rejoin" and e.node == node and e.at_s <= now_s for e in events)
+def told(events: tuple[Trouble, ...], node: str, now_s: float) -> dict[str, Any]:
+    """What a node can read of its own machine: boot: how often it has come up again (its memory is void each time), disk: the share
+    of the checkpoint that was on its disk then, leaving: it was told that it will be taken away."""
+    mine = [e for e in events if e.node == node]
+    back = [e for e in mine if e.what == "rejoin" and e.at_s <= now_s]
+    leaving = any(e.what == "preempt" and e.at_s - e.notice_s <= now_s < e.at_s for e in mine)
+    return {"boot": len(back), "disk": back[-1].disk if back else 0.0, "leaving": leaving}

@@ -35,6 +35,8 @@ class Liar:
     def start(self, now: Time) -> Sequence[Act]:
         return []
 
+    recover = start
+
     def on(self, now: Time, heard: Heard) -> Sequence[Act]:
         if isinstance(heard, Alarm) or self.rng.random() < 0.3 or self.breath == 0:
             return []

@@ -85,7 +85,8 @@ def test_rounds_match_the_table_within_a_tenth(n: int) -> None:
 @pytest.mark.parametrize(("n", "fan_out", "loss", "wanted"), [(16, 3, 0.0, 3.8), (16, 1, 0.0, 7.8), (64, 3, 0.0, 5.2), (16, 3, 0.1, 3.8)])
 def test_the_nodes_themselves_match_the_table_on_simulated_links(n: int, fan_out: int, loss: float, wanted: float) -> None:
     settings = Settings(fan_out, distinct=False, retransmit=None)
-    runs = [spread(n, settings, loss, seed) for seed in range(60 if n == 16 else 12)]
+    count = 120 if loss else 60 if n == 16 else 12  # rounds differ more where messages are lost
+    runs = [spread(n, settings, loss, seed) for seed in range(1000, 1000 + count)]
     rounds = np.array([r.ends_at / PS_PER_S for r in runs]) // settings.period_s
     assert rounds.mean() == pytest.approx(wanted, rel=0.1)
 
@@ -97,8 +98,8 @@ def test_64_nodes_of_a_lan_know_within_two_seconds_although_they_stop_passing_on
 
 
 def test_a_message_that_is_lost_is_counted_and_not_heard() -> None:
-    watched = spread(16, Settings(3, retransmit=None), 0.5, seed=3)
-    assert 0.3 < watched.mail.lost / watched.mail.sent < 0.7
+    mails = [spread(16, Settings(3, retransmit=None), 0.5, seed).mail for seed in range(6)]
+    assert 0.3 < sum(m.lost for m in mails) / sum(m.sent for m in mails) < 0.6  # the last round is still under way
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 5)), max_size=30))
@@ -115,7 +116,7 @@ def test_what_a_node_knows_is_the_newest_whatever_the_order(heard: list[tuple[st
 def test_a_round_passes_on_news_so_many_times_and_no_more() -> None:
     node = Gossip("a", tuple("abcdefghij"), Settings(fan_out=2, retransmit=1))  # ceil(log10(11)) = 2 periods
     node.update(5, "x")
-    sizes = [[a for a in node.on(0, Alarm(1, "round")) if isinstance(a, Send)] for _ in range(4)]
+    sizes = [[a for a in node.on(0, Alarm(1, 0)) if isinstance(a, Send)] for _ in range(4)]
     assert [len(s) for s in sizes] == [2, 2, 0, 0]
     assert all(len({s.to for s in row} | {"a"}) == 3 for row in sizes[:2])
     assert node.age_s(PS_PER_S + 5, "a") == 1.0 and node.age_s(0, "b") == float("inf")
@@ -125,7 +126,7 @@ def test_important_news_goes_to_more_peers() -> None:
     node = Gossip("a", tuple("abcdefghij"), Settings(fan_out=2, adaptive=4))
     node.merge("b", Entry(1, 0, "dull"))
     node.merge("c", Entry(1, 0, "alarm", importance=1.0))
-    sends = [a for a in node.on(0, Alarm(1, "round")) if isinstance(a, Send)]
+    sends = [a for a in node.on(0, Alarm(1, 0)) if isinstance(a, Send)]
     assert [sorted(s.payload) for s in sends] == [["b", "c"]] * 2 + [["c"]] * 4
     assert sends[0].bytes == 64 + 2 * 128 and sends[-1].bytes == 64 + 128
 

@@ -21,6 +21,7 @@ from sim.swarm.figures import cost_usd, figures
 from sim.swarm.migration import Migration
 from sim.swarm.server import Server
 from sim.swarm.settings import Settings
+from sim.swarm.shelves import Shelves
 from sim.swarm.study import Study, simulate
 from sim.swarm.trouble import Trouble
 from sim.tasks import PS_PER_S
@@ -107,7 +108,9 @@ def test_loading_experts_and_serving_share_the_links() -> None:
     from sim.swarm.jobs import Tally
     from sim.tasks import Command, Task
 
-    migration = Migration(plant, held, target, count(), Tally(), frozenset(range(6)), "hub")
+    shelves = Shelves(plant)
+    shelves.holds(held, 0)
+    migration = Migration(plant, shelves, held, target, count(), Tally(), frozenset(range(6)))
 
     class Both:
         ends: dict[int, int] = {}
@@ -133,7 +136,7 @@ def test_loading_experts_and_serving_share_the_links() -> None:
 def test_a_crash_in_the_middle_loses_nothing(design: str) -> None:
     crash = [Trouble(at_s=6, what="crash", node="a-0"), Trouble(at_s=14, what="rejoin", node="a-0")]
     s = study(poisson(60, 2.0), crash)
-    done = simulate(s, replace(QUIET, design=design, suspect_s=4.0, report_s=1.0))
+    done = simulate(s, replace(QUIET, design=design, suspect_s=4.0, gossip_s=0.5))
     hold(done)
     assert done.server.outcome.suspected == 1 and done.server.outcome.rejoined == 1
     assert sum(n for _, _, n in done.server.outcome.moves) > 0
@@ -141,7 +144,7 @@ def test_a_crash_in_the_middle_loses_nothing(design: str) -> None:
 
 def test_nobody_waits_for_a_node_that_never_comes_back() -> None:
     gone = [Trouble(at_s=6, what="crash", node="a-0")]
-    done = simulate(study(poisson(60, 2.0), gone), replace(QUIET, design="replicas", suspect_s=4.0, report_s=1.0))
+    done = simulate(study(poisson(60, 2.0), gone), replace(QUIET, design="replicas", suspect_s=4.0, gossip_s=0.5))
     hold(done)
     assert max(j.answered - j.arrival for j in done.server.requests.jobs.values()) / PS_PER_S < 12
     assert done.server.outcome.handed_over > 0
@@ -149,7 +152,7 @@ def test_nobody_waits_for_a_node_that_never_comes_back() -> None:
 
 def test_a_node_that_was_only_out_of_reach_keeps_its_copies() -> None:
     cut = [Trouble(at_s=5, what="partition", region="B"), Trouble(at_s=25, what="heal", region="B")]
-    done = simulate(study(poisson(60, 2.0), cut), replace(QUIET, design="replicas", suspect_s=4.0))
+    done = simulate(study(poisson(60, 2.0), cut), replace(QUIET, design="replicas", suspect_s=4.0, gossip_s=0.5))
     hold(done)
     assert done.server.outcome.suspected == 2 and sum(n for _, _, n in done.server.outcome.moves) == 0
     assert all(g.up for g in done.server.groups)
@@ -157,7 +160,7 @@ def test_a_node_that_was_only_out_of_reach_keeps_its_copies() -> None:
 
 def test_notice_of_preemption_moves_experts_before_they_are_gone() -> None:
     gone = [Trouble(at_s=40, what="preempt", node="c-1", notice_s=30)]
-    done = simulate(study(poisson(80, 1.0), gone, "eplb"), replace(QUIET, suspect_s=4.0, spares=24))
+    done = simulate(study(poisson(80, 1.0), gone, "eplb"), replace(QUIET, suspect_s=4.0, gossip_s=0.5, spares=24))
     hold(done)
     moves = done.server.outcome.moves
     assert moves[0][0] < 40 and moves[0][2] > 0

@@ -1,0 +1,96 @@
+"""What each node knows of the others, by gossip: load, backlog, starts; as old as the rounds, the links and their losses make it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.swarm.dice import uniform
+from sim.swarm.gossip import Entry, Gossip
+from sim.swarm.gossip import Settings as GossipSettings
+from sim.swarm.group import Group
+from sim.swarm.jobs import Tally
+from sim.swarm.mail import Mail
+from sim.swarm.plant import Plant
+from sim.swarm.settings import Settings
+from sim.tasks import PS_PER_S, Time
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """What a node says of itself. busy: share of the time since it last said; backlog: tokens of the groups that live on it;
+    boot: starts of the node so far; disk: share of the checkpoint that it found on its disk then; leaving: it will be taken away."""
+
+    busy: float
+    backlog: Mapping[str, float] = field(default_factory=dict)
+    boot: int = 0
+    disk: float = 0.0
+    leaving: bool = False
+
+
+class Views:
+    """One gossip member on every GPU node and on the coordinator. groups: those whose backlog the nodes read when they say it."""
+
+    def __init__(self, plant: Plant, settings: Settings, tally: Tally, numbers: Iterator[int], groups: Sequence[Group]) -> None:
+        self.plant, self.settings, self.tally, self.groups = plant, settings, tally, groups
+        self.here = plant.cluster.coordinator
+        names = tuple(dict.fromkeys((*plant.nodes, self.here)))
+        how = GossipSettings(settings.fan_out, settings.gossip_s, settings.adaptive)
+        self.members = {
+            name: Gossip(name, names, how, settings.seed, uniform(settings.seed, i), sense=self._sensor(i, name))
+            for i, name in enumerate(names)
+        }
+        self.mail = Mail(self.members, numbers)
+        self._said = [(0, 0.0)] * len(names)
+        self._age_s, self._looks = 0.0, 0
+
+    @property
+    def mean_age_s(self) -> float | None:
+        """Of what was looked at; None: nothing was."""
+        return self._age_s / self._looks if self._looks else None
+
+    def _sensor(self, node: int, name: str) -> Callable[[Time], tuple[Any, float] | None]:
+        """Reads a node's own state; the coordinator has none where it has no GPUs."""
+
+        def sense(now: Time) -> tuple[Any, float] | None:
+            if node >= len(self.plant.nodes):
+                return None
+            since, busy_s = self._said[node]
+            self._said[node] = (now, float(self.tally.busy_s[node]))
+            share = max(0.0, self._said[node][1] - busy_s) * PS_PER_S / max(now - since, 1)
+            told = self.mail.told.get(name, {})
+            backlog = {g.name: float(g.backlog_tokens) for g in self.groups if g.home == node}
+            state = NodeState(share, backlog, int(told.get("boot", 0)), float(told.get("disk", 0.0)), bool(told.get("leaving")))
+            return state, 1.0 if state.leaving or share > 0.9 else share
+
+        return sense
+
+    def entry(self, at: str, node: int) -> Entry | None:
+        """The newest that is known of a node somewhere."""
+        return self.members[at].known.get(self.plant.nodes[node])
+
+    def backlog(self, now: Time, at: str, group: Group) -> float:
+        """Tokens that a group still has to do, as a node knows it; 0 where it knows nothing of the group's home."""
+        if self.settings.fresh_loads:
+            return float(group.backlog_tokens)
+        entry = self.entry(at if at in self.members else self.here, group.home)
+        if entry is None:
+            return 0.0
+        self._looked(now, entry)
+        return float(entry.value.backlog.get(group.name, 0.0))
+
+    def busy(self, now: Time, at: int) -> NDArray[np.float64]:
+        """Load of every GPU [gpus] as node `at` knows it."""
+        own = [self.entry(self.plant.nodes[at if not self.settings.fresh_loads else n], n) for n in range(len(self.plant.nodes))]
+        for entry in own:
+            if entry is not None:
+                self._looked(now, entry)
+        return np.array([e.value.busy if e is not None else 0.0 for e in own])[self.plant.node_of]
+
+    def _looked(self, now: Time, entry: Entry) -> None:
+        self._age_s += (now - entry.stamp) / PS_PER_S
+        self._looks += 1
