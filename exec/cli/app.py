@@ -31,6 +31,7 @@ class Form(StrEnum):
 
 class OnRankLoss(StrEnum):
     stop = "stop"
+    recover = "recover"
 
 
 Output = Annotated[Path, typer.Option("-o", help="Profile to write, YAML.", show_default=False)]
@@ -71,7 +72,16 @@ def run(
     skew: Annotated[float, typer.Option(min=0, help="With --tokens: expert e is chosen about as often as 1 / (1 + e) ** SKEW.")] = 0.0,
     chunks: Annotated[int | None, typer.Option(min=1, help="With --ranks: parts that the scheduler cuts a rank's rows into.")] = None,
     check: Annotated[bool, typer.Option("--check", help="With --ranks: compare the outputs with a single process.")] = False,
-    on_rank_loss: Annotated[OnRankLoss, typer.Option(help="With --ranks: what a killed or stalled rank does.")] = OnRankLoss.stop,
+    on_rank_loss: Annotated[
+        OnRankLoss, typer.Option(help="With --ranks: what a killed or stalled rank does; recover goes with --placement.")
+    ] = OnRankLoss.stop,
+    placement: Annotated[str | None, typer.Option(help="With --ranks: serve a trace, experts placed by a policy of sim place.")] = None,
+    shift: Annotated[int | None, typer.Option(min=1, help="With --placement: the first request whose hot experts are others.")] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="With --placement: default four for each served at a time.")] = None,
+    spares: Annotated[int, typer.Option(min=0, help="With --placement: copies of a layer's experts beyond one of each.")] = 4,
+    rebalance_every: Annotated[int, typer.Option(min=0, help="With --placement: plans between looks at the load; 0: never.")] = 2,
+    hysteresis: Annotated[float, typer.Option(min=0, help="With --placement: balancedness that another placement has to gain.")] = 0.05,
+    kill: Annotated[str | None, typer.Option(help="With --on-rank-loss recover: a drill, RANK@STEP.")] = None,
     ram_budget: Annotated[str | None, typer.Option(help="Experts come from disk: bytes of them in RAM, as in 200MB.")] = None,
     device_budget: Annotated[str | None, typer.Option(help="With --ram-budget: bytes of experts on the device.")] = None,
     evict: Annotated[str, typer.Option(help="With --ram-budget: lru, lfu, lfru, sieve, affinity; with --trace static, belady.")] = "lfru",
@@ -87,6 +97,17 @@ def run(
     if (place := clustering.place(ranks)) is not None:
         if place[0] > 0:
             clustering.serve_as_rank(*place)
+        if placement is not None:
+            from exec.cli import placing
+
+            placing.run(
+                place[1], model, placement, machine=machine, trace=trace, skew=skew, shift=shift, requests=requests, batch=batch, gen=gen,
+                spares=spares, every=rebalance_every, hysteresis=hysteresis, recover=on_rank_loss is OnRankLoss.recover, kill=kill,
+                seed=seed, timeline=timeline, check=check, as_json=json,
+            )  # fmt: skip
+            return
+        if on_rank_loss is OnRankLoss.recover:
+            raise typer.BadParameter("--on-rank-loss recover: needs --placement, whose scheduler can go on without a rank")
         clustering.run(
             place[1], model, scheduler, workload, tokens=tokens, layers=layers, skew=skew, chunks=chunks, gen=gen, batch=batch, seed=seed,
             timeline=timeline, check=check, as_json=json,

@@ -10,13 +10,16 @@ import numpy as np
 from exec.cluster import shards
 from exec.cluster.outputs import Floats
 from exec.cluster.placed import PlacedOrder, States
-from exec.cluster.prices import HostPrices
+from exec.cluster.prices import SPREAD, HostPrices, _drawn, words_of
 from exec.cluster.recovering import Kill, RecoveringEngine, Say
 from exec.cluster.runs import moe_layer
+from exec.cluster.split import Split
 from exec.cluster.standing import StandingCluster
+from sim.costs import PricedPlan
 from sim.drive import Log, drive
 from sim.engines.intake import Change
 from sim.engines.run import Run
+from sim.ep import names
 from sim.ep.chosen import Chosen
 from sim.ep.layer import MoELayer
 from sim.ep.placed_costs import PlacedCosts, with_losses
@@ -24,7 +27,12 @@ from sim.events import Profile, Request
 from sim.machines.schema import Machine
 from sim.models.spec import ModelSpec
 from sim.placement.rebalance import Rebalancer
+from sim.plan import Plan
 from sim.schedulers.ep.rebalancing import Rebalancing, Settings
+from sim.tasks import PS_PER_S, Work
+
+DRAWS = 5
+"""Simulated runs of which the median counts."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +92,57 @@ def serve(cluster: StandingCluster, serving: Serving, profile: Profile, kill: Ki
     return Served(scheduler, engine.run(), log, answers, tuple(engine.replaced_s))
 
 
-def simulate(serving: Serving, machine: Machine, changes: Sequence[Change] = ()) -> Served:
-    """The same scheduler on the simulated clock, by the profile of the ranks. changes: losses and comings (`sim.ep.names.alive`)."""
+class DrawnCosts(PlacedCosts):
+    """What an experts task takes varies from run to run by the profile's spread, and who waits for all ranks waits for the slowest."""
+
+    def __init__(self, machine: Machine, serving: Serving, draw: int) -> None:
+        prices = HostPrices(machine, serving.model)
+        super().__init__(machine, MoELayer.of(serving.model), serving.ranks, serving.chosen, prices, header_rows=1)
+        self._spread = next((row.ratio[0][1] for row in machine.ops if row.op == SPREAD), 0.0)
+        self._draw = draw
+
+    def bind(self, plan: Plan) -> PricedPlan:
+        priced = super().bind(plan)
+        return _drawn(priced, self._spread, (self._draw << 32) + plan.first) if self._spread else priced
+
+    def routed(self, plan: Plan) -> Plan:
+        """And with the words between ranks that each task waits for."""
+        plan = super().routed(plan)
+        table: dict[Work, int] = {}
+        column = np.empty_like(plan.work)
+        for i, words in enumerate(words_of(Split(plan))):
+            work = plan.works[plan.work[i]]
+            column[i] = table.setdefault(work._replace(messages=words) if words else work, len(table))
+        return replace(plan, works=tuple(table), work=column)
+
+
+def simulate(serving: Serving, machine: Machine, changes: Sequence[Change] = (), draws: int = DRAWS) -> list[Served]:
+    """The same scheduler on the simulated clock, by the profile of the ranks, `draws` times.
+    changes: losses and comings (`sim.ep.names.alive`)."""
+    machine = with_losses(machine, serving.ranks)
+    return [_simulate(serving, DrawnCosts(machine, serving, draw), changes) for draw in range(draws)]
+
+
+def _simulate(serving: Serving, costs: PlacedCosts, changes: Sequence[Change]) -> Served:
     from sim.engines.simpy_engine import SimPyEngine  # numba
 
-    machine = with_losses(machine, serving.ranks)
-    layer = MoELayer.of(serving.model)
-    costs = PlacedCosts(machine, layer, serving.ranks, serving.chosen, HostPrices(machine, serving.model), header_rows=1)
     scheduler, log = serving.fresh(), Log()
     engine = SimPyEngine(
         costs.lanes, scheduler.pools, costs, profile=costs, arrivals=serving.requests, changes=changes, outcomes=costs.outcome
     )
     drive(scheduler, engine, log)
     return Served(scheduler, engine.run, log, {}, ())
+
+
+def when_lost(serving: Serving, machine: Machine, kill: Kill, replaced_s: Sequence[float]) -> list[Change]:
+    """A rank is lost in the simulated middle of the step that it was killed in, and replaced as long after as it really was."""
+    (whole,) = simulate(serving, machine, draws=1)
+    plans, each = whole.scheduler.tally.served, serving.settings.steps
+    plan = plans[min(kill.step // each, len(plans) - 1)]
+    first, last = np.searchsorted(whole.run.number, (plan.first, plan.first + plan.tasks - 1)).tolist()
+    start, end = int(whole.run.start_ps[first]), int(whole.run.end_ps[last])
+    at = start + (end - start) * (2 * (kill.step % each) + 1) // (2 * each)
+    return [(at, names.alive(kill.rank), names.GONE), (at + round(sum(replaced_s) * PS_PER_S), names.alive(kill.rank), 1.0)]
 
 
 # In one process ---------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Self
 from exec.cluster import launch, wire
 from exec.cluster.controller import Cluster, Member
 from exec.cluster.job import Order
-from exec.cluster.losses import RankLost, RunStopped
+from exec.cluster.losses import RunStopped
 from exec.cluster.wire import HEARTBEAT_S, Line
 from sim.errors import UserError
 
@@ -35,11 +35,12 @@ class StandingCluster(Cluster):
         cluster.replace(rank) starts a process in its place, and cluster.come() says when one is ready; `admit` and `regroup`
                             take it in.
 
-    A store that outlives every rank lives in this process; groups are formed by it.
+    recover: else a loss ends all ranks, as in `Cluster`. A store that outlives every rank lives in this process; groups are formed by it.
     """
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self, ranks: int, recover: bool = True) -> None:
         super().__init__(ranks)
+        self._recover = recover
         self._order: Order | None = None
         self._epoch = self._halts = 0
         self._called: SimpleQueue[Member] = SimpleQueue()
@@ -140,8 +141,9 @@ class StandingCluster(Cluster):
     # Losses -------------------------------------------------------------------------------------
 
     def _lost(self, rank: int, why: str) -> NoReturn:
-        if self._over or self._children is None or self._order is None:
-            raise RankLost(rank, why)
+        if not self._recover or self._order is None:
+            super()._lost(rank, why)
+        assert self._children is not None
         self._children.kill(rank)
         self._forget(self._members, rank)
         if not self._members:
