@@ -80,7 +80,7 @@ def _stamp() -> str:
     """Hash of every compiled source. Numba keys its cache on the function's own file only, and would
     go on using an old solver inside a cached loop."""
     here = Path(__file__).parent
-    names = ("layout", "heap", "loop", "lanes", "usage", "lazy")
+    names = ("layout", "heap", "loop", "lanes", "usage", "lazy", "levels", "settle")
     sources = (*(here / f"{name}.py" for name in names), here.parent / "rates.py")
     return f"{zlib.crc32(b''.join(p.read_bytes() for p in sources)):08x}"
 
@@ -95,7 +95,8 @@ def jit(function: F) -> F:
 
 
 def seldom(function: F) -> F:
-    """As `jit`, for what is called seldom or from many places: compiled once, not into each caller."""
+    """As `jit`, for what is called from many places, or seldom where nothing is lazy: compiled once, not into each caller, whose
+    loop it would only spread out."""
     compiled: F = numba.njit(nogil=True, error_model="numpy", _nrt=False)(function)
     return compiled
 

@@ -13,7 +13,7 @@ the want per weight of heavy users from below and of light ones from above: only
 
 A resource is lazy while it has many users, none of which uses another oversubscribed one (then one level
 tells all). Whether it is must not depend on the order of what happened within an instant, so it is decided
-at its end (`sim.rates.settle`). For the sums of other resources its users count as if at full speed.
+at its end (`sim.engines.settle`). For the sums of other resources its users count as if at full speed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from sim.engines.heap import due as due_alone
 from sim.engines.heap import schedule, unschedule
-from sim.engines.layout import DUE, LAZY_FROM, MARGIN, NEVER, NOISE, ONE, Shared, jit
+from sim.engines.layout import DUE, MARGIN, NEVER, NOISE, ONE, Shared, jit, seldom
 
 
 @jit
@@ -148,7 +148,7 @@ def pull(x: Shared, s: int) -> None:
     slot.lazy = -1
 
 
-@jit
+@seldom
 def part(x: Shared, s: int) -> None:
     """Slot `s` ends: take it out of the sums of the lazy resources that it uses, and off their clock."""
     c = x.classes[x.slots[s].cls]
@@ -211,13 +211,12 @@ def own_clock(x: Shared, s: int) -> None:
     schedule(x, s, end)
 
 
-@jit
+@seldom
 def usable(x: Shared, k: int) -> bool:
-    """Whether `k` may be lazy: oversubscribed, with many users that use no other oversubscribed resource."""
-    r = x.resources[k]
-    if r.users < x.counts[LAZY_FROM] or r.total <= ONE:
+    """Whether `k`, which has many users, may be lazy: oversubscribed, and nobody uses another oversubscribed resource."""
+    if x.resources[k].total <= ONE:
         return False
-    node = r.head
+    node = x.resources[k].head
     while node >= 0:
         c = x.classes[x.slots[x.nodes[node].slot].cls]
         for j in range(c.first, c.last):

@@ -29,8 +29,8 @@ from sim.engines.lanes import (
     mark,
 )  # fmt: skip
 from sim.engines.layout import HEAP, Shared, entry, jit
+from sim.engines.settle import settle
 from sim.engines.usage import enter, leave, rebuild
-from sim.rates import settle
 
 
 @jit

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sim.engines import usage
 from sim.engines.layout import CLASS, COUNTS, DEMAND, LAZY_FROM, NEVER, NODE, RESOURCE, SLOT, WEIGHT_ONE, WIDTH, Shared, entry
 from sim.engines.lazy import due
-from sim.rates import settle
+from sim.engines.settle import settle
 
 if TYPE_CHECKING:
     from sim.costs import Prices
