@@ -61,7 +61,8 @@ def calibrate(
 
 @app.command()
 def run(
-    model: options.Model, machine: Annotated[str | None, typer.Option(help="Profile of this computer, from calibrate.")] = None,
+    ctx: typer.Context, model: options.Model,
+    machine: Annotated[str | None, typer.Option(help="Profile of this computer, from calibrate.")] = None,
     workload: Annotated[str | None, typer.Option(help="Built-in name, or a YAML file.")] = None, scheduler: options.PolicyScheduler = None,
     gen: options.Gen = None, batch: options.Batch = None, microbatch: options.Microbatch = None, padded: options.Padded = False,
     policy: options.PolicyFile = None, trace: options.Trace = None, seed: options.Seed = 0, timeline: options.Timeline = None,
@@ -92,49 +93,11 @@ def run(
     json: options.Json = False,
 ) -> None:  # fmt: skip
     """Really run one scheduler; with --ranks, on several processes that share the experts; with --ram-budget, experts from disk."""
-    from exec.cli import clustering, running
+    given = dict(locals())
+    source = given.pop("ctx").get_parameter_source
+    from exec.cli import modes
 
-    if (place := clustering.place(ranks)) is not None:
-        if place[0] > 0:
-            clustering.serve_as_rank(*place)
-        if placement is not None:
-            from exec.cli import placing
-
-            placing.run(
-                place[1], model, placement, machine=machine, trace=trace, skew=skew, shift=shift, requests=requests, batch=batch, gen=gen,
-                spares=spares, every=rebalance_every, hysteresis=hysteresis, recover=on_rank_loss is OnRankLoss.recover, kill=kill,
-                seed=seed, timeline=timeline, check=check, as_json=json,
-            )  # fmt: skip
-            return
-        if on_rank_loss is OnRankLoss.recover:
-            raise typer.BadParameter("--on-rank-loss recover: needs --placement, whose scheduler can go on without a rank")
-        clustering.run(
-            place[1], model, scheduler, workload, tokens=tokens, layers=layers, skew=skew, chunks=chunks, gen=gen, batch=batch, seed=seed,
-            timeline=timeline, check=check, as_json=json,
-        )  # fmt: skip
-        return
-    if ram_budget is not None or device_budget is not None:
-        from exec.cli import caching
-
-        if ram_budget is None or device_budget is None:
-            raise typer.BadParameter("--ram-budget and --device-budget: both are needed")
-        others = {"--scheduler": scheduler, "--policy": policy, "--microbatch": microbatch, "--padded": padded, "--graphs": graphs}
-        for flag, given in {**others, "--device cuda": device is DeviceName.cuda}.items():
-            if given:
-                raise typer.BadParameter(f"{flag}: does not go with --ram-budget, which runs the scheduler expert-cache on --device cpu")
-        caching.run(
-            model, machine, workload, ram_budget=ram_budget, device_budget=device_budget, evict=evict, admit=admit, prefetch=prefetch,
-            work=work, governed=governed, gen=gen, batch=batch, trace=trace, seed=seed, timeline=timeline, record_routing=record_routing,
-            log=log, as_json=json,
-        )  # fmt: skip
-        return
-    for flag, value in (("--machine", machine), ("--workload", workload)):
-        if value is None:
-            raise typer.BadParameter(f"missing option {flag}")
-    running.run(
-        model, machine, workload, scheduler, gen=gen, batch=batch, microbatch=microbatch, padded=padded, policy=policy, trace=trace,
-        seed=seed, timeline=timeline, record_routing=record_routing, log=log, device=device, graphs=graphs, as_json=json,
-    )  # fmt: skip
+    modes.run(given, lambda name: source(name).name == "COMMANDLINE")
 
 
 @app.command()

@@ -161,3 +161,17 @@ def test_demo_makes_a_report_from_a_profile(
     assert "<html" in page and "http://" not in page.split("<script")[0]
     made = {p.name for p in (tmp_path / "demo").iterdir()}
     assert made >= {"routing.parquet", "simulated.parquet", "measured.parquet", "log.jsonl", "picture.png", "picture.svg", "rig.yaml"}
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ("--skew 2 --machine l4 --workload mtbench", "--skew: does not go with a run without --ranks or --ram-budget"),
+    ("--workload mtbench", "missing option --machine"),
+    ("--ranks 2 --machine l4", "--machine: does not go with --ranks"),
+    ("--ranks 2 --device cuda --scheduler overlapped --tokens 3", "--device cuda: does not go with --ranks"),
+    ("--ranks 2 --placement joint --scheduler overlapped", "--scheduler: does not go with --placement"),
+    ("--ranks 2 --tokens 4 --scheduler overlapped --on-rank-loss recover", "--on-rank-loss recover: needs --placement"),
+    ("--ram-budget 1MB --device-budget 1MB --device cuda", "--device cuda: does not go with --ram-budget"),
+])  # fmt: skip
+def test_options_of_another_way_to_run_are_refused(flags: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--model", "tiny-mixtral", *flags.split()]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
