@@ -221,6 +221,8 @@ def _say_failed(why: str) -> NoReturn:
 
 
 def _show_validated(found: dict[str, Any]) -> None:
+    from exec.validation.ranks import DISTURBED
+
     columns = ("scheduler", "rows", "hidden", "ffn", "experts", "top-k", "skew", "layer measured", "spread", "simulated", "error")
     rows = [
         (c["scheduler"], c["tokens"], c["hidden"], c["ffn"], c["experts"], c["top_k"], c["skew"], out.seconds(c["measured_s"]),
@@ -228,10 +230,12 @@ def _show_validated(found: dict[str, Any]) -> None:
         for c in found["cases"]
     ]  # fmt: skip
     out.print_table(f"{found['ranks']} ranks, {found['machine']}, medians of {found['rounds']} rounds", columns, rows, numeric=columns[1:])
-    rank, disturbed = found["rank_agreement"], sum(c["disturbed"] for c in found["cases"])
-    runs = sum(len(c["samples_s"]) for c in found["cases"]) + disturbed
+    rank = found["rank_agreement"]
+    if not found["counts"]:
+        print(f"\nTHIS SESSION DOES NOT COUNT: over {DISTURBED:.0%} of its runs were disturbed. Run it again on a quiet computer.")
     print(
         f"\nlayer time: median absolute error {found['median_abs_error']:.1%}, 90th percentile {found['p90_abs_error']:.1%}; "
-        f"median spread of repeats {found['median_repeat_spread']:.1%}; {disturbed} of {runs} runs were disturbed and do not count\n"
+        f"median spread of repeats {found['median_repeat_spread']:.1%}; {found['disturbed']} of {found['runs']} "
+        f"runs were disturbed and do not count\n"
         f"schedulers measured over 8 % apart: {rank['agreed']} of {rank['pairs']} pairs ranked alike\n"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import cycle, permutations
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exec.calibration import curves, host
-from exec.calibration.measure import on_thread, solo
+from exec.calibration.measure import together
 from exec.calibration.profile import processor
 from exec.cluster import machine as machines
 from exec.cluster import transport
@@ -20,12 +21,15 @@ from exec.cluster.controller import Cluster
 from exec.cluster.experts import run_experts, space_floats
 from exec.cluster.fit import fitted
 from exec.cluster.machine import Place
-from exec.cluster.observe import observe
+from exec.cluster.observe import against_the_best, observe
+from exec.cluster.prices import GATHERED
 from exec.cluster.probes import PROBES, setup_of, sized, threads_of
+from exec.cluster.reference import Reference
 from exec.cluster.rows import lasting
 from exec.cluster.shards import kept
-from exec.weights import Weights, expert_floats, random_dense, random_weights
+from exec.weights import expert_floats, random_dense, random_weights
 from sim import models
+from sim.ep import names
 from sim.machines.schema import Machine, OpRate, Resource
 from sim.models.spec import ModelSpec
 
@@ -35,17 +39,23 @@ MEASURED = ("rms_norm", "router", "dispatch", "combine")
 EXPERT_ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512)
 TOGETHER = 4
 """Experts of the layer whose curve is measured."""
-OPS = ("gate", "permute", "experts", "unpermute")
+NARROW, MANY = 4, 64
+"""How much narrower the other model is, and the rows from which an expert's time grows with them."""
+OPS = ("gate", "permute", "experts", f"experts.{GATHERED}", "unpermute")
+WOKEN = ("host", (names.host(0),)), ("comm", (names.comm(0), names.host(0)))
+"""Lanes on which tasks are timed in turn: launches follow one another, to enter a collective takes another thread."""
+WORDS = ("word", "put"), ("barrier", "comm"), ("word", "comm"), ("word", "host"), ("word", "gpu")
+"""What words between ranks are rows of. One table for all pairs: between hosts where there are several."""
 
 
 def calibrate(cluster: Cluster, say: Say = lambda text: None) -> Machine:
     """A profile of the cluster's ranks. Takes about half a minute; nothing else should run meanwhile."""
     unfitted = draft(cluster, say)
-    observed = []
+    observed, reference = [], Reference()
     for k, probe in enumerate(PROBES):
         say(f"whole layers: {k + 1} of {len(PROBES)}, {probe.scheduler}")
-        observed.append(observe(cluster, setup_of(probe, cluster.ranks)))
-    return fitted(unfitted, observed)
+        observed.append(observe(cluster, setup_of(probe, cluster.ranks), reference))
+    return fitted(unfitted, against_the_best(observed))
 
 
 def draft(cluster: Cluster, say: Say = lambda text: None) -> Machine:
@@ -55,53 +65,82 @@ def draft(cluster: Cluster, say: Say = lambda text: None) -> Machine:
     say("cores")
     calibrated = f"calibrated on {processor()}"
     cores = Resource(kind="cores", capacity=host.cores(), source=f"{calibrated}: all cores at once against one alone")
-    ops = [*_solo(threads, say), *(OpRate(op=f"task.{op}", lane="gpu", source="calibrated") for op in OPS)]
-    ops += [OpRate(op=op, lane=lane, source="calibrated") for lane, op in (("host", "*"), ("comm", "*"), ("host", "barrier"))]
-    say("puts")
-    rows, links = _puts(cluster, places)
+    ops = [*_ops(threads, cores.capacity, say), *(OpRate(op=f"task.{op}", lane="gpu", source="calibrated") for op in OPS)]
+    say("words and puts")
+    rows, links = _passing(cluster, places)
     return machines.of_ranks(f"{ranks}-ranks@{os.uname().nodename}", places, threads, cores, links, [*ops, *rows], processor())
 
 
-def _solo(threads: int, say: Say) -> Iterator[OpRate]:
+def _ops(threads: int, at_once: float, say: Say) -> Iterator[OpRate]:
     spec = models.load("tiny-mixtral")
-    weights = random_weights(replace(spec, experts=TOGETHER), 0)
-    for row in curves.measure(spec, random_dense(spec, 0, weights.experts), "gpu", threads, MEASURED):
+    for row in curves.measure(spec, random_dense(spec, 0, ()), "gpu", threads, MEASURED):
         say(f"{row.op} alone")
         yield row
-    say("expert_ffn alone")
-    yield on_thread(lambda: [_expert_ffn(spec, weights)], threads)[0]
+    say("expert_ffn on all cores")
+    yield from _experts(spec, threads, at_once)
 
 
-def _expert_ffn(spec: ModelSpec, weights: Weights) -> OpRate:
-    """Seconds per weight at so many rows an expert, the layers' weights being cold in turn."""
-    sizes, space = SimpleNamespace(hidden=spec.hidden, ffn=spec.ffn, experts=TOGETHER), lasting("space", (space_floats(spec.ffn),))
-    turn = cycle([kept(layer) for layer in weights.experts])
-    curve = []
-    for rows in EXPERT_ROWS:
-        x, counts = lasting("rows", (rows * TOGETHER, spec.hidden)), np.full(TOGETHER, rows, np.int32)
-        x[:] = 1.0
+def _experts(spec: ModelSpec, threads: int, at_once: float) -> Iterator[OpRate]:
+    """Seconds per weight at so many rows an expert, and seconds for each row and column of its intermediate, which count more
+    the narrower a model is: told apart by one of a quarter of the width.
 
-        def call(x: NDArray[np.float32] = x, counts: NDArray[np.int32] = counts) -> None:
-            run_experts(sizes, next(turn), x, counts, space)
-            x[:] = 1.0  # in place: without this the rows would shrink into denormals
+    With all cores at the same, because that is when ranks compute their experts: at few rows they wait for memory, of which each
+    then gets its share. at_once: cores' worth of work that all cores do together, by which the rest of the profile counts.
+    """
+    narrow = replace(spec, hidden=spec.hidden // NARROW)
+    wide_s, narrow_s = (at_once * _per_weight_s(s, threads) for s in (spec, narrow))
+    rows = np.array(EXPERT_ROWS, np.float64)
+    many = rows >= MANY
+    column_s = max(0.0, float(np.median(3 * spec.hidden * (narrow_s - wide_s)[many] / rows[many])) / (NARROW - 1))
+    own_s = np.maximum(wide_s - rows * column_s / (3 * spec.hidden), 1e-13)
+    source = "calibrated: cold weights, all cores at the same"
+    yield OpRate(op="expert_ffn", lane="gpu", curve=tuple(zip(rows.tolist(), own_s.tolist(), strict=True)), source=source)
+    yield OpRate(op="expert_columns", lane="gpu", curve=((1.0, column_s),), source=source)
 
-        curve.append((float(rows), solo(call) / (TOGETHER * expert_floats(spec))))
-    return OpRate(op="expert_ffn", lane="gpu", curve=tuple(curve), source="calibrated: solo, cold weights")
+
+def _per_weight_s(spec: ModelSpec, threads: int) -> NDArray[np.float64]:
+    """[EXPERT_ROWS], as a share of what all cores together take a second."""
+    ranks = max(1, (os.cpu_count() or 1) // threads)
+    benches = [_Bench(spec, seed) for seed in range(ranks)]
+    timed = [together([partial(b, rows) for b in benches], budget_s=0.1, threads=[threads] * ranks) for rows in EXPERT_ROWS]
+    found: NDArray[np.float64] = np.mean(timed, axis=1) / (ranks * threads * TOGETHER * expert_floats(spec))
+    return found
 
 
-def _puts(cluster: Cluster, places: Sequence[Place]) -> tuple[list[OpRate], dict[int, Resource]]:
-    """Rows of the op table for puts within a host and between two, and the hosts' links: each by the quickest of the puts from it."""
+class _Bench:
+    """Experts of a few layers, on a thread of its own."""
+
+    def __init__(self, spec: ModelSpec, seed: int) -> None:
+        weights = random_weights(replace(spec, experts=TOGETHER), seed)
+        self.sizes = SimpleNamespace(hidden=spec.hidden, ffn=spec.ffn, experts=TOGETHER)
+        self.turn = cycle([kept(layer) for layer in weights.experts])
+        self.space = lasting("space", (space_floats(spec.ffn),))
+        self.x = lasting("rows", (max(EXPERT_ROWS) * TOGETHER, spec.hidden))
+
+    def __call__(self, rows: int) -> None:
+        x = self.x[: rows * TOGETHER]
+        x[:] = 1.0  # in place: without this the rows would shrink into denormals
+        run_experts(self.sizes, next(self.turn), x, np.full(TOGETHER, rows, np.int32), self.space)
+
+
+def _passing(cluster: Cluster, places: Sequence[Place]) -> tuple[list[OpRate], dict[int, Resource]]:
+    """Rows of the op table for waking a thread, for words and barriers, and for puts within a host and between two; and the
+    hosts' links, each by the puts from it."""
     spec = sized(512, 64, cluster.ranks, 1, 1)
     cluster.prepare(transport.order_of(cluster.ranks, spec))
-    rows: dict[str, OpRate] = {}
+    rows = [transport.row_of("*", lane, [transport.time_tasks(cluster, lanes)]) for lane, lanes in WOKEN]
     links: dict[int, Resource] = {}
+    words: dict[str, list[OpRate]] = {}
     for a, b in permutations(range(cluster.ranks), 2):
         networked = places[a].host != places[b].host
         family = "put.network" if networked else "put.local"
-        if places[a].host in links if networked else family in rows:
+        if places[a].host in links if networked else family in words:
             continue
-        timed = transport.time_puts(cluster, a, b, spec.hidden)
-        rows.setdefault(family, transport.row_of(family, timed, networked))
+        word = transport.time_words(cluster, a, b)
+        timed = transport.time_puts(cluster, a, b, spec.hidden, word)
+        if family not in words:
+            words[family] = [transport.row_of(op, lane, [word], networked) for op, lane in WORDS]
+            rows.append(transport.row_of("put", family, timed, networked))
         if networked:
             links[places[a].host] = transport.link_of(timed)
-    return list(rows.values()), links
+    return [*rows, *(words.get("put.network") or words.get("put.local", []))], links

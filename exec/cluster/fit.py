@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exec.calibration.insitu import LIMITS, _tamed
 from exec.cluster.observe import Observed
-from exec.cluster.prices import SPREAD, ClusterCosts, rows_of, simulate, size_of
+from exec.cluster.prices import SPREAD, ClusterCosts, name_of, rows_of, simulate
 from sim.costs import ratio_at
 from sim.machines.schema import Machine, OpRate
 
@@ -23,13 +23,13 @@ def fitted(machine: Machine, observed: Sequence[Observed]) -> Machine:
     """The machine with each op corrected by what whole layers took over what the simulator says. The second round corrects
     what the first left, ops being beside others then."""
     for _ in range(ROUNDS):
-        found: dict[tuple[str, str], list[NDArray[np.float64]]] = defaultdict(list)
+        found: dict[tuple[str, str], list[_Tasks]] = defaultdict(list)
         for seen in observed:
-            for key, rows in _durations(machine, seen):
-                found[key].append(rows)
+            for key, tasks in _durations(machine, seen):
+                found[key].append(tasks)
         rows = {(r.lane, r.op): r for r in machine.ops}
         for (family, op), parts in found.items():
-            _correct(rows, family, op, np.concatenate(parts))
+            _correct(rows, family, op, _joined(parts))
         machine = machine.model_copy(update={"ops": tuple(rows.values())})
     found = ((1.0, _spread(observed)),)
     spread = OpRate(op=SPREAD, lane="gpu", ratio=found, source="calibrated: experts tasks of whole layers, from run to run")
@@ -48,34 +48,49 @@ def _spread(observed: Sequence[Observed]) -> float:
     return float(np.sqrt(squares / max(1, freedoms)))
 
 
-def _durations(machine: Machine, seen: Observed) -> Iterator[tuple[tuple[str, str], NDArray[np.float64]]]:
-    """By (family of lanes, op): [tasks, 3] size, seconds measured, seconds simulated."""
+class _Tasks(NamedTuple):
+    """[tasks] each. alone_s: as priced. A task is stretched by what runs beside it: simulated_s over alone_s."""
+
+    measured_s: NDArray[np.float64]
+    simulated_s: NDArray[np.float64]
+    alone_s: NDArray[np.float64]
+
+
+def _durations(machine: Machine, seen: Observed) -> Iterator[tuple[tuple[str, str], _Tasks]]:
+    """By (family of lanes, op)."""
     costs = ClusterCosts(machine, seen.order, rows_of(seen.outputs))
     plan, run = costs.routed(seen.plan), simulate(machine, seen.order, seen.plan, seen.outputs, draws=0)
-    sizes = np.array([size_of(work) for work in plan.works])[plan.work]
-    ops = np.array([work.op for work in plan.works])[plan.work]
-    families = np.array([machine.lane[lane].families[0] for lane in plan.lanes] + ["host"])[plan.lane]
-    spans = (run.end_ps - run.start_ps) / 1e12
+    ops = np.array([name_of(work) for work in plan.works])[plan.work]
+    lanes: Sequence[str | None] = (*plan.lanes, None)
+    families = np.array([machine.lane[lane].families[0] if lane else "comm" for lane in lanes])[plan.lane]
+    alone_s = np.array([costs.solo_ps(lanes[k], plan.works[w]) for k, w in zip(plan.lane.tolist(), plan.work.tolist(), strict=True)]) / 1e12
+    spans_s = (run.end_ps - run.start_ps) / 1e12
     for family, op in sorted(set(zip(families.tolist(), ops.tolist(), strict=True))):
         at = (families == family) & (ops == op)
-        yield (family, op), np.stack([sizes[at], seen.durations_s[at], spans[at]], axis=1)
+        yield (family, op), _Tasks(seen.durations_s[at], spans_s[at], alone_s[at])
 
 
-def _correct(rows: dict[tuple[str, str], OpRate], family: str, op: str, tasks: NDArray[np.float64]) -> None:
-    """Compute ops by a latency and a ratio: few parameters, fitted to medians, because a shared computer disturbs single tasks
-    much. What waits rather than computes by a latency, the mean, because the long waits are part of it."""
-    _, measured, simulated = tasks.T
+def _joined(parts: Sequence[_Tasks]) -> _Tasks:
+    return _Tasks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _correct(rows: dict[tuple[str, str], OpRate], family: str, op: str, tasks: _Tasks) -> None:
+    """Compute ops by a latency and a ratio, experts, which are long, by a ratio alone: few parameters, fitted to medians, because
+    a shared computer disturbs single tasks much. What waits rather than computes by a latency, the mean, because the long waits
+    are part of it."""
     name = op if op in ("put", "barrier") else f"task.{op}" if family == "gpu" else "*"
     row = rows[family, name]
-    update: dict[str, Any] = {"source": f"{row.source.partition(CORRECTED)[0]}{CORRECTED}{len(measured)} tasks of whole layers"}
+    update: dict[str, Any] = {
+        "source": f"{row.source.partition(CORRECTED)[0]}{CORRECTED}{len(tasks.measured_s)} tasks of whole layers"
+    }
     if family == "gpu":
-        before = ratio_at(row.ratio, 1.0)
-        base = simulated - row.latency_s
-        update["latency_s"] = latency_s = max(0.0, float(np.median(measured - _slope(base, measured) * base)))
-        ratio = float(np.median((measured - latency_s) / np.maximum(base, 1e-9)))
-        update["ratio"] = ((1.0, float(np.clip(ratio * before, *LIMITS))),)
+        base_s = np.maximum(1e-9, tasks.alone_s - row.latency_s) / ratio_at(row.ratio, 1.0)
+        alone_s = tasks.measured_s * tasks.alone_s / np.maximum(tasks.simulated_s, 1e-9)
+        latency_s = 0.0 if op.startswith("experts") else max(0.0, float(np.median(alone_s - _slope(base_s, alone_s) * base_s)))
+        update["latency_s"] = latency_s
+        update["ratio"] = ((1.0, float(np.clip(np.median((alone_s - latency_s) / base_s), *LIMITS))),)
     else:
-        update["latency_s"] = max(0.0, row.latency_s + float(_tamed(measured - simulated).mean()))
+        update["latency_s"] = max(0.0, row.latency_s + float(_tamed(tasks.measured_s - tasks.simulated_s).mean()))
     rows[family, name] = row.model_copy(update=update)
 
 

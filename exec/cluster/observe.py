@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from exec.cluster.execute import Executed, execute
 from exec.cluster.job import Order
 from exec.cluster.outputs import Outputs
 from exec.cluster.profile import Unknown
+from exec.cluster.reference import Reference
 from exec.cluster.runs import Setup
 from sim.engines.run import Run
 from sim.plan import Plan
@@ -25,37 +26,51 @@ RUNS = 3
 """Runs of a setup each time that it is its turn."""
 
 SLOWED, TAKEN = 1.1, 0.3
-"""A run is disturbed where its ranks computed so many times longer than in the quickest run of the same setup, or others took
-so much of a core's time; clock ticks of 10 ms leave a quiet computer well below."""
+"""A run is disturbed where its ranks computed so many times longer than in the quickest run of the same setup, or a fixed piece of
+work around it took so many times longer than at the computer's best, or others took so much of a core's time; clock ticks of
+10 ms leave a quiet computer well below."""
+
+BEST = 10
+"""Percentile of the reference's times that counts as the computer's best."""
 
 
 class Sample(NamedTuple):
     """One run. durations_s [tasks] in order of task numbers, see `elapsed_s`; cpu_s: of all ranks; others_s: CPU seconds that
-    the rest of the computer took meanwhile, as far as the system tells."""
+    the rest of the computer took meanwhile, as far as the system tells; reference_s: of `Reference`, just before or after,
+    whichever was longer."""
 
     makespan_s: float
     durations_s: NDArray[np.float64]
     cpu_s: float
     others_s: float
+    reference_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A setup that was run several times."""
+    """A setup that was run several times. at_best_s: `Reference` when the computer was quick; 0: in the quickest of these runs."""
 
     order: Order
     plan: Plan
     outputs: Mapping[int, Outputs]
     samples: tuple[Sample, ...]
+    at_best_s: float = 0.0
 
     @property
     def settled(self) -> tuple[Sample, ...]:
-        """Runs that nothing else disturbed: no other process took a share of the cores, and the cores were not slowed down by
-        what this computer cannot see (the same work took them no longer). At least the calmest third."""
-        least = min(s.cpu_s for s in self.samples)
-        calm = sorted(self.samples, key=lambda s: max(s.cpu_s / least / SLOWED, s.others_s / s.makespan_s / TAKEN))
-        found = [s for s in calm if s.cpu_s <= SLOWED * least and s.others_s <= TAKEN * s.makespan_s]
-        return tuple(max(found, calm[: -(-len(calm) // 3)], key=len))
+        """Runs that nothing disturbed, see `SLOWED`. At least the calmest third."""
+        least, best = min(s.cpu_s for s in self.samples), self.at_best_s or min(s.reference_s for s in self.samples)
+
+        def unrest(s: Sample) -> float:
+            return max(s.cpu_s / least / SLOWED, s.reference_s / best / SLOWED, s.others_s / s.makespan_s / TAKEN)
+
+        calm = sorted(self.samples, key=unrest)
+        return tuple(max([s for s in calm if unrest(s) <= 1.0], calm[: -(-len(calm) // 3)], key=len))
+
+    @property
+    def disturbed(self) -> int:
+        """Runs that do not count."""
+        return len(self.samples) - len(self.settled)
 
     @property
     def durations_s(self) -> NDArray[np.float64]:
@@ -64,19 +79,26 @@ class Observed:
         return found
 
 
-def observe(cluster: Cluster, setup: Setup, runs: int = RUNS) -> Observed:
+def observe(cluster: Cluster, setup: Setup, reference: Reference, runs: int = RUNS) -> Observed:
     """Prepare a setup and run it; a first run, which finds caches and connections cold, does not count."""
     cluster.prepare(setup.order)
     done = once(cluster, setup)
-    return Observed(setup.order, plan_of(done.run), done.outputs, tuple(_sample(cluster, setup) for _ in range(runs)))
+    return Observed(setup.order, plan_of(done.run), done.outputs, tuple(_sample(cluster, setup, reference) for _ in range(runs)))
 
 
-def _sample(cluster: Cluster, setup: Setup) -> Sample:
+def _sample(cluster: Cluster, setup: Setup, reference: Reference) -> Sample:
+    before_s = reference.seconds()
     busy_s, own_s = _busy_s(), time.process_time()
     done = once(cluster, setup)
     cpu_s = sum(o.cpu_s for o in done.outputs.values())
     others_s = max(0.0, _busy_s() - busy_s - cpu_s - (time.process_time() - own_s))
-    return Sample(done.run.makespan_ps / 1e12, elapsed_s(done.run), cpu_s, others_s)
+    return Sample(done.run.makespan_ps / 1e12, elapsed_s(done.run), cpu_s, others_s, max(before_s, reference.seconds()))
+
+
+def against_the_best(observed: Sequence[Observed]) -> list[Observed]:
+    """All setups of one session, judged by the best that the computer was in any of them."""
+    best_s = float(np.percentile([s.reference_s for seen in observed for s in seen.samples], BEST))
+    return [replace(seen, at_best_s=best_s) for seen in observed]
 
 
 def elapsed_s(run: Run) -> NDArray[np.float64]:

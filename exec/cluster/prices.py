@@ -1,14 +1,15 @@
 """What the ops of a cluster of processes cost on the computer that runs them, and the simulator's twin of a run.
 
-Ranks on one host share its cores: an op's measured solo seconds are seconds of the cores that its rank's threads
-keep busy. A put costs its latency, bytes on the links between hosts where it crosses any, and seconds of
-the cores for the kernel's copies at both ends.
+Ranks on one computer share its cores: an op's measured solo seconds are seconds of the cores that its rank's threads
+keep busy. So is what passing on takes, because whoever waits for a core meanwhile computes later: a thread that is woken for
+a task; a word of one rank to another that a task has ended, which a put, a barrier, or whatever waits for it pays for; a put, at
+both its ends and in the kernel. Puts between hosts also take bytes on their links.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from exec.cluster.job import Order
 from exec.cluster.outputs import Outputs
+from exec.cluster.split import Split
 from sim.costs import Demand, PricedPlan, Row, curve_at, ratio_at
 from sim.engines.run import Run
 from sim.ep.costs import EpCosts
@@ -54,10 +56,16 @@ def parts_of(model: ModelSpec, work: Work) -> list[tuple[str, float, float]]:
         return [("combine", n, model.top_k * h)]
     if work.op == "experts":
         copied = [("dispatch", n / model.top_k, 2 * model.top_k * h)] if work.variant == GATHERED and n else []
-        return [*(("expert_ffn", rows, 3 * h * model.ffn) for rows in work.expert_tokens if rows), *copied]
+        each = (("expert_ffn", rows, 3 * h * model.ffn) for rows in work.expert_tokens if rows)
+        return [*each, ("expert_columns", n, n * model.ffn), *copied]
     if work.op == "o_proj":
         return [("o_proj", n, h * model.attention_out_dim)]
     return [(c.op, c.rows, c.units) for c in components(model, work)]
+
+
+def name_of(work: Work) -> str:
+    """By what a task's own row is called: experts that gather rows, and part them again, do more than others."""
+    return f"{work.op}.{GATHERED}" if work.variant == GATHERED else work.op
 
 
 def size_of(work: Work) -> float:
@@ -71,7 +79,7 @@ def size_of(work: Work) -> float:
 
 
 class HostPrices:
-    """Prices one (lane, exact work) by the profile of a computer's ranks."""
+    """Prices one (lane, exact work) by the profile of a computer's ranks. `messages` of a work: words that it waits for."""
 
     def __init__(self, machine: Machine, model: ModelSpec) -> None:
         self.machine, self.model = machine, model
@@ -81,23 +89,44 @@ class HostPrices:
         """Raises UserError where the profile has no row for it."""
         where = self.machine.lane[lane]
         if work.op == "put":
-            return self._put(where, work, self.table.row(where, work))
+            return self._put(where, work)
         if work.op in ("launch", "enter"):
-            return self.table.row(where, work).latency_s, []
-        whole = self.table.row(where, Work(f"task.{work.op}"))
+            row = self.table.row(where, work)
+            return self._passed(where, [(row, 1.0, 1.0), *self._words(where, work)])
+        whole = self.table.row(where, Work(f"task.{name_of(work)}"))
         busy_s = sum(units * curve_at(self.table.row(where, Work(op)).curve, rows) for op, rows, units in parts_of(self.model, work))
         busy_s *= ratio_at(whole.ratio, size_of(work))
         assert where.cores is not None, where
         threads = float(where.threads)
-        return whole.latency_s, [(where.cores, busy_s * threads, threads, threads)] if busy_s else []
+        return 0.0, [(where.cores, (whole.latency_s + busy_s) * threads, threads, threads)]
 
-    def _put(self, lane: Lane, work: Work, rate: OpRate) -> Price:
-        """Both ends copy at once: the cores' part may take as long as the put runs alone at least."""
-        demands: list[Demand] = [(name, float(work.bytes), self.machine.resources[name].capacity, 1.0) for name in lane.path]
-        busy_s = curve_at(rate.curve, work.bytes) * ratio_at(rate.ratio, work.bytes)
+    def _put(self, lane: Lane, work: Work) -> Price:
+        links: list[Demand] = [(name, float(work.bytes), self.machine.resources[name].capacity, 1.0) for name in lane.path]
+        latency_s, cores = self._passed(lane, [(self.table.row(lane, work), float(work.bytes), 1.0), *self._words(lane, work)])
+        return latency_s + lane.latency_s, [*links, *cores]
+
+    def _words(self, lane: Lane, work: Work) -> list[tuple[OpRate, float, float]]:
+        return [(self.table.row(lane, Work("word")), 1.0, float(work.messages))] if work.messages else []
+
+    def _passed(self, lane: Lane, parts: Sequence[tuple[OpRate, float, float]]) -> Price:
+        """Latency and demand of what is passed on, one after another: (row, size, how many)."""
         assert lane.cores is not None, lane
-        demands.append((lane.cores, busy_s, float(lane.threads), float(lane.threads)))
-        return rate.latency_s + lane.latency_s, demands
+        seconds = [count * curve_at(row.curve, size) for row, size, count in parts]
+        core_s = sum(s * ratio_at(row.ratio, size) for s, (row, size, _) in zip(seconds, parts, strict=True))
+        busy = core_s / sum(seconds)
+        return sum(row.latency_s for row, _, _ in parts), [(lane.cores, core_s, busy, busy)]
+
+    def barrier(self, words: int) -> Price:
+        """All ranks tell all others, each one after another."""
+        ranks = [lane for lane in self.machine.lanes if lane.name.startswith("comm.")]
+        demands: dict[str, Demand] = {}
+        latency_s = 0.0
+        for lane in ranks:
+            row = self.table.row(lane, Work("barrier"))
+            latency_s, [(cores, core_s, busy, _)] = self._passed(lane, [(row, 1.0, words / len(ranks))])
+            _, before_s, others, _ = demands.get(cores, (cores, 0.0, 0.0, 0.0))
+            demands[cores] = cores, before_s + core_s, others + busy, others + busy
+        return latency_s, list(demands.values())
 
 
 class ClusterCosts(EpCosts):
@@ -112,13 +141,10 @@ class ClusterCosts(EpCosts):
 
     def _price(self, lane: str | None, work: Work) -> Row:
         """A barrier ends when the last rank that waits has been told."""
-        if work.op == "barrier":
-            return round(self.barrier_s * PS_PER_S), []
-        return super()._price(lane, work)
-
-    @cached_property
-    def barrier_s(self) -> float:
-        return next((row.latency_s for row in self.machine.ops if row.op == "barrier"), 0.0)
+        if work.op != "barrier" or not work.messages:
+            return super()._price(lane, work)
+        latency_s, demands = self.prices.barrier(work.messages)
+        return round(latency_s * PS_PER_S), [(self._index[name], *rest) for name, *rest in demands]
 
     @cached_property
     def digest(self) -> str:
@@ -128,13 +154,15 @@ class ClusterCosts(EpCosts):
         return h.hexdigest()
 
     def routed(self, plan: Plan) -> Plan:
-        table = {work: i for i, work in enumerate(plan.works)}
-        column = plan.work.copy()
-        bounds = np.array([self._is_bound(work) for work in plan.works], np.bool_)
-        for i in np.flatnonzero(bounds[plan.work]).tolist():
-            part = self._parts[max(0, int(plan.step[i])), int(plan.layer[i]), int(plan.microbatch[i])]
-            work = self._exact(plan.works[plan.work[i]], int(plan.rank[i]), int(plan.page[i]), part)
-            column[i] = table.setdefault(work, len(table))
+        """The Plan with the rows and bytes of the run, and with the words between ranks that each task waits for."""
+        table: dict[Work, int] = {}
+        column = np.empty_like(plan.work)
+        for i, words in enumerate(words_of(Split(plan))):
+            work = plan.works[plan.work[i]]
+            if self._is_bound(work):
+                part = self._parts[max(0, int(plan.step[i])), int(plan.layer[i]), int(plan.microbatch[i])]
+                work = self._exact(work, int(plan.rank[i]), int(plan.page[i]), part)
+            column[i] = table.setdefault(work._replace(messages=words) if words else work, len(table))
         return replace(plan, works=tuple(table), work=column)
 
     def _exact(self, work: Work, rank: int, page: int, part: np.ndarray) -> Work:
@@ -145,6 +173,21 @@ class ClusterCosts(EpCosts):
             return work._replace(tokens=int(rows.sum()), expert_tokens=tuple(sorted(rows.tolist(), reverse=True)), variant=variant)
         sent = part[rank, self.experts_of(page)] if work.variant == "dispatch" else part[page, here]
         return work._replace(tokens=int(sent.sum()), bytes=int(sent.sum() + 1) * self.layer.row_bytes)
+
+
+def words_of(split: Split) -> list[int]:
+    """By task, the messages that tell its rank, or of a join all ranks, what they wait for [n]. What two tasks of one rank wait
+    for is told once."""
+    told: set[tuple[int, int]] = set()
+    found = []
+    for rank, deps, parts, ranks in zip(split.start, split.deps, split.parts, split.told, strict=True):
+        if rank < 0:
+            found.append(sum(len(ranks - {r}) for r in parts))
+            continue
+        new = {(rank, d) for d in deps.tolist() if split.end[d] not in (-1, rank)} - told
+        told |= new
+        found.append(len(new))
+    return found
 
 
 def rows_of(outputs: Mapping[int, Outputs]) -> RowsByPart:

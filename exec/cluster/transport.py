@@ -1,4 +1,4 @@
-"""Calibration of puts: their latency, their rate, and the seconds of the cores that they take, by size."""
+"""Calibration of what passes between tasks and ranks: how long it takes, and what the cores do meanwhile."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ from exec.cluster.experts import PROBE
 from exec.cluster.job import Order
 from exec.cluster.profile import Unknown
 from sim.drive import drive
+from sim.engines.run import Run
 from sim.ep import names
 from sim.events import Event, Started
 from sim.machines.schema import OpRate, Resource
 from sim.models.spec import ModelSpec
 from sim.plan import Plan, PlanBuilder
-from sim.tasks import Command, Time, Work
+from sim.tasks import PS_PER_S, Command, Time, Work
 
 SIZES = (0, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
 """Bytes of the puts that are timed."""
 
-REPEATS = 15
+REPEATS = 25
+HOPS = 200
+
+Probe = tuple[Work, str, Sequence[str]]
+"""Work, lane, and what is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Handing:
 
 
 class Timed(NamedTuple):
-    """Median seconds of a put of so many bytes alone, and seconds of the cores at both ends."""
+    """Median seconds of one message of so many bytes alone, and seconds of the cores that it takes on all ranks."""
 
     bytes: int
     seconds: float
@@ -50,33 +55,64 @@ def order_of(ranks: int, model: ModelSpec) -> Order:
     return Order(model, ranks, 0, tokens=(8,) * ranks, most_rows=max(SIZES) // (4 * model.hidden))
 
 
-def time_puts(cluster: Cluster, source: int, target: int, width: int, sizes: Sequence[int] = SIZES) -> list[Timed]:
-    """Puts one after another from `source` to `target`, on a cluster prepared by `order_of`."""
-    return [_time(cluster, source, target, size // (4 * width), width) for size in sizes]
+def time_tasks(cluster: Cluster, lanes: Sequence[str]) -> Timed:
+    """Tasks that do nothing, on lanes of one rank in turn."""
+    return _hops(cluster, [(Work("launch"), lanes[k % len(lanes)], ()) for k in range(HOPS)])
 
 
-def _time(cluster: Cluster, source: int, target: int, rows: int, width: int) -> Timed:
+def time_words(cluster: Cluster, a: int, b: int) -> Timed:
+    """Tasks that do nothing, on two ranks in turn: each is told of the one before. The task itself is in it."""
+    ranks = a, b
+    return _hops(cluster, [(Work("launch"), names.host(ranks[k % 2]), ()) for k in range(HOPS)])
+
+
+def _hops(cluster: Cluster, tasks: Sequence[Probe]) -> Timed:
+    run, cpu_s = _in_turn(cluster, tasks)
+    return Timed(0, float(np.median(np.diff(run.end_ps))) / PS_PER_S, cpu_s)
+
+
+def time_puts(cluster: Cluster, source: int, target: int, width: int, word: Timed, sizes: Sequence[int] = SIZES) -> list[Timed]:
+    """Puts one after another from `source` to `target`, on a cluster prepared by `order_of`. word: of the target to the source,
+    that the put before has come; what it takes is taken off."""
+    return [_put(cluster, source, target, size // (4 * width), width, word) for size in sizes]
+
+
+def _put(cluster: Cluster, source: int, target: int, rows: int, width: int, word: Timed) -> Timed:
+    work = Work("put", tokens=rows, bytes=(rows + 1) * width * 4, variant=PROBE)
+    run, cpu_s = _in_turn(cluster, [(work, names.put(source, target), (f"{PROBE}.{target}",))] * REPEATS)
+    spans = (run.end_ps - run.start_ps)[2:] / PS_PER_S  # the first ones find caches and windows cold
+    return Timed(work.bytes, float(np.median(spans)), max(0.0, cpu_s - word.cpu_s))
+
+
+def _in_turn(cluster: Cluster, tasks: Sequence[Probe]) -> tuple[Run, float]:
+    """(run, seconds of the cores for each) of tasks each of which waits for the one before."""
     builder = PlanBuilder()
     before: list[int] = []
-    for _ in range(REPEATS):
-        work = Work("put", tokens=rows, bytes=(rows + 1) * width * 4, variant=PROBE)
-        before = [builder.add(work, names.put(source, target), before, writes=[f"{PROBE}.{target}"], rank=source, page=target)]
+    for work, lane, writes in tasks:
+        before = [builder.add(work, lane, before, writes=writes)]
     plan = builder.build()
     engine = ClusterEngine(cluster, Unknown(), (), plan.lanes)
     drive(Handing(plan), engine)
-    run = engine.run()
-    spans = (run.end_ps - run.start_ps)[2:] / 1e12  # the first ones find caches and windows cold
-    cpu_s = sum(engine.outputs[r].cpu_s for r in (source, target)) / REPEATS
-    return Timed(work.bytes, float(np.median(spans)), cpu_s)
+    return engine.run(), sum(out.cpu_s for out in engine.outputs.values()) / len(tasks)
 
 
-def row_of(family: str, timed: Sequence[Timed], networked: bool) -> OpRate:
-    """The row of the op table. On one computer copying is all that a put takes: the cores are charged its whole time beyond
-    the latency. Over a network they are charged what they computed, and the link its bytes."""
-    latency_s = timed[0].seconds
-    spent = [t.cpu_s if networked else t.seconds - latency_s for t in timed]
-    curve = tuple((float(t.bytes), max(1e-7, s)) for t, s in zip(timed, np.maximum.accumulate(spent).tolist(), strict=True))
-    return OpRate(op="put", lane=family, latency_s=max(0.0, latency_s), curve=curve, source="calibrated: puts one after another")
+# Rows of the op table ---------------------------------------------------------------------------
+
+
+def row_of(op: str, family: str, timed: Sequence[Timed], networked: bool = False) -> OpRate:
+    """curve: seconds; ratio: cores that are busy meanwhile.
+
+    On one computer all that a message takes is time of a core, or of several. Over a network what they do not account for is
+    latency, and a link is charged the bytes.
+    """
+    seconds = np.maximum.accumulate([t.cpu_s if networked else t.seconds for t in timed])
+    cores = [1.0 if networked else max(1.0, t.cpu_s / t.seconds) for t in timed]
+    sizes = [float(max(1, t.bytes)) for t in timed]
+    latency_s = max(0.0, timed[0].seconds - timed[0].cpu_s) if networked else 0.0
+    return OpRate(
+        op=op, lane=family, latency_s=latency_s, curve=tuple(zip(sizes, np.maximum(1e-7, seconds).tolist(), strict=True)),
+        ratio=tuple(zip(sizes, cores, strict=True)), source="calibrated: one after another",
+    )  # fmt: skip
 
 
 def link_of(timed: Sequence[Timed]) -> Resource:

@@ -18,9 +18,10 @@ from exec.cluster import probes
 from exec.cluster.calibrate import draft
 from exec.cluster.controller import Cluster
 from exec.cluster.fit import fitted
-from exec.cluster.observe import Observed, observe
+from exec.cluster.observe import Observed, against_the_best, observe
 from exec.cluster.prices import simulate
 from exec.cluster.probes import LAYERS, PROBES
+from exec.cluster.reference import Reference
 from exec.cluster.runs import Setup, layers_setup
 from exec.validation.grid import Grid, product
 from exec.validation.score import rank_agreement, relative
@@ -30,6 +31,9 @@ from sim.machines.schema import Machine
 
 APART = 0.08
 """Schedulers that measure closer than this are not ranked."""
+
+DISTURBED = 0.5
+"""A session of which a larger share of the runs was disturbed tells nothing."""
 
 Say = Callable[[str], None]
 
@@ -70,7 +74,7 @@ def validate(
     ranks: int, cases: Sequence[Case], rounds: int, machine: Machine | None = None, say: Say = lambda text: None
 ) -> dict[str, Any]:
     """The object of `validate --ranks --json`, of one number of ranks. machine: profile to test as it is; without
-    one, probes are taken in turn with the cases, and the profile is theirs."""
+    one, probes are taken in turn with the cases, and the profile is theirs. counts: whether few enough runs were disturbed."""
     setups = _setups(cases, ranks)
     with Cluster(ranks) as cluster:
         unfitted = draft(cluster, say) if machine is None else machine
@@ -80,10 +84,12 @@ def validate(
     rows = [_row(case, ranks, seen, profile) for case, seen in zip(cases, seen_cases, strict=True)]
     errors = np.array([abs(row["error"]) for row in rows])
     ranked = rank_agreement([(c, r["simulated_s"], r["measured_s"]) for c, r in zip(cases, rows, strict=True)], APART)
+    everything = [*seen_cases, *seen_probes]
+    runs, disturbed = sum(len(seen.samples) for seen in everything), sum(seen.disturbed for seen in everything)
     return {
         "ranks": ranks, "machine": profile.name, "rounds": rounds, "cases": rows, "median_abs_error": float(np.median(errors)),
         "p90_abs_error": float(np.percentile(errors, 90)), "median_repeat_spread": float(np.median([r["repeat_spread"] for r in rows])),
-        "rank_agreement": ranked,
+        "rank_agreement": ranked, "runs": runs, "disturbed": disturbed, "counts": disturbed <= DISTURBED * runs,
     }  # fmt: skip
 
 
@@ -103,12 +109,13 @@ def _rounds(
     """Each setup and each probe, once a round, probes spread evenly between the others."""
     everything = [*enumerate(setups), *((len(setups) + k, p) for k, p in enumerate(probes))]
     order = sorted(everything, key=lambda item: item[0] if item[0] < len(setups) else (item[0] - len(setups)) * len(setups) / len(probes))
+    reference = Reference()
     seen: dict[int, list[Observed]] = {k: [] for k, _ in everything}
     for turn in range(rounds):
         for k, setup in order:
             say(f"round {turn + 1} of {rounds}: {setup.scheduler}, {setup.order.tokens[0]} rows, {setup.order.model.name}")
-            seen[k].append(observe(cluster, setup))
-    merged = [_merged(seen[k]) for k in range(len(everything))]
+            seen[k].append(observe(cluster, setup, reference))
+    merged = against_the_best([_merged(seen[k]) for k in range(len(everything))])
     return merged[: len(setups)], merged[len(setups) :]
 
 
@@ -125,5 +132,5 @@ def _row(case: Case, ranks: int, seen: Observed, profile: Machine) -> dict[str, 
     return {
         **case.model_dump(), "ranks": ranks, "simulated_s": simulated_s, "measured_s": measured_s,
         "error": relative(simulated_s, measured_s), "repeat_spread": float(layers.max() - layers.min()) / measured_s,
-        "samples_s": layers.tolist(), "disturbed": len(seen.samples) - len(layers),
+        "samples_s": layers.tolist(), "disturbed": seen.disturbed,
     }  # fmt: skip
