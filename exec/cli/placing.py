@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 def run(
     ranks: int, model: str, placement: str, *, machine: str | None, trace: Path | None, skew: float, shift: int | None,
-    requests: int | None, batch: int | None, gen: int | None, spares: int, every: int, hysteresis: float, recover: bool, kill: str | None, seed: int,
-    timeline: Path | None, check: bool, as_json: bool,
+    requests: int | None, batch: int | None, gen: int | None, spares: int, every: int, hysteresis: float, recover: bool,
+    kill: str | None, seed: int, timeline: Path | None, check: bool, as_json: bool,
 ) -> None:  # fmt: skip
     from exec.cluster.losses import RunStopped
     from exec.cluster.phases import summarize
@@ -59,21 +59,20 @@ def _serving(
     from exec.cluster.calibrate import threads_of
     from exec.cluster.placing import Serving
     from exec.execute import spec_of
-    from sim.ep.chosen import drawn, recorded
+    from sim.ep.chosen import drawn, onto_one_rank, recorded
     from sim.placement.policy import load as load_policy
     from sim.placement.rebalance import Rebalancer
     from sim.schedulers.ep.rebalancing import Settings
 
     spec = spec_of(model)
     count = requests or 4 * ranks * seats
-    at = count if shift is None else shift
+    at = count if shift is None else min(shift, count)
     chosen = recorded(trace, spec, count, steps) if trace is not None else drawn(spec, count, steps, skew, seed)
-    slots = -(-(spec.experts + spares) // ranks)
+    rebalancer = Rebalancer(load_policy(placement), -(-(spec.experts + spares) // ranks), hysteresis, seed)
+    before = chosen.counts(slice(0, at))
+    chosen = chosen.shifted(at, onto_one_rank(before, rebalancer.first(before, ranks)))
     settings = Settings(seats, every=every, most_rows=seats * spec.top_k)
-    return Serving(
-        spec, ranks, chosen.shifted(at), at, Rebalancer(load_policy(placement), slots, hysteresis, seed), settings, (steps,) * count,
-        seed=seed, threads=threads_of(ranks),
-    )  # fmt: skip
+    return Serving(spec, ranks, chosen, at, rebalancer, settings, (steps,) * count, seed=seed, threads=threads_of(ranks))
 
 
 def _drill(kill: str | None, ranks: int, recover: bool) -> Kill | None:

@@ -37,7 +37,7 @@ DRAWS = 5
 
 @dataclass(frozen=True)
 class Serving:
-    """shift: the first request whose hot experts are others. The first placement is made for the load of those before it."""
+    """shift: the first request whose hot experts are others. The first placement is made for the load of the requests before it."""
 
     model: ModelSpec
     ranks: int

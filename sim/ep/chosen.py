@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from sim.errors import UserError
 from sim.models.spec import ModelSpec
-from sim.placement.problem import Floats
+from sim.placement.placement import Bools
+from sim.placement.problem import Floats, Ints
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -33,11 +34,25 @@ class Chosen:
         place = np.arange(layers)[:, None] * self.experts + part
         return np.bincount(place.ravel(), minlength=layers * self.experts).reshape(layers, self.experts).astype(np.float64)
 
-    def shifted(self, first: int) -> Chosen:
-        """From request `first` on expert e stands where e + E / 2 stood: what was hot is cold, and the other way round."""
+    def shifted(self, first: int, change: Ints) -> Chosen:
+        """From request `first` on each expert is another's: change [layers, experts] says whose."""
         table = self.table.copy()
-        table[first:] = (table[first:] + self.experts // 2) % self.experts
+        table[first:] = change[np.arange(len(change))[:, None], table[first:]]
         return Chosen(table, self.experts)
+
+
+def onto_one_rank(counts: Floats, held: Bools) -> Ints:
+    """A hot-expert shift that hits a placement [layers, experts, ranks] hardest: in each layer the experts that one rank holds alone change
+    places with the hottest ones, as `Chosen.shifted` takes it [layers, experts]. The rank is the one that holds most alone."""
+    change = np.tile(np.arange(held.shape[1]), (len(held), 1))
+    for layer, row in enumerate(held):
+        alone = row & (row.sum(axis=1) == 1)[:, None]
+        mine = np.flatnonzero(alone[:, int(alone.sum(axis=0).argmax())])
+        hottest = np.argsort(-counts[layer], kind="stable")[: len(mine)]
+        cold = np.setdiff1d(mine, hottest)
+        hot = np.setdiff1d(hottest, mine)
+        change[layer, hot], change[layer, cold] = cold, hot
+    return change
 
 
 def recorded(path: Path, model: ModelSpec, requests: int, steps: int) -> Chosen:
