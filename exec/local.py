@@ -57,16 +57,16 @@ def _device_memory() -> Memory:
     return Memory(bytes=int(0.9 * free), source="nine tenths of the device memory that was free at the start")
 
 
-def check_runs_here(machine: Machine, flag: str = "--machine", device: DeviceName = DeviceName.cpu) -> None:
+def check_runs_here(machine: Machine, device: DeviceName = DeviceName.cpu) -> None:
     """Refuse a machine that is only a description, or a profile of the other device: real runs need a profile of this computer."""
     if machine.rig is None:
         raise UserError(
-            f"{flag} {machine.name}: describes a machine to simulate, not this computer; "
+            f"--machine {machine.name}: describes a machine to simulate, not this computer; "
             "run: python -m exec calibrate -o PROFILE.yaml, then --machine PROFILE.yaml"
         )
     if (machine.rig == CUDA_RIG) != (device is DeviceName.cuda):
         raise UserError(
-            f"{flag} {machine.name}: was calibrated for rig {machine.rig}, not for --device {device}; "
+            f"--machine {machine.name}: was calibrated for rig {machine.rig}, not for --device {device}; "
             f"run: python -m exec calibrate --device {device} -o PROFILE.yaml"
         )
 

@@ -1,28 +1,21 @@
-"""Real prompts that every computer has: slices of the Python standard library's own text, as byte tokens."""
+"""Real prompts that every computer has: slices of the Python standard library's own text, as byte tokens.
+
+They come from modules that the bundled model was never trained on.
+"""
 
 from __future__ import annotations
 
 import random
-import sysconfig
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
-MODULES = (
-    "argparse.py", "ast.py", "asyncio/events.py", "calendar.py", "collections/__init__.py", "csv.py", "dataclasses.py", "datetime.py",
-    "decimal.py", "difflib.py", "email/message.py", "enum.py", "fractions.py", "functools.py", "gettext.py", "heapq.py", "html/parser.py",
-    "http/client.py", "inspect.py", "ipaddress.py", "json/decoder.py", "logging/__init__.py", "mailbox.py", "optparse.py", "pathlib.py",
-    "pickle.py", "random.py", "shutil.py", "socket.py", "statistics.py", "string.py", "subprocess.py", "tarfile.py", "tempfile.py",
-    "textwrap.py", "threading.py", "tokenize.py", "typing.py", "unittest/case.py", "urllib/parse.py", "uuid.py", "zipfile.py",
-)  # fmt: skip
-"""Modules whose text is used, where this Python has them: prose in docstrings and code in about equal parts."""
+from traces.train.corpus import HELD_OUT, library
 
 
 @cache
 def corpus() -> bytes:
     """The modules' text, one after another. It depends on the Python version."""
-    root = Path(sysconfig.get_path("stdlib"))
-    return b"\n".join(path.read_bytes() for name in MODULES if (path := root / name).is_file())
+    return b"\n".join(path.read_bytes() for name in HELD_OUT if (path := library() / name).is_file())
 
 
 def byte_prompts(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:

@@ -146,16 +146,15 @@ class Kernel:
             self._compiled[element] = make()(self.function)
         return self._compiled[element]
 
-    def launch(self, grid: Any, block: Any, *args: Any, stream: Any = 0, shared: int = 0) -> None:
+    def launch(self, grid: Any, block: Any, *args: Any, stream: Any = 0) -> None:
         """Start the kernel. Arrays: NumPy (simulator), Numba device arrays or torch CUDA tensors, C-contiguous.
 
-        The first array of the element types decides for which of them the kernel is compiled.
-        `shared`: bytes of dynamic shared memory. Does not wait for the kernel.
+        The first array of the element types decides for which of them the kernel is compiled. Does not wait for the kernel.
         """
         element = "float32" if len(self.elements) == 1 else next(e for a in args if (e := element_of(a)))
         stored = [storage(a) for a in args]
         self._check(stored, ELEMENTS[element])
-        self.dispatcher(element)[grid, block, stream, shared](*stored)
+        self.dispatcher(element)[grid, block, stream](*stored)
 
     @functools.cached_property
     def _parameters(self) -> list[tuple[str, int]]:

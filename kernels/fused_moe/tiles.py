@@ -114,11 +114,6 @@ class Tiles:
     def combine_chunks(self) -> int:
         return _parts(self.shape.hidden, self.tiling.combine)
 
-    def used_slots(self, expert_rows: tuple[int, ...]) -> tuple[int, ...]:
-        """Rows of each slot under a routing that gives expert e `expert_rows[e]` rows, in slot order."""
-        full = self.tiling.rows
-        return tuple(min(full, rows - first) for rows in expert_rows for first in range(0, rows, full))
-
 
 def _parts(size: int, part: int) -> int:
     return -(-size // part)

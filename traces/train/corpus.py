@@ -21,8 +21,8 @@ HELD_OUT = (
     "pickle.py", "random.py", "shutil.py", "socket.py", "statistics.py", "string.py", "subprocess.py", "tarfile.py", "tempfile.py",
     "textwrap.py", "threading.py", "tokenize.py", "typing.py", "unittest/case.py", "urllib/parse.py", "uuid.py", "zipfile.py",
 )  # fmt: skip
-"""Modules never trained on. They include those from which the executor cuts its prompts (a test says so), and their close copies
-are in `TWINS`."""
+"""Modules never trained on, from which the executor cuts its prompts: prose in docstrings and code in about equal parts. Their close
+copies are in `TWINS`."""
 TWINS = ("_pydecimal.py", "_pydatetime.py", "_strptime.py", "zipfile/__init__.py", "pathlib/__init__.py", "pathlib/_local.py")
 """Files that hold the text of a held-out module in this or another Python: trained on in none."""
 
