@@ -17,15 +17,14 @@ PHASES = (BEFORE, SHIFTED, MOVING, REBALANCED, SHORT)
 
 
 class Phase(NamedTuple):
-    """rows: through all layers, one for each request and step. seconds: that their Plans ran."""
+    """rates: of each Plan, rows that pass all layers in a second; a row is a request's at a step."""
 
-    rows: int
-    seconds: float
-    plans: int
+    rates: tuple[float, ...] = ()
 
     @property
     def rows_per_s(self) -> float | None:
-        return self.rows / self.seconds if self.seconds else None
+        """The median: a Plan that something else disturbed does not count."""
+        return float(np.median(self.rates)) if self.rates else None
 
 
 def phases(serving: Serving, served: Served) -> dict[str, Phase]:
@@ -34,12 +33,11 @@ def phases(serving: Serving, served: Served) -> dict[str, Phase]:
     full = serving.settings.seats * serving.settings.steps
     versions = [p.version for p in plans if p.requests[1] < serving.shift]
     before = versions[-1] if versions else 0
-    found = dict.fromkeys(PHASES, Phase(0, 0.0, 0))
+    found = dict.fromkeys(PHASES, Phase())
     for plan in plans:
         name = _phase(plan, serving.shift, before)
         if name and plan.rows == full * plan.living and (plan.living == serving.ranks or name == SHORT):
-            rows, seconds, count = found[name]
-            found[name] = Phase(rows + plan.rows, seconds + _seconds(served.run, plan), count + 1)
+            found[name] = Phase((*found[name].rates, plan.rows / _seconds(served.run, plan)))
     return found
 
 
@@ -81,4 +79,4 @@ def _row(name: str, measured: Phase, simulated: Sequence[Phase]) -> dict[str, An
     twin = float(np.median(rates)) if rates else None
     mine = measured.rows_per_s
     error = twin / mine - 1.0 if twin is not None and mine is not None else None
-    return {"phase": name, "plans": measured.plans, "measured_rows_per_s": mine, "simulated_rows_per_s": twin, "error": error}
+    return {"phase": name, "plans": len(measured.rates), "measured_rows_per_s": mine, "simulated_rows_per_s": twin, "error": error}

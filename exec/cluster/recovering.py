@@ -130,9 +130,9 @@ class RecoveringEngine(ClusterEngine):
 
     def _void(self) -> None:
         """The Plan that ran does not count; one that was to run is for ranks that are no more."""
-        if self._open:
+        if len(self._runs) < len(self._stamps):
             self._runs.append(self._stamps[-1].run())
-            self._open = set()
+        self._open = set()
         self._events = []
         self._waiting.clear()
 
