@@ -36,7 +36,7 @@ from traces.train.evaluate import windows
 NO_MARGIN = 20.0
 MARGIN = 1.5
 """Of the best logit less the mean: how far one that gives way may lie above the one that takes its place."""
-START, GAIN, DECAY = 0.009, 1e-5, 0.98
+START, GAIN, DECAY = 0.010, 2e-5, 0.98
 """Of the adapting bonus in nats, a token; and memory of what the router wants."""
 WINDOW = 1024
 
@@ -103,8 +103,8 @@ def _hook(router: Leaning) -> Any:
 def grid() -> list[tuple[str, Lean]]:
     plain = [("logits", Lean(b, NO_MARGIN)) for b in (0.0, 0.25, 0.5, 0.75)]
     relative = [("relative", Lean(b, NO_MARGIN, relative=True)) for b in (0.2, 0.3, 0.4, 0.5)]
-    priced = [("price", Lean(b, MARGIN, decay=DECAY, relative=True)) for b in (0.003, 0.006, 0.009, 0.015)]
-    adaptive = [("price, adaptive", Lean(START, MARGIN, t, GAIN, DECAY, relative=True)) for t in (0.6, 0.65, 0.7, 0.75)]
+    priced = [("price", Lean(b, MARGIN, decay=DECAY, relative=True)) for b in (0.003, 0.006, 0.01, 0.015)]
+    adaptive = [("price, adaptive", Lean(START, MARGIN, t, GAIN, DECAY, relative=True)) for t in (0.65, 0.7, 0.71, 0.75)]
     return plain + relative + priced + adaptive
 
 

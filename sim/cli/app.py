@@ -204,18 +204,20 @@ def place(
     policies: Annotated[str, typer.Option(help="Names, or NAME:OPTION=VALUE, separated by commas.")] = "round-robin,greedy,eplb,robust",
     test_load: Annotated[list[Path] | None, typer.Option(help="Score on this too: load that no policy saw.", show_default=False)] = None,
     gpus: Annotated[int | None, typer.Option(min=1, max=65536, help="GPUs; of a machine, as many nodes as that takes.")] = None,
-    spares: Annotated[int, typer.Option(min=0, help="Slots a layer beyond one for each expert.")] = 0,
+    spares: Annotated[int | None, typer.Option(min=0, help="Slots a layer beyond one an expert; else 0, or all that --model fits.")] = None,
+    model: Annotated[str | None, typer.Option(help="Slots by what its experts weigh; built-in name, or a directory.")] = None,
     groups: Annotated[int, typer.Option(min=1, help="Groups of experts that the router keeps together (eplb).")] = 1,
     current: Annotated[Path | None, typer.Option(help="The placement that stands now; without it, round-robin.")] = None,
     seed: options.Seed = 0,
     output: Annotated[Path | None, typer.Option("-o", help="Write the placement of one policy: OUT.json.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with load before and after, by GPU and layer: OUT.html.")] = None,
     json: options.Json = False,
 ) -> None:
     """Score expert placement policies on recorded load."""
     from sim.cli import placing
 
     names = [name.strip() for name in policies.split(",") if name.strip()]
-    placing.place(placing.Wanted(machine, load, names, test_load or (), gpus, spares, groups, current, seed, output), json)
+    placing.place(placing.Wanted(machine, load, names, test_load or (), gpus, spares, model, groups, current, seed, output, html), json)
 
 
 @app.command()
@@ -239,6 +241,7 @@ def swarm(
     loss: Annotated[float, typer.Option(min=0, max=0.9, help="Share of messages lost, on top of what the links lose.")] = 0.0,
     tolerate: Annotated[int, typer.Option(min=0, max=64, help="Faulty members f that the control plane of 3f + 1 bears.")] = 1,
     silent: Annotated[int, typer.Option(min=0, max=64, help="Members of the control plane that never say a word.")] = 0,
+    html: Annotated[Path | None, typer.Option(help="Write a page with a map, flows and load over time: OUT.html.")] = None,
     seed: options.Seed = 0, timeline: options.Timeline = None, json: options.Json = False,
 ) -> None:  # fmt: skip
     """Serve a request trace on a cluster over regions, with crashes and moves, beside the baselines of a sane operator."""
@@ -248,24 +251,31 @@ def swarm(
         machine, model, trace, requests, placement, replica_routing, events, duration, design, spares, first, everywhere, rebalance,
         gossip_period, fan_out, adaptive, loss, tolerate, silent, seed,
     )  # fmt: skip
-    swarming.swarm(wanted, timeline, json)
+    swarming.swarm(wanted, timeline, html, json)
 
 
 @app.command()
 def cache(
     model: options.Model,
     trace: Annotated[Path, typer.Option(help="Recorded routing (Parquet), its decode steps.", show_default=False)],
-    capacity: Annotated[str, typer.Option(help="Experts of each layer that stay on the GPU, separated by commas.", show_default=False)],
+    capacity: Annotated[str | None, typer.Option(help="Experts of each layer that stay on the GPU, separated by commas.")] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Choose all of it for a machine, by simulating, and say why.")] = False,
     machine: Annotated[str | None, typer.Option(help="Built-in name, or a YAML profile; without it, hit rates and no times.")] = None,
-    evict: Annotated[str, typer.Option(help="lru, lfu, lfru, sieve, affinity, static, belady; several by commas.")] = "lru,lfu,lfru",
-    admit: Annotated[str, typer.Option(help="always, contest (the least worthy goes, new or not), frequent.")] = "always",
-    prefetch: Annotated[str, typer.Option(help="none, affinity, markov, next-gate, sequence.")] = "none",
-    work: Annotated[str, typer.Option(help="Where a missing expert is computed: gpu, cpu-expert, hybrid.")] = "gpu",
+    evict: Annotated[
+        str | None, typer.Option(help="lru, lfu, lfru, sieve, affinity, static, belady; several by commas. [default: lru,lfu,lfru]")
+    ] = None,
+    admit: Annotated[
+        str | None, typer.Option(help="always, contest (the least worthy goes, new or not), frequent. [default: always]")
+    ] = None,
+    prefetch: Annotated[str | None, typer.Option(help="none, affinity, markov, next-gate, sequence. [default: none]")] = None,
+    work: Annotated[
+        str | None, typer.Option(help="Where a missing expert is computed: gpu, cpu-expert, hybrid. [default: gpu]")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 1,
     whole: Annotated[bool, typer.Option("--global", help="The layers share capacity x layers.")] = False,
     host: Annotated[int | None, typer.Option(min=1, help="Experts in host memory; the rest is read over lane nvme.")] = None,
     ungoverned: Annotated[bool, typer.Option("--no-governor", help="Prefetch even where it does not pay.")] = False,
-    steps: Annotated[int | None, typer.Option(min=0, help="Decode steps; 0: all. Else 1000, or all without a machine.")] = None,
+    steps: Annotated[int | None, typer.Option(min=0, help="Decode steps; 0: all. Else 1000, with --auto 256, all with no machine.")] = None,
     sequences: Annotated[int | None, typer.Option(min=1, help="So many sequences, spread evenly over the trace.")] = None,
     skip: Annotated[int, typer.Option(min=0, help="Leave out so many sequences at the front, before --sequences.")] = 0,
     next_gate: Annotated[Path | None, typer.Option(help="Trace of what each layer's gate said one layer earlier.")] = None,
@@ -276,9 +286,9 @@ def cache(
     from sim.cli import caching
 
     caching.cache(
-        model, machine, trace, capacity=capacity, evict=evict, admit=admit, prefetch=prefetch, work=work, batch=batch, whole=whole,
-        host=host, governed=not ungoverned, steps=steps, sequences=sequences, skip=skip, next_gate=next_gate,
-        plot=plot, as_json=json,
+        model, machine, trace, auto=auto, capacity=capacity, evict=evict, admit=admit, prefetch=prefetch, work=work, batch=batch,
+        whole=whole, host=host, governed=not ungoverned, steps=steps, sequences=sequences, skip=skip, next_gate=next_gate, plot=plot,
+        as_json=json,
     )  # fmt: skip
 
 

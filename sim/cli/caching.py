@@ -7,11 +7,13 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from sim.cli import choosing_cache as choosing
 from sim.cli import output
 from sim.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from sim.models.spec import ModelSpec
+    from sim.residency.choose import Grid
     from sim.residency.feed import Feed
     from sim.residency.study import Study
     from sim.schedulers.caching import Caching
@@ -19,14 +21,27 @@ if TYPE_CHECKING:
 PICTURES = (".svg", ".png")
 STEPS = 1000
 """Decode steps on the timeline, unless said otherwise."""
+AUTO_STEPS = 256
+"""Of the last rung of a choice."""
 
 
 def cache(
-    model: str, machine: str | None, trace: Path, *, capacity: str, evict: str, admit: str, prefetch: str, work: str, batch: int,
-    whole: bool, host: int | None, governed: bool, steps: int | None, sequences: int | None, skip: int,
-    next_gate: Path | None, plot: Path | None, as_json: bool,
+    model: str, machine: str | None, trace: Path, *, auto: bool, capacity: str | None, evict: str | None, admit: str | None,
+    prefetch: str | None, work: str | None, batch: int, whole: bool, host: int | None, governed: bool, steps: int | None,
+    sequences: int | None, skip: int, next_gate: Path | None, plot: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Run every combination and print them; slow ones tell on stderr how far they are."""
+    """Run every combination and print them, or with `auto` choose among them; slow ones tell on stderr how far they are."""
+    if auto:
+        given = {"--capacity": capacity, "--global": whole, "--host": host, "--plot": plot}
+        for flag in (flag for flag, value in given.items() if value):
+            raise UserError(f"{flag}: does not go with --auto, which finds it or draws nothing")
+        study, _ = _study(model, machine, trace, batch, AUTO_STEPS if steps is None else steps, (skip, sequences), next_gate)
+        names = {"evict": evict, "admit": admit, "prefetch": prefetch, "work": work}
+        choosing.choose(study, _grid(next_gate is not None, **names), governed, as_json)
+        return
+    if capacity is None:
+        raise UserError("--capacity: missing; experts of each layer that stay, separated by commas, or --auto")
+    evict, admit, prefetch, work = evict or "lru,lfu,lfru", admit or "always", prefetch or "none", work or "gpu"
     output.check_writable("--plot", plot, PICTURES)
     with output.steps("simulating expert caches") as tell:
         study, skipped = _study(model, machine, trace, batch, steps, (skip, sequences), next_gate)
@@ -104,6 +119,25 @@ def _combinations(
         yield Caching(size, evict=e, admit=admission, prefetch=p, work=cast("Any", w), whole=whole, host=host, governed=governed)
 
 
+def _grid(gates: bool, **names: str | None) -> Grid:
+    """What to choose from: what was named, else everything that knows no future."""
+    from sim.residency import policies
+    from sim.residency.admission import ADMISSIONS
+    from sim.residency.choose import Grid
+    from sim.residency.placement import WORK
+    from sim.residency.prefetch import PREDICTORS
+
+    foretold = {"prefetch": () if gates else ("next-gate",)}
+    known: dict[str, Sequence[str]] = {
+        "evict": tuple(policies.ONLINE), "admit": tuple(ADMISSIONS), "prefetch": tuple(PREDICTORS), "work": WORK,
+    }  # fmt: skip
+    chosen: dict[str, Any] = {
+        key: [n for n in known[key] if n not in foretold.get(key, ())] if text is None else _names(f"--{key}", text, known[key])
+        for key, text in names.items()
+    }
+    return Grid(**chosen)
+
+
 def _parts(flag: str, text: str) -> list[str]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
@@ -156,4 +190,6 @@ def _print(found: dict[str, Any]) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+    from sim.residency.advice import rate
+
+    return "" if value is None else rate(value)

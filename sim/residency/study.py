@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from sim.costs import CostModel
 from sim.drive import Log, drive
 from sim.engines.run import DONE, Run
@@ -13,6 +15,7 @@ from sim.errors import UserError
 from sim.events import Result
 from sim.machines.schema import Machine
 from sim.models.spec import ModelSpec
+from sim.residency import room
 from sim.residency.feed import Feed
 from sim.residency.prefetch import NEXT_GATE
 from sim.residency.replay import events, keys_of, replay
@@ -70,6 +73,13 @@ class Outcome:
     def tokens_per_s(self) -> float:
         return self.served.tokens / self.seconds
 
+    def rate_after(self, step: int) -> float:
+        """Tokens/s once so many steps are done, when the cache is warm."""
+        made = [s for s in self.run.sources if isinstance(s, Task) and s.op == "sample"]  # one ends each step
+        ends = self.run.end_ps[np.searchsorted(self.run.number, [s.number for s in made])]
+        began = int(ends[step - 1]) if step else 0
+        return sum(s.work.sequences for s in made[step:]) / ((int(ends[-1]) - began) / PS_PER_S)
+
 
 def prepare(caching: Caching, feed: Feed, batch: int, limit: int | None) -> Caching:
     """The caching with what its policy must know beforehand: the popularity, or the future."""
@@ -112,24 +122,7 @@ def check(model: ModelSpec, machine: Machine, feed: Feed, caching: Caching, batc
     for lane in needed_lanes(caching):
         if lane not in machine.lane:
             raise UserError(f"--machine {machine.name}: no lane {lane!r}; it has {', '.join(machine.lane)}")
-    longest = sorted((s.prompt + len(s) for s in feed.sequences), reverse=True)[:batch]
-    slots = (caching.capacity * model.moe_layers + caching.slots_beyond(model)) * model.expert_bytes
-    kv = sum(map(model.kv_bytes, longest))
-    needed, budget = model.dense_bytes + slots + kv, machine.memories["gpu"].budget_bytes
-    if needed > budget:
-        most = (budget - model.dense_bytes - kv) // model.expert_bytes - caching.slots_beyond(model)
-        fits = f"at most {most // model.moe_layers} would fit" if most >= model.moe_layers else "not one would fit"
-        raise UserError(
-            f"--capacity {caching.capacity}: {needed - budget:,} bytes are missing on {machine.name}: {model.dense_bytes:,} of weights, "
-            f"{slots:,} of experts and {kv:,} of KV cache, usable {budget:,}; {fits}"
-        )
-    host = model.moe_layers * model.layer_expert_bytes if caching.host is None else caching.host * model.expert_bytes
-    room = machine.memories["cpu"].budget_bytes
-    if host > room:
-        raise UserError(
-            f"--machine {machine.name}: its experts take {host:,} bytes of host memory, usable {room:,}; "
-            "give --host EXPERTS on a machine with an nvme lane"
-        )
+    room.check(model, machine, feed, caching, batch)
 
 
 class Study:

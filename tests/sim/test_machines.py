@@ -21,14 +21,14 @@ RANKS = ("2xa100", "4xh100", "8xh20", "8xh800", "2x8h100", "8x8h100")
 def test_builtin_machines_have_what_schedulers_need(name: str) -> None:
     machine = machines.load(name)
     assert machine.name == name
-    assert tuple(machine.lane) == LANES
+    assert tuple(machine.lane) == ((*LANES, "nvme") if name == "rtx4060" else LANES)
     assert {"gpu.flops", "gpu.memory", "cpu.flops", "cpu.memory", "link.h2d", "link.d2h"} <= set(machine.resources)
     assert set(machine.memories) == {"gpu", "cpu", "pinned"}
     assert all(r.source for r in [*machine.resources.values(), *machine.memories.values(), *machine.ops])
 
 
 def test_names() -> None:
-    assert set(machines.names()) == {"t4", "l4", "2xt4", "4xt4", "a100", "h100", "h200", "8xh100", *RANKS}
+    assert set(machines.names()) == {"t4", "l4", "2xt4", "4xt4", "a100", "h100", "h200", "8xh100", "rtx4060", *RANKS}
     assert machines.rig_names() == ("laptop-rig",)
 
 

@@ -114,3 +114,44 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], trace: Path, 
 def test_a_trace_without_decode_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run(write(tmp_path / "prompts.parquet", tokens=1, decode=False), "--capacity", "2") == 2
     assert "holds no decode steps" in capsys.readouterr().err
+
+
+AUTO = ("--machine", "rtx4060", "--auto", "--evict", "lru,lfru", "--admit", "always", "--prefetch", "none,affinity", "--steps", "16")
+
+
+def test_a_choice_is_the_fastest_of_what_it_names(capsys: pytest.CaptureFixture[str], trace: Path) -> None:
+    """Everything of tiny-mixtral fits: all experts stay, and no row that `cache` prints is faster."""
+    answer = found(capsys, trace, *AUTO)
+    best, sizes = answer["best"], answer["sizes"]
+    assert (answer["replayed"], answer["tried"]) == (2 * 2, 1 * 2 * 3)  # policies x scopes; tables x prefetchers x works
+    assert [t["capacity"] for t in sizes] == [2, 4, 6, 7, 8] and answer["room"]["fits"] == EXPERTS
+    assert best["tokens_per_s"] == max(t["tokens_per_s"] for t in sizes) == max(t["tokens_per_s"] for t in answer["rivals"].values())
+    assert sizes[0]["tokens_per_s"] < sizes[-1]["tokens_per_s"] and set(answer["rivals"]) == {"gpu", "cpu-expert", "hybrid"}
+    assert list(answer["twice_as_fast"].values()) == sorted(answer["twice_as_fast"].values(), reverse=True)
+    assert answer["twice_as_fast"]["gpu.memory"] > best["tokens_per_s"]
+    assert len(answer["explanation"]) == 5 and f"keep {best['capacity']}" in answer["explanation"][1]
+
+
+def test_a_choice_in_words(capsys: pytest.CaptureFixture[str], trace: Path) -> None:
+    assert run(trace, *AUTO, "--work", "gpu") == 0
+    told = capsys.readouterr().out
+    assert "8 of 8 experts in each of 4 layers" in told and "Which N" in told and "Limit: " in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--auto"], "--auto: chooses for a machine"), ([], "--capacity: missing"),
+        (["--auto", "--machine", "l4", "--capacity", "2"], "--capacity: does not go with --auto"),
+        (["--auto", "--machine", "l4", "--evict", "belady"], "--evict"),
+    ],
+)  # fmt: skip
+def test_what_a_choice_refuses(capsys: pytest.CaptureFixture[str], trace: Path, flags: list[str], message: str) -> None:
+    assert run(trace, *flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_rates_have_no_exponent() -> None:
+    from sim.residency.advice import rate
+
+    assert [rate(v) for v in (0.01234, 12.34, 999.4, 999.6, 1085.2)] == ["0.0123", "12.3", "999", "1000", "1085"]
