@@ -90,7 +90,7 @@ class RecoveringEngine(ClusterEngine):
         if isinstance(message, wire.Event):
             self._events.append((message.now, message.number, Finished(message.number, message.result)))
             self._drill(message.number)
-        else:
+        elif not isinstance(message, wire.Broken):  # a stream to a rank that is known as lost
             super()._heard(rank, message)
 
     def _close(self) -> None:
