@@ -36,11 +36,11 @@ def token_by_token(logits, resident, costs, lean, counts, requests, affinity, bo
 class Job:
     """One thread's data and shard."""
 
-    def __init__(self, experts: int, top_k: int, made: Shards, shard: int, metrics: bool) -> None:
+    def __init__(self, experts: int, top_k: int, made: Shards, shard: int, metrics: bool, priced: bool) -> None:
         rng = np.random.default_rng(shard)
         self.arguments = (
             rng.standard_normal((TOKENS, experts)).astype(np.float32), (rng.random(experts) < 0.25).astype(np.uint8),
-            Lean(0.1, 1.0, target=0.6), made.counts[shard], made.requests[shard], made.affinity[shard], made.bonus[shard],
+            rng.gamma(0.5, 0.1, (experts, experts)).astype(np.float32) if priced else None, Lean(0.1, 1.0, target=0.6), made.counts[shard], made.requests[shard], made.affinity[shard], made.bonus[shard],
             made.scratch[shard : shard + 1], np.zeros((TOKENS, top_k), np.int16), np.zeros((TOKENS, top_k), np.float32),
         )  # fmt: skip
         self.metrics = np.zeros(METRICS, np.int64) if metrics else None
@@ -57,9 +57,9 @@ def seconds(pool: ThreadPoolExecutor, jobs: list[Job], rounds: int) -> float:
     return time.perf_counter() - began
 
 
-def measure(pool: ThreadPoolExecutor, experts: int, top_k: int, allowed: float | None, metrics: bool) -> dict[str, Any]:
+def measure(pool: ThreadPoolExecutor, experts: int, top_k: int, allowed: float | None, metrics: bool, priced: bool) -> dict[str, Any]:
     made = shards(2, experts, Lean(0.1, 1.0))
-    jobs = [Job(experts, top_k, made, s, metrics) for s in range(2)]
+    jobs = [Job(experts, top_k, made, s, metrics, priced) for s in range(2)]
     for job in jobs:
         job.run(1)
     rounds = max(1, round(SECONDS / seconds(pool, jobs[:1], 1)))
@@ -69,7 +69,7 @@ def measure(pool: ThreadPoolExecutor, experts: int, top_k: int, allowed: float |
         single.append(one / (rounds * TOKENS) * 1e6)
         ratios.append(2 * one / two)
     return {
-        "experts": experts, "top_k": top_k, "metrics": metrics, "us_per_token": statistics.median(single), "us_allowed": allowed,
+        "experts": experts, "top_k": top_k, "priced": priced, "metrics": metrics, "us_per_token": statistics.median(single), "us_allowed": allowed,
         "us_samples": single, "two_threads": statistics.median(ratios), "two_threads_samples": ratios,
     }  # fmt: skip
 
@@ -79,15 +79,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     as_json = parser.parse_args().json
     with ThreadPoolExecutor(2) as pool:
-        rows = [measure(pool, *shape, metrics) for shape in SHAPES for metrics in (False, True)]
+        ways = ((False, False), (True, False), (False, True))
+        rows = [measure(pool, *shape, metrics, priced) for shape in SHAPES for metrics, priced in ways]
     if as_json:
         print(json.dumps({"rows": rows}))
         return
-    print("experts  top-k  metrics  us/token (allowed)   two threads")
+    print("experts  top-k  bonus      metrics  us/token (allowed)   two threads")
     for r in rows:
         allowed = f"({r['us_allowed']:g})" if r["us_allowed"] else ""
         on = "on" if r["metrics"] else "off"
-        print(f"{r['experts']:7} {r['top_k']:6}  {on:7} {r['us_per_token']:9.3f} {allowed:9} {r['two_threads']:10.2f} x")
+        print(f"{r['experts']:7} {r['top_k']:6}  {'by price' if r['priced'] else 'on logits':9}  {on:7} {r['us_per_token']:9.3f} {allowed:9} {r['two_threads']:10.2f} x")
 
 
 if __name__ == "__main__":
