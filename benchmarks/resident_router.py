@@ -40,7 +40,8 @@ class Job:
         rng = np.random.default_rng(shard)
         self.arguments = (
             rng.standard_normal((TOKENS, experts)).astype(np.float32), (rng.random(experts) < 0.25).astype(np.uint8),
-            rng.gamma(0.5, 0.1, (experts, experts)).astype(np.float32) if priced else None, Lean(0.1, 1.0, target=0.6), made.counts[shard], made.requests[shard], made.affinity[shard], made.bonus[shard],
+            rng.gamma(0.5, 0.1, (experts, experts)).astype(np.float32) if priced else None, Lean(0.1, 1.0, target=0.6),
+            made.counts[shard], made.requests[shard], made.affinity[shard], made.bonus[shard],
             made.scratch[shard : shard + 1], np.zeros((TOKENS, top_k), np.int16), np.zeros((TOKENS, top_k), np.float32),
         )  # fmt: skip
         self.metrics = np.zeros(METRICS, np.int64) if metrics else None
@@ -69,7 +70,8 @@ def measure(pool: ThreadPoolExecutor, experts: int, top_k: int, allowed: float |
         single.append(one / (rounds * TOKENS) * 1e6)
         ratios.append(2 * one / two)
     return {
-        "experts": experts, "top_k": top_k, "priced": priced, "metrics": metrics, "us_per_token": statistics.median(single), "us_allowed": allowed,
+        "experts": experts, "top_k": top_k, "priced": priced, "metrics": metrics,
+        "us_per_token": statistics.median(single), "us_allowed": allowed,
         "us_samples": single, "two_threads": statistics.median(ratios), "two_threads_samples": ratios,
     }  # fmt: skip
 
@@ -88,7 +90,8 @@ def main() -> None:
     for r in rows:
         allowed = f"({r['us_allowed']:g})" if r["us_allowed"] else ""
         on = "on" if r["metrics"] else "off"
-        print(f"{r['experts']:7} {r['top_k']:6}  {'by price' if r['priced'] else 'on logits':9}  {on:7} {r['us_per_token']:9.3f} {allowed:9} {r['two_threads']:10.2f} x")
+        what = f"{r['experts']:7} {r['top_k']:6}  {'by price' if r['priced'] else 'on logits':9}  {on:7}"
+        print(f"{what} {r['us_per_token']:9.3f} {allowed:9} {r['two_threads']:10.2f} x")
 
 
 if __name__ == "__main__":
