@@ -17,6 +17,7 @@ from sim.errors import UserError
 if TYPE_CHECKING:
     from exec.cluster.losses import RunStopped
     from exec.cluster.runs import Setup
+    from sim.machines.schema import Machine
 
 
 def place(ranks: int | None) -> tuple[int, int] | None:
@@ -43,21 +44,25 @@ def serve_as_rank(rank: int, ranks: int) -> None:
 
 
 def run(
-    ranks: int, model: str, scheduler: str | None, workload: str | None, *, tokens: int | None, layers: int | None, skew: float,
-    chunks: int | None, gen: int | None, batch: int | None, seed: int, timeline: Path | None, check: bool, as_json: bool,
+    ranks: int, model: str, machine: str | None, scheduler: str | None, workload: str | None, *, tokens: int | None, layers: int | None,
+    skew: float, chunks: int | None, gen: int | None, batch: int | None, seed: int, timeline: Path | None, check: bool, as_json: bool,
 ) -> None:  # fmt: skip
+    """machine: profile of so many ranks, by which the same layers are simulated too."""
     out.check_writable("--timeline", timeline, options.TIMELINE_SUFFIXES)
     if scheduler is None:
         raise UserError("--scheduler: missing; bulk-sync, chunked or overlapped")
     if (tokens is None) == (workload is None):
         raise UserError("--tokens, --workload: give one: rows of each rank through the MoE layers, or requests for the whole model")
+    if machine is not None and tokens is None:
+        raise UserError("--machine: goes with --tokens; a profile of ranks prices MoE layers, not the rest of a model")
+    profile = None if machine is None else _profile(machine, [ranks])
     if tokens is not None:
         setup = _layers(model, ranks, tokens, scheduler, layers, skew, seed, chunks)
     else:
         setup = _model(model, ranks, str(workload), scheduler, gen, batch, seed, chunks)
     setup = replace(setup, order=replace(setup.order, keep=check))
     setup.fresh()
-    _run(setup, timeline, check, as_json)
+    _run(setup, profile, timeline, check, as_json)
 
 
 def _layers(
@@ -90,7 +95,7 @@ def _model(
     )
 
 
-def _run(setup: Setup, timeline: Path | None, check: bool, as_json: bool) -> None:
+def _run(setup: Setup, profile: Machine | None, timeline: Path | None, check: bool, as_json: bool) -> None:
     from exec.cluster import summary
     from exec.cluster.controller import Cluster
     from exec.cluster.execute import execute
@@ -109,7 +114,7 @@ def _run(setup: Setup, timeline: Path | None, check: bool, as_json: bool) -> Non
         _tell_loss(setup, stopped, timeline)
         raise typer.Exit(1) from None
     difference = compare(setup, done.outputs) if check else None
-    found = summary.summarize(setup, done, difference)
+    found = summary.summarize(setup, done, difference, profile)
     if timeline is not None:
         write(timeline, summary.timeline(setup, done.run, found["clock_offsets"]))
     out.print_json(found) if as_json else show(found)
@@ -142,8 +147,11 @@ def show(found: dict[str, Any]) -> None:
         (f"clock of rank {rank}", f"{o['offset_us']:+.0f} us, sure to {o['uncertainty_us']:.0f} us")
         for rank, o in found["clock_offsets"].items()
     ]  # fmt: skip
+    twin = found["simulated"]
+    beside = [(f"simulated on {found['machine']}", f"{out.seconds(twin['makespan_s'])}, {twin['error']:+.1%}")] if twin else []
     rows = [
-        ("tokens on each rank", ", ".join(map(str, found["tokens_per_rank"]))), ("makespan", out.seconds(found["makespan_s"])), *layer,
+        ("tokens on each rank", ", ".join(map(str, found["tokens_per_rank"]))),
+        ("makespan", out.seconds(found["makespan_s"])), *beside, *layer,
         ("tokens/s", f"{found['tokens_per_s']:,.0f}"), ("sent between ranks", out.size(found["wire_bytes"])),
         ("communication hidden", f"{found['comm_hidden']:.0%}"), ("tasks", found["tasks"]), *same, *offsets,
     ]  # fmt: skip
@@ -203,7 +211,7 @@ def _numbers(ranks: str) -> list[int]:
     return [int(part) for part in ranks.split(",")]
 
 
-def _profile(profile: str, numbers: list[int]) -> Any:
+def _profile(profile: str, numbers: list[int]) -> Machine:
     from exec.cluster.machine import ranks_of
     from sim.machines import load
 

@@ -22,7 +22,6 @@ from exec.cluster.experts import run_experts, space_floats
 from exec.cluster.fit import fitted
 from exec.cluster.machine import Place
 from exec.cluster.observe import against_the_best, observe
-from exec.cluster.prices import GATHERED
 from exec.cluster.probes import PROBES, setup_of, sized, threads_of
 from exec.cluster.reference import Reference
 from exec.cluster.rows import lasting
@@ -39,9 +38,11 @@ MEASURED = ("rms_norm", "router", "dispatch", "combine")
 EXPERT_ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512)
 TOGETHER = 4
 """Experts of the layer whose curve is measured."""
+TURNS = 3
+"""How often all sizes are gone through: who disturbs one turn for a moment does not move the median."""
 NARROW, MANY = 4, 64
 """How much narrower the other model is, and the rows from which an expert's time grows with them."""
-OPS = ("gate", "permute", "experts", f"experts.{GATHERED}", "unpermute")
+OPS = ("gate", "permute", "experts", "unpermute")
 WOKEN = ("host", (names.host(0),)), ("comm", (names.comm(0), names.host(0)))
 """Lanes on which tasks are timed in turn: launches follow one another, to enter a collective takes another thread."""
 WORDS = ("word", "put"), ("barrier", "comm"), ("word", "comm"), ("word", "host"), ("word", "gpu")
@@ -55,7 +56,7 @@ def calibrate(cluster: Cluster, say: Say = lambda text: None) -> Machine:
     for k, probe in enumerate(PROBES):
         say(f"whole layers: {k + 1} of {len(PROBES)}, {probe.scheduler}")
         observed.append(observe(cluster, setup_of(probe, cluster.ranks), reference))
-    return fitted(unfitted, against_the_best(observed))
+    return fitted(unfitted, against_the_best(observed, reference.best_s))
 
 
 def draft(cluster: Cluster, say: Say = lambda text: None) -> Machine:
@@ -88,7 +89,7 @@ def _experts(spec: ModelSpec, threads: int, at_once: float) -> Iterator[OpRate]:
     then gets its share. at_once: cores' worth of work that all cores do together, by which the rest of the profile counts.
     """
     narrow = replace(spec, hidden=spec.hidden // NARROW)
-    wide_s, narrow_s = (at_once * _per_weight_s(s, threads) for s in (spec, narrow))
+    wide_s, narrow_s = (at_once * s for s in _per_weight_s([spec, narrow], threads))
     rows = np.array(EXPERT_ROWS, np.float64)
     many = rows >= MANY
     column_s = max(0.0, float(np.median(3 * spec.hidden * (narrow_s - wide_s)[many] / rows[many])) / (NARROW - 1))
@@ -98,12 +99,19 @@ def _experts(spec: ModelSpec, threads: int, at_once: float) -> Iterator[OpRate]:
     yield OpRate(op="expert_columns", lane="gpu", curve=((1.0, column_s),), source=source)
 
 
-def _per_weight_s(spec: ModelSpec, threads: int) -> NDArray[np.float64]:
-    """[EXPERT_ROWS], as a share of what all cores together take a second."""
-    ranks = max(1, (os.cpu_count() or 1) // threads)
-    benches = [_Bench(spec, seed) for seed in range(ranks)]
-    timed = [together([partial(b, rows) for b in benches], budget_s=0.1, threads=[threads] * ranks) for rows in EXPERT_ROWS]
-    found: NDArray[np.float64] = np.mean(timed, axis=1) / (ranks * threads * TOGETHER * expert_floats(spec))
+def _per_weight_s(specs: Sequence[ModelSpec], threads: int) -> NDArray[np.float64]:
+    """[specs, EXPERT_ROWS], as a share of what all cores together take a second. Models in turn, and only while the computer is
+    about as quick as at its best: they are compared with each other."""
+    ranks, reference = max(1, (os.cpu_count() or 1) // threads), Reference()
+    benches = [[_Bench(spec, seed) for seed in range(ranks)] for spec in specs]
+
+    def once(spec: int, rows: int) -> float:
+        reference.calm_s()
+        seconds = together([partial(bench, rows) for bench in benches[spec]], budget_s=0.05, threads=[threads] * ranks)
+        return float(np.mean(seconds)) / (ranks * threads * TOGETHER * expert_floats(specs[spec]))
+
+    turns = [[[once(k, rows) for k in range(len(specs))] for rows in EXPERT_ROWS] for _ in range(TURNS)]
+    found: NDArray[np.float64] = np.median(turns, axis=0).T
     return found
 
 

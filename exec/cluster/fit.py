@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from exec.calibration.insitu import LIMITS, _tamed
 from exec.cluster.observe import Observed
-from exec.cluster.prices import SPREAD, ClusterCosts, name_of, rows_of, simulate
+from exec.cluster.prices import SPREAD, ClusterCosts, rows_of, simulate
 from sim.costs import ratio_at
 from sim.machines.schema import Machine, OpRate
 
@@ -60,7 +60,7 @@ def _durations(machine: Machine, seen: Observed) -> Iterator[tuple[tuple[str, st
     """By (family of lanes, op)."""
     costs = ClusterCosts(machine, seen.order, rows_of(seen.outputs))
     plan, run = costs.routed(seen.plan), simulate(machine, seen.order, seen.plan, seen.outputs, draws=0)
-    ops = np.array([name_of(work) for work in plan.works])[plan.work]
+    ops = np.array([work.op for work in plan.works])[plan.work]
     lanes: Sequence[str | None] = (*plan.lanes, None)
     families = np.array([machine.lane[lane].families[0] if lane else "comm" for lane in lanes])[plan.lane]
     alone_s = np.array([costs.solo_ps(lanes[k], plan.works[w]) for k, w in zip(plan.lane.tolist(), plan.work.tolist(), strict=True)]) / 1e12
@@ -86,7 +86,7 @@ def _correct(rows: dict[tuple[str, str], OpRate], family: str, op: str, tasks: _
     if family == "gpu":
         base_s = np.maximum(1e-9, tasks.alone_s - row.latency_s) / ratio_at(row.ratio, 1.0)
         alone_s = tasks.measured_s * tasks.alone_s / np.maximum(tasks.simulated_s, 1e-9)
-        latency_s = 0.0 if op.startswith("experts") else max(0.0, float(np.median(alone_s - _slope(base_s, alone_s) * base_s)))
+        latency_s = 0.0 if op == "experts" else max(0.0, float(np.median(alone_s - _slope(base_s, alone_s) * base_s)))
         update["latency_s"] = latency_s
         update["ratio"] = ((1.0, float(np.clip(np.median((alone_s - latency_s) / base_s), *LIMITS))),)
     else:

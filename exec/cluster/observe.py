@@ -17,7 +17,7 @@ from exec.cluster.execute import Executed, execute
 from exec.cluster.job import Order
 from exec.cluster.outputs import Outputs
 from exec.cluster.profile import Unknown
-from exec.cluster.reference import Reference
+from exec.cluster.reference import SLOWED, Reference
 from exec.cluster.runs import Setup
 from sim.engines.run import Run
 from sim.plan import Plan
@@ -25,13 +25,10 @@ from sim.plan import Plan
 RUNS = 3
 """Runs of a setup each time that it is its turn."""
 
-SLOWED, TAKEN = 1.1, 0.3
-"""A run is disturbed where its ranks computed so many times longer than in the quickest run of the same setup, or a fixed piece of
-work around it took so many times longer than at the computer's best, or others took so much of a core's time; clock ticks of
-10 ms leave a quiet computer well below."""
-
-BEST = 10
-"""Percentile of the reference's times that counts as the computer's best."""
+TAKEN = 0.3
+"""A run is disturbed where its ranks computed `SLOWED` times longer than in the quickest run of the same setup, or the reference
+around it took so many times longer than at the computer's best, or others took this share of a core's time; clock ticks of 10 ms
+leave a quiet computer well below."""
 
 
 class Sample(NamedTuple):
@@ -87,7 +84,7 @@ def observe(cluster: Cluster, setup: Setup, reference: Reference, runs: int = RU
 
 
 def _sample(cluster: Cluster, setup: Setup, reference: Reference) -> Sample:
-    before_s = reference.seconds()
+    before_s = reference.calm_s()
     busy_s, own_s = _busy_s(), time.process_time()
     done = once(cluster, setup)
     cpu_s = sum(o.cpu_s for o in done.outputs.values())
@@ -95,9 +92,8 @@ def _sample(cluster: Cluster, setup: Setup, reference: Reference) -> Sample:
     return Sample(done.run.makespan_ps / 1e12, elapsed_s(done.run), cpu_s, others_s, max(before_s, reference.seconds()))
 
 
-def against_the_best(observed: Sequence[Observed]) -> list[Observed]:
-    """All setups of one session, judged by the best that the computer was in any of them."""
-    best_s = float(np.percentile([s.reference_s for seen in observed for s in seen.samples], BEST))
+def against_the_best(observed: Sequence[Observed], best_s: float) -> list[Observed]:
+    """All setups of one session, judged by the best that `Reference` saw of the computer in it."""
     return [replace(seen, at_best_s=best_s) for seen in observed]
 
 

@@ -63,11 +63,6 @@ def parts_of(model: ModelSpec, work: Work) -> list[tuple[str, float, float]]:
     return [(c.op, c.rows, c.units) for c in components(model, work)]
 
 
-def name_of(work: Work) -> str:
-    """By what a task's own row is called: experts that gather rows, and part them again, do more than others."""
-    return f"{work.op}.{GATHERED}" if work.variant == GATHERED else work.op
-
-
 def size_of(work: Work) -> float:
     """What the ratio of an op is read at: bytes of a put, mean rows of an expert, cache entries of decode, else tokens."""
     if work.op == "put":
@@ -93,7 +88,7 @@ class HostPrices:
         if work.op in ("launch", "enter"):
             row = self.table.row(where, work)
             return self._passed(where, [(row, 1.0, 1.0), *self._words(where, work)])
-        whole = self.table.row(where, Work(f"task.{name_of(work)}"))
+        whole = self.table.row(where, Work(f"task.{work.op}"))
         busy_s = sum(units * curve_at(self.table.row(where, Work(op)).curve, rows) for op, rows, units in parts_of(self.model, work))
         busy_s *= ratio_at(whole.ratio, size_of(work))
         assert where.cores is not None, where

@@ -13,35 +13,60 @@ from exec import decoder
 STREAMED = 1 << 21
 """float32 numbers that each core reads beside its product: 8 MiB, which it does not find in its own caches."""
 
+ROUNDS = 6
+
+BEST = 10
+"""Percentile of the times so far that counts as the computer's best."""
+
+SLOWED = 1.15
+"""A computer that needs so many times longer than at its best is disturbed."""
+
+PATIENCE_S = 1.0
+
 
 class Reference:
-    """Products and reads, as experts are made of, a few milliseconds on each core at once."""
+    """Products and reads, as experts are made of, a few milliseconds on each core at once. Keeps all its times."""
 
     def __init__(self) -> None:
-        count = os.cpu_count() or 1
+        self._cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
         self._x, self._weight = np.ones((96, 512), np.float32), np.ones((512, 512), np.float32)
-        self._outs = [np.empty((96, 512), np.float32) for _ in range(count)]
-        self._memory = [np.ones(STREAMED, np.float32) for _ in range(count)]
-        self.seconds()
+        self._outs = [np.empty((96, 512), np.float32) for _ in self._cores]
+        self._memory = [np.ones(STREAMED, np.float32) for _ in self._cores]
+        self._once()
+        self._times = [self._once() for _ in range(20)]
+
+    @property
+    def best_s(self) -> float:
+        return float(np.percentile(self._times, BEST))
 
     def seconds(self) -> float:
         """Mean over the cores, of the quicker of two goes: a thread may have to wait for its core once."""
-        return min(self._once() for _ in range(2))
+        self._times.append(min(self._once() for _ in range(2)))
+        return self._times[-1]
+
+    def calm_s(self) -> float:
+        """As `seconds`, when the computer is about as quick as at its best, or after a while however it is."""
+        give_up = time.monotonic() + PATIENCE_S
+        while (took := self.seconds()) > SLOWED * self.best_s and time.monotonic() < give_up:
+            time.sleep(0.02)
+        return took
 
     def _once(self) -> float:
-        took = [0.0] * len(self._outs)
+        took = [0.0] * len(self._cores)
         gate = threading.Barrier(len(took))
 
-        def work(core: int) -> None:
+        def work(k: int) -> None:
             decoder.set_threads(1)
+            if hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(0, {self._cores[k]})  # of this thread: two of them on one core would be twice as slow
             gate.wait()
             start = time.perf_counter()
-            for _ in range(3):
-                decoder._product(self._x, self._weight, self._outs[core])
-                self._memory[core].sum()
-            took[core] = time.perf_counter() - start
+            for _ in range(ROUNDS):
+                decoder._product(self._x, self._weight, self._outs[k])
+                self._memory[k].sum()
+            took[k] = time.perf_counter() - start
 
-        threads = [threading.Thread(target=work, args=(core,), name=f"reference-{core}") for core in range(len(took))]
+        threads = [threading.Thread(target=work, args=(k,), name=f"reference-{k}") for k in range(len(took))]
         for thread in threads:
             thread.start()
         for thread in threads:

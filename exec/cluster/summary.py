@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from exec.cluster.execute import Executed
+from exec.cluster.prices import simulate
 from exec.cluster.runs import Difference, Setup
 from sim.engines.run import Run
 from sim.ep.measures import hidden
+from sim.machines.schema import Machine
 from sim.plan import Plan
 from sim.tasks import PS_PER_S
 from sim.timeline import timeline_of
@@ -17,8 +19,10 @@ from traces.files import Provenance
 from traces.timeline import Timeline
 
 
-def summarize(setup: Setup, done: Executed, difference: Difference | None, machine: str = "") -> dict[str, Any]:
-    """makespan_s: from the common start to the last end on any rank. layer_s: of one MoE layer, where only layers were run.
+def summarize(setup: Setup, done: Executed, difference: Difference | None, profile: Machine | None = None) -> dict[str, Any]:
+    """profile: of these ranks; then the same layers are simulated by it.
+
+    makespan_s: from the common start to the last end on any rank. layer_s: of one MoE layer, where only layers were run.
     comm_hidden: share of the time with a put to or from a rank in which the rank also computes. clock_offsets: see
     `exec.cluster.clocks`. wire_bytes: rows that really went to another rank."""
     order, run = setup.order, done.run
@@ -28,13 +32,14 @@ def summarize(setup: Setup, done: Executed, difference: Difference | None, machi
     return {
         "clock": "measured",
         "model": order.model.name,
-        "machine": machine,
+        "machine": profile.name if profile else "",
         "scheduler": setup.scheduler,
         "ranks": order.ranks,
         "tokens_per_rank": list(order.tokens) if not order.serves else [order.rows_of(r) for r in range(order.ranks)],
         "layers": setup.layers,
         "chunks": order.chunks,
         "makespan_s": makespan_s,
+        "simulated": _simulated(setup, done, profile) if profile else None,
         "layer_s": makespan_s / setup.layers if rows is not None else None,
         "generated_tokens": generated,
         "tokens_per_s": (rows if rows is not None else generated) / makespan_s,
@@ -51,6 +56,12 @@ def summarize(setup: Setup, done: Executed, difference: Difference | None, machi
         "max_difference": difference.largest if difference else None,
         "tokens_equal": difference.tokens_equal if difference else None,
     }  # fmt: skip
+
+
+def _simulated(setup: Setup, done: Executed, profile: Machine) -> dict[str, float]:
+    """The same Plan by a profile, the routers having chosen what they chose. error: over the measured makespan."""
+    makespan_s = simulate(profile, setup.order, _plan(done.run), done.outputs).makespan_ps / PS_PER_S
+    return {"makespan_s": makespan_s, "error": makespan_s * PS_PER_S / done.run.makespan_ps - 1.0}
 
 
 def _plan(run: Run) -> Plan:

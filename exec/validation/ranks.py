@@ -32,8 +32,9 @@ from sim.machines.schema import Machine
 APART = 0.08
 """Schedulers that measure closer than this are not ranked."""
 
-DISTURBED = 0.5
-"""A session of which a larger share of the runs was disturbed tells nothing."""
+DISTURBED = 0.65
+"""A session of which a larger share of the runs was disturbed tells nothing: the calmest third, which counts whatever it was
+like, is about all that is left of each setup."""
 
 Say = Callable[[str], None]
 
@@ -115,7 +116,7 @@ def _rounds(
         for k, setup in order:
             say(f"round {turn + 1} of {rounds}: {setup.scheduler}, {setup.order.tokens[0]} rows, {setup.order.model.name}")
             seen[k].append(observe(cluster, setup, reference))
-    merged = against_the_best([_merged(seen[k]) for k in range(len(everything))])
+    merged = against_the_best([_merged(seen[k]) for k in range(len(everything))], reference.best_s)
     return merged[: len(setups)], merged[len(setups) :]
 
 

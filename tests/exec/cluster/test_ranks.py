@@ -47,6 +47,13 @@ def test_layers_give_what_one_process_gives(cluster: Cluster, scheduler: str) ->
     assert len(done.run) == len(done.run.sources[0])
 
 
+def test_four_ranks_give_what_one_process_gives() -> None:
+    with Cluster(4) as four:
+        for scheduler in SCHEDULERS:
+            setup = layers([21, 0, 34, 16], scheduler, layers=3)
+            assert runs.compare(setup, run(four, setup).outputs).largest < 1e-5
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize(("tokens", "skew"), [([24, 24], 60.0), ([17, 0], 0.0), ([1, 2], 0.0)])
 def test_any_routing(cluster: Cluster, scheduler: str, tokens: list[int], skew: float) -> None:

@@ -1,0 +1,98 @@
+"""Which runs count, what tasks are said to have taken, and that the fit finds what made them so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from exec.cluster import calibrate, observe, prices, reference
+from exec.cluster.fit import fitted
+from exec.cluster.machine import Place, of_ranks
+from exec.cluster.observe import Observed, Sample
+from exec.cluster.outputs import Outputs
+from exec.cluster.reference import Reference
+from exec.cluster.runs import Setup
+from sim.events import Arrived
+from sim.machines.schema import Machine, OpRate, Resource
+from sim.plan import Plan
+from tests.exec.cluster.setups import layers
+
+
+def sample(makespan_s: float = 1.0, *, cpu_s: float = 1.0, others_s: float = 0.0, reference_s: float = 1.0) -> Sample:
+    return Sample(makespan_s, np.array([makespan_s]), cpu_s, others_s, reference_s)
+
+
+def observed(*samples: Sample, at_best_s: float = 0.0) -> Observed:
+    setup = layers([4, 4], "bulk-sync")
+    return Observed(setup.order, plan_of(setup), {}, samples, at_best_s)
+
+
+def plan_of(setup: Setup) -> Plan:
+    scheduler, last = setup.fresh(), len(setup.requests) - 1
+    (plan,) = (c for i, request in enumerate(setup.requests) for c in scheduler.on(0, Arrived(request, i == last)))
+    assert isinstance(plan, Plan)
+    return plan
+
+
+def test_disturbed_runs_do_not_count() -> None:
+    calm = [sample(1.0), sample(1.1, cpu_s=1.05)]
+    busy, slow, shared = sample(2.0, cpu_s=1.3), sample(2.0, reference_s=1.3), sample(2.0, others_s=0.9)
+    seen = observed(*calm, busy, slow, shared)
+    assert seen.settled == tuple(calm)
+    assert seen.disturbed == 3
+
+
+def test_a_session_that_was_never_quick_keeps_its_calmest_third() -> None:
+    seen = observed(*(sample(k, reference_s=2.0 + k) for k in (3.0, 1.0, 2.0)), at_best_s=1.0)
+    assert [s.makespan_s for s in seen.settled] == [1.0]
+
+
+def test_a_run_waits_until_the_computer_is_as_quick_as_at_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1.0] * 21 + [2.0, 2.0, 1.1, 1.1])
+    monkeypatch.setattr(Reference, "_once", lambda _: next(times))
+    assert Reference().calm_s() == 1.1
+    assert next(times, None) is None
+
+
+def test_a_computer_that_stays_slow_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1.0] * 21 + [2.0] * 2)
+    monkeypatch.setattr(Reference, "_once", lambda _: next(times))
+    monkeypatch.setattr(reference, "PATIENCE_S", 0.0)
+    assert Reference().calm_s() == 2.0
+
+
+def profile(ratio: float, word_s: float, put_latency_s: float) -> Machine:
+    def row(op: str, lane: str, seconds: float = 1e-9, **more: object) -> OpRate:
+        return OpRate(op=op, lane=lane, curve=((1.0, seconds), (1e6, seconds)), source="test", **more)  # type: ignore[arg-type]
+
+    kernels = [row(op, "gpu") for op in ("rms_norm", "router", "dispatch", "combine", "expert_ffn", "expert_columns")]
+    tasks = [OpRate(op=f"task.{op}", lane="gpu", ratio=((1.0, ratio),), source="test") for op in calibrate.OPS]
+    passing = [row("*", lane, 1e-6) for lane in ("host", "comm")] + [row(op, lane, word_s) for op, lane in calibrate.WORDS]
+    put = row("put", "put.local", 1e-4, latency_s=put_latency_s)
+    cores = Resource(kind="cores", capacity=2, source="test")
+    return of_ranks("test", [Place(0, 0)] * 4, 1, cores, {}, [*kernels, *tasks, *passing, put])
+
+
+def made_by(machine: Machine, scheduler: str, tokens: int) -> Observed:
+    """What the simulator does, as if it had been measured: each expert has as many rows as any other."""
+    setup = layers([tokens] * 4, scheduler, layers=2)
+    share = 2 * tokens // setup.order.chunks // setup.order.model.experts
+    counts = [(layer, -1, c, [share] * setup.order.model.experts) for layer in range(2) for c in range(setup.order.chunks)]
+    outputs = {r: Outputs(counts, None, {}, {}, 0, 0.0) for r in range(4)}
+    plan = plan_of(setup)
+    run = replace(prices.simulate(machine, setup.order, plan, outputs, draws=0), sources=(plan,))
+    took = Sample(run.makespan_ps / 1e12, observe.elapsed_s(run), 1.0, 0.0, 1.0)
+    return Observed(setup.order, plan, outputs, (took, took))
+
+
+def test_the_fit_finds_what_made_the_runs_so() -> None:
+    truth, draft = profile(1.4, 2e-4, 8e-4), profile(1.0, 2e-4, 0.0)
+    seen = [made_by(truth, scheduler, tokens) for scheduler in ("bulk-sync", "chunked", "overlapped") for tokens in (64, 160)]
+    found = {(row.lane, row.op): row for row in fitted(draft, seen).ops}
+    assert found["gpu", "task.experts"].ratio[0][1] == pytest.approx(1.4, rel=0.03)
+    assert found["put.local", "put"].latency_s == pytest.approx(8e-4, rel=0.15)
+    fresh = made_by(truth, "chunked", 96)
+    twin = prices.simulate(fitted(draft, seen), fresh.order, fresh.plan, fresh.outputs)
+    assert twin.makespan_ps / 1e12 == pytest.approx(fresh.samples[0].makespan_s, rel=0.03)
