@@ -15,6 +15,7 @@ from sim.cli import output
 from sim.errors import UserError
 
 if TYPE_CHECKING:
+    from sim.models import ModelSpec
     from sim.placement import Placement, Policy, Problem
     from sim.placement.recorded import Recorded
 
@@ -28,11 +29,13 @@ class Wanted:
     policies: Sequence[str]
     test_load: Sequence[Path] = ()
     gpus: int | None = None
-    spares: int = 0
+    spares: int | None = None
+    model: str | None = None
     groups: int = 1
     current: Path | None = None
     seed: int = 0
     to: Path | None = None
+    html: Path | None = None
 
 
 def place(wanted: Wanted, as_json: bool) -> None:
@@ -40,6 +43,7 @@ def place(wanted: Wanted, as_json: bool) -> None:
     from sim.placement.policy import load
 
     output.check_writable("-o", wanted.to, (".json",))
+    output.check_writable("--html", wanted.html, (".html",))
     if wanted.to is not None and len(wanted.policies) > 1:
         raise UserError(f"-o: writes one placement; --policies names {len(wanted.policies)}")
     policies = [(text, load(text)) for text in wanted.policies]
@@ -50,9 +54,13 @@ def place(wanted: Wanted, as_json: bool) -> None:
             row, placement = scored(text, policy, problem, test, tell)
             results.append(row)
             placements.append(placement)
+    found = summary(wanted, problem, test) | {"results": results}
     if wanted.to is not None:
         write(wanted.to, placements[0])
-    found = summary(wanted, problem, test) | {"results": results}
+    if wanted.html is not None:
+        from sim.report.placement import Scene, write_page
+
+        write_page(wanted.html, Scene(problem, test, wanted.policies, results, placements), found)
     if as_json:
         output.print_json(found)
     else:
@@ -62,20 +70,43 @@ def place(wanted: Wanted, as_json: bool) -> None:
 def stated(wanted: Wanted) -> tuple[Problem, Recorded | None]:
     """The problem, and what it is tested on."""
     from sim.placement import Problem, RoundRobin
-    from sim.placement.fleet import gpus_of
+    from sim.placement.fleet import gpus_for, gpus_of
+
+    model = model_of(wanted)
+    recorded, test = recordings(wanted, model)
+    experts = recorded.shape[1]
+    if experts % wanted.groups:
+        raise UserError(f"--groups: is {wanted.groups}; must divide the {experts} experts")
+    if model is None:
+        gpus, memory = gpus_of(wanted.machine, experts, wanted.gpus, wanted.spares or 0), None
+    else:
+        gpus, memory = gpus_for(wanted.machine, model, wanted.gpus, wanted.spares)
+    problem = Problem(recorded.windows, gpus, recorded.sample, memory=memory, groups=wanted.groups, seed=wanted.seed)
+    current = RoundRobin().place(problem) if wanted.current is None else read_placement(wanted.current, problem)
+    return replace(problem, current=current), test
+
+
+def model_of(wanted: Wanted) -> ModelSpec | None:
+    from sim import models
+
+    return None if wanted.model is None else models.load(wanted.model)
+
+
+def recordings(wanted: Wanted, model: ModelSpec | None) -> tuple[Recorded, Recorded | None]:
+    """`--load` and `--test-load`, of one shape, and of the model's where one is given. Raises `UserError`."""
     from sim.placement.recorded import read
 
     recorded = read(wanted.load)
     test = read(wanted.test_load, "--test-load") if wanted.test_load else None
     if test is not None:
         recorded, test = alike(recorded, test)
-    layers, experts = recorded.shape
-    if experts % wanted.groups:
-        raise UserError(f"--groups: is {wanted.groups}; must divide the {experts} experts")
-    gpus = gpus_of(wanted.machine, experts, wanted.gpus, wanted.spares)
-    problem = Problem(recorded.windows, gpus, recorded.sample, groups=wanted.groups, seed=wanted.seed)
-    current = RoundRobin().place(problem) if wanted.current is None else read_placement(wanted.current, problem)
-    return replace(problem, current=current), test
+    if model is not None:
+        layers, experts = recorded.shape
+        if layers != model.moe_layers or experts > model.experts or (experts < model.experts and recorded.sample is None):
+            shown = f"{model.moe_layers} layers of {model.experts} experts; --load has {layers} of {experts}"
+            raise UserError(f"--model: {model.name} has {shown}")
+        recorded, test = recorded.with_experts(model.experts), None if test is None else test.with_experts(model.experts)
+    return recorded, test
 
 
 def alike(a: Recorded, b: Recorded) -> tuple[Recorded, Recorded]:
@@ -142,8 +173,10 @@ def summary(wanted: Wanted, problem: Problem, test: Recorded | None) -> dict[str
     """What was placed on what."""
     tokens = test.sample if test is not None and test.sample is not None else problem.sample
     return {
-        "machine": wanted.machine, "gpus": len(problem.gpus), "nodes": problem.gpus.nodes, "regions": problem.gpus.regions,
-        "layers": problem.layers, "experts": problem.experts, "slots": problem.gpus.slots.tolist(), "windows": len(problem.windows),
+        "machine": wanted.machine, "model": wanted.model,
+        "gpus": len(problem.gpus), "nodes": problem.gpus.nodes, "regions": problem.gpus.regions,
+        "layers": problem.layers, "experts": problem.experts, "slots": problem.gpus.slots.tolist(),
+        "memory": problem.budget.tolist(), "windows": len(problem.windows),
         "load": [str(p) for p in wanted.load], "test_load": [str(p) for p in wanted.test_load],
         "touched_on": None if tokens is None else ("test_load" if tokens is not problem.sample else "load"), "seed": wanted.seed,
     }  # fmt: skip

@@ -21,7 +21,7 @@ from sim.placement.relabel import along_tokens, near_current
 from sim.placement.robust import filled
 
 UNITS = ("gpu", "node", "region")
-TOKENS = 16384
+TOKENS = 65536
 INDEPENDENT_TOKENS, INDEPENDENT_K = 256, 8
 
 
@@ -55,8 +55,8 @@ def unit_of(gpus: Gpus, unit: str) -> Ints:
 
 
 def tokens_for(seconds: float) -> int:
-    """Tokens to look at: fewer where there is little time for each."""
-    return int(min(TOKENS, 1024 * max(1.0, seconds / EFFORT_S)))
+    """Tokens to look at: the fewer the larger a layer and the shorter the search (`effort_s` goes by the root of the size)."""
+    return int(min(TOKENS, 1024 * max(1.0, (seconds / EFFORT_S) ** 2)))
 
 
 def sample_of(problem: Problem) -> Sample:

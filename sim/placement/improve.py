@@ -19,7 +19,9 @@ EFFORT_S = 0.25
 CELLS = 61 * 256 * 144
 MOST_S = 8.0
 MOST_STEPS = 40_000
-STEP_NS, SCENARIO_NS, GPU_NS, PRODUCT_NS = 250.0, 12.0, 0.4, 4.0
+STEPS_A_CELL = 300
+"""Steps for each expert x GPU of a layer, at most: a small layer is searched to the end long before the time is up."""
+STEP_NS, SCENARIO_NS, GPU_NS, PRODUCT_NS = 250.0, 12.0, 0.4, 2.5
 """What a step costs, a scenario in it, a GPU of a scenario, a factor in a token's chance to miss a GPU: on one 2020s server core."""
 
 Sets = Sequence[tuple[Ints, Floats]]
@@ -36,26 +38,26 @@ def steps_for(problem: Problem, seconds: float, scenarios: int, sets: Sets | Non
     if sets:
         rows, k = float(np.mean([len(share) for _, share in sets])), sets[0][0].shape[1]
         cost += 2 * rows * k / problem.experts * 2 * k * PRODUCT_NS
-    return int(min(MOST_STEPS, seconds * 1e9 / cost / problem.layers))
+    return int(min(MOST_STEPS, STEPS_A_CELL * problem.experts * len(problem.gpus), seconds * 1e9 / cost / problem.layers))
 
 
 def sampled_sets(problem: Problem, sample: Sample, tokens: int) -> Sets:
-    """Token sets of each layer from at most so many tokens, evenly taken; a window counts by the root of its length."""
+    """Token sets of each layer from at most so many tokens, evenly taken."""
     rows = np.unique(np.linspace(0, len(sample) - 1, min(tokens, len(sample))).astype(np.int64))
     taken = Sample(sample.experts[rows], sample.window[rows])
-    weight = 1.0 / np.sqrt(np.bincount(taken.window)[taken.window])
-    return [token_sets(taken, layer, weight) for layer in range(problem.layers)]
+    return [token_sets(taken, layer) for layer in range(problem.layers)]
 
 
 def improved(
     problem: Problem, start: Bools, loads: Floats, weight: Floats, steps: int, pull: float = 0.0, sets: Sets | None = None,
-    unit: Ints | None = None, price: float = 0.0,
+    unit: Ints | None = None, price: float = 0.0, home: Bools | None = None,
 ) -> Placement:  # fmt: skip
     """The search of every layer from `start` [layers, experts, gpus]; loads [scenarios, layers, experts], weight [scenarios].
 
-    pull: what a `unit` touched less is worth; price: what it costs to load a copy that the current placement lacks.
+    pull: what a `unit` touched less is worth; price: what a copy costs that `home` lacks (the current placement, else the start).
     """
-    home = problem.current.held if problem.current is not None else start
+    if home is None:
+        home = problem.current.held if problem.current is not None else start
 
     def one(layer: int) -> Bools:
         state = layer_of(start[layer], loads[:, layer], weight, problem.gpus.speed, sets[layer] if sets else NO_SETS, unit, home[layer])

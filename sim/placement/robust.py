@@ -3,7 +3,8 @@
 Starts from EPLB's placement and searches for the best mean balancedness over the scenarios that the recordings tell
 (`scenarios`), with the pooled load as one of them so that today's load stays served well. Copies go where they guard
 against change: to experts that swing, and those that swing together to different GPUs. Where only one window was ever
-recorded there is nothing to learn about change, and the result is a better packed EPLB.
+recorded there is nothing to learn about change, and a search that balances it to the last token pays for that on the next:
+then a copy leaves its place in EPLB's only for a gain that is worth it.
 
 With a limit on moves, every copy to be loaded gets a price, the same in all layers, and the lowest price that keeps to
 the limit is taken (Lagrangian relaxation): moves go to the layers and experts where they help most.
@@ -28,6 +29,8 @@ from sim.placement.scenarios import scenarios
 PRICES = (1e-4, 0.05)
 """Lowest and highest price of a copy to be loaded, in balancedness of its layer."""
 HALVINGS = 7
+LEAVING = 0.005
+"""Price of a copy that is elsewhere than in EPLB's placement, where one window is all that is known."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Robust:
     def place(self, problem: Problem, tell: Tell = silent) -> Placement:
         loads, weight = scenarios(problem, self.nominal)
         steps = steps_for(problem, effort_s(problem), len(weight), None)
-        best = near_current(improved(problem, filled(problem), loads, weight, steps), problem)
+        start, price = filled(problem), LEAVING if len(weight) == 1 else 0.0
+        best = near_current(improved(problem, start, loads, weight, steps, price=price, home=start), problem)
         wanted = best.moved(problem.current)
         limit = int(self.moves * wanted if self.moves < 1 else self.moves)
         if self.moves == 0 or problem.current is None or wanted <= limit:
@@ -58,10 +62,11 @@ class Robust:
         return self._limited(problem, limit, tell)
 
     def _limited(self, problem: Problem, limit: int, tell: Tell) -> Placement:
-        """At most `limit` copies loaded; the current placement where no price is high enough."""
+        """At most `limit` copies loaded; the current placement where no price is high enough. All searches together take as long
+        as the one without a limit."""
         assert problem.current is not None
         loads, weight = scenarios(problem, self.nominal)
-        steps = steps_for(problem, effort_s(problem), len(weight), None)
+        steps = steps_for(problem, effort_s(problem) / HALVINGS, len(weight), None)
         low, high = np.log(PRICES)
         best = problem.current
         for i in range(HALVINGS):

@@ -18,7 +18,7 @@ import numpy as np
 from sim.placement.compiled import jit
 
 HOT, COLD = 0.02, 0.0003
-"""First and last temperature, in units of balancedness: what one bad move may cost."""
+"""First and last temperature, in units of balancedness (of a unit touched, where that is worth more): what one bad move may cost."""
 SWAPS = 0.6
 """Share of exchanges among the proposals."""
 
@@ -30,7 +30,7 @@ def anneal(x: Any, pull: float, price: float, steps: int, seed: int) -> Any:
     gpus = x.held.shape[1]
     at, de, df = np.empty(gpus, np.int64), np.empty(gpus), np.empty(gpus)
     best, best_gain, gain = x.held.copy(), 1e-12, 0.0
-    heat, cooling = HOT, (COLD / HOT) ** (1.0 / max(1, steps))
+    heat, cooling = HOT * max(1.0, pull), (COLD / HOT) ** (1.0 / max(1, steps))
     for _ in range(steps):
         heat *= cooling
         swap = np.random.random() < SWAPS
@@ -49,11 +49,13 @@ def anneal(x: Any, pull: float, price: float, steps: int, seed: int) -> Any:
                 shift(x, e, f, at, de, df, n, -1.0)
                 continue
             reach_change(x, e, f, at, n, True)
-        accept(x, e, f, a, b, at, de, df, n, swap)
-        gain += change
-        if gain > best_gain:
+        if change < 0 and gain > best_gain:  # kept only when it is about to be left: a copy of every step up would cost more than the steps
             best_gain = gain
             best[:] = x.held
+        accept(x, e, f, a, b, at, de, df, n, swap)
+        gain += change
+    if gain > best_gain:
+        best[:] = x.held
     return best
 
 

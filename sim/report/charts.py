@@ -11,6 +11,8 @@ from sim.report.figures import LaneUse, OpError
 
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"
 FONT = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+POLICY_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#3B424C", "#8C6D46", "#7A73B8", "#A3D39C")
+"""Okabe and Ito's, as in `colours`, and four more."""
 _SERIES = {"simulated": SIMULATED, "measured": MEASURED, "emulated": MEASURED}
 
 
@@ -95,3 +97,37 @@ def ops(errors: list[OpError]) -> dict[str, Any]:
         tooltip=["op:N", alt.Tooltip("difference:Q", title="ms", format="+.4~g"), alt.Tooltip("relative:Q", title="error", format="+.1%")],
     )  # fmt: skip
     return _finish(chart, 40 + 22 * len(rows))
+
+
+def front(points: list[tuple[str, float, float]]) -> dict[str, Any]:
+    """GPUs touched and balancedness, one point a placement policy."""
+    import altair as alt
+
+    rows = [{"policy": name, "touched": touched, "balancedness": balance} for name, touched, balance in points]
+    names = [name for name, _, _ in points]
+    chart = alt.Chart(alt.Data(values=rows)).mark_point(size=110, filled=True, opacity=0.9).encode(
+        x=alt.X("touched:Q", title="GPUs touched by a token in a layer", scale=alt.Scale(zero=False, padding=20)),
+        y=alt.Y("balancedness:Q", scale=alt.Scale(zero=False, padding=20)),
+        color=_placements(alt, names), shape=alt.Shape("policy:N", sort=names, legend=None),
+        tooltip=["policy:N", alt.Tooltip("touched:Q", format=".3f"), alt.Tooltip("balancedness:Q", format=".3f")],
+    )  # fmt: skip
+    return _finish(chart, 260)
+
+
+def layers(balance: dict[str, list[float]]) -> dict[str, Any]:
+    """Balancedness of each layer, one line a placement policy."""
+    import altair as alt
+
+    rows = [{"policy": n, "layer": i, "balancedness": v} for n, values in balance.items() for i, v in enumerate(values)]
+    chart = alt.Chart(alt.Data(values=rows)).mark_line(point=len(next(iter(balance.values()))) <= 40, strokeWidth=2).encode(
+        x=alt.X("layer:Q", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False, padding=8)),
+        y=alt.Y("balancedness:Q", scale=alt.Scale(domain=[0, 1])), color=_placements(alt, list(balance)),
+        tooltip=["policy:N", "layer:Q", alt.Tooltip("balancedness:Q", format=".3f")],
+    )  # fmt: skip
+    return _finish(chart, 260)
+
+
+def _placements(alt: Any, names: list[str]) -> Any:
+    """One colour a policy in every chart."""
+    scale = alt.Scale(domain=names, range=[POLICY_COLOURS[i % len(POLICY_COLOURS)] for i in range(len(names))])
+    return alt.Color("policy:N", scale=scale, legend=alt.Legend(columns=4))

@@ -84,14 +84,19 @@ def _data(given: Mapping[str, Timeline], paths: Mapping[str, CriticalPath], spec
 def _page(given: Mapping[str, Timeline], paths: Mapping[str, CriticalPath], facts: Mapping[str, Any], specs: Mapping[str, Any]) -> str:
     title = str(facts.get("title") or _title(given, facts))
     data = _data(given, paths, specs)
-    asset = resources("sim.report")
     body = "\n".join([
         f"<h1>{escape(title)}</h1>", f'<p class="lead">{escape(_lead(given, facts))}</p>', _warning(given, facts), cards(given, facts),
         _timeline_section(given, data), _sections(given, paths, facts, specs), _footer(given),
     ])  # fmt: skip
+    return document(title, body, data, "timeline.js")
+
+
+def document(title: str, body: str, data: Mapping[str, Any], script: str) -> str:
+    """One HTML file that needs nothing else: `body` in the report's style, what `script` of this package reads, and the script."""
+    asset = resources("sim.report")
     return _SHELL.format(
         title=escape(title), css=(asset / "report.css").read_text("utf-8"), body=body, data=json.dumps(data).replace("</", "<\\/"),
-        vega=charts.bundle().replace("</script", "<\\/script"), script=(asset / "timeline.js").read_text("utf-8"),
+        vega=charts.bundle().replace("</script", "<\\/script"), script=(asset / script).read_text("utf-8"),
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -31,6 +33,15 @@ def problems(draw: st.DrawFn, tokens: bool | None = None) -> Problem:
         chosen = np.argsort(rng.random((30, layers, experts)), axis=2)[:, :, :k].astype(np.int16)
         sample = Sample(chosen, np.arange(30, dtype=np.int64) * len(windows) // 30)
     return Problem(windows, fleet, sample, seed=draw(st.integers(0, 3)))
+
+
+@st.composite
+def whole_layer_problems(draw: st.DrawFn) -> Problem:
+    """As `problems`, few and small, with one GPU that holds every expert of every layer: its node can have whole layers."""
+    drawn = draw(problems(tokens=False))
+    slots = drawn.gpus.slots.copy()
+    slots[draw(st.integers(0, len(slots) - 1))] = drawn.experts
+    return replace(drawn, gpus=replace(drawn.gpus, slots=slots))
 
 
 def clustered(layers: int = 2, groups: int = 4, size: int = 4, tokens: int = 400, seed: int = 0) -> Sample:

@@ -7,42 +7,51 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sim.errors import UserError
-from sim.placement import Gpus, Placement, Problem
+from sim.placement import Gpus, Placement, Policy, Problem
 from sim.placement.policy import load, names
-from tests.sim.placement.problems import problems
+from tests.sim.placement.problems import problems, whole_layer_problems
 
-POLICIES = [n for n in names() if n not in ("petals", "swarm", "max-flow", "optimal")] + [
-    "eplb:mode=hierarchical", "eplb:mode=global", "consistent-hash:replicas=2", "affinity:unit=node", "joint:pull=2",
+SLOW = {"max-flow": "max-flow:time-limit-s=30:polish-steps=50", "optimal": "optimal:limit-s=60"}
+POLICIES = [SLOW.get(n, n) for n in names()] + [
+    "eplb:mode=hierarchical", "eplb:mode=global", "consistent-hash:replicas=2", "affinity:unit=node", "joint:pull=2", "robust:moves=0.5",
 ]  # fmt: skip
-"""`petals`, `swarm` and `max-flow` place whole layers, and have tests of their own; so has the slow `optimal`."""
-EXAMPLES = settings(max_examples=10)
+"""Every policy there is, so that a new one is held to all that stands here."""
+EXAMPLES = settings(max_examples=8)
+
+
+def drawn(data: st.DataObject, policy: Policy) -> Problem:
+    return data.draw(whole_layer_problems() if policy.whole_layers else problems())
 
 
 @pytest.mark.parametrize("name", POLICIES)
 @EXAMPLES
-@given(problem=problems())
-def test_places_every_expert_within_budgets_and_always_alike(name: str, problem: Problem) -> None:
+@given(data=st.data())
+def test_every_expert_has_a_copy_within_budgets_and_always_the_same(name: str, data: st.DataObject) -> None:
     policy = load(name)
-    first = policy.place(problem).check(problem)
+    problem = drawn(data, policy)
+    first = policy.place(problem).check(problem, policy.whole_layers)
     assert policy.place(problem) == first
 
 
 @pytest.mark.parametrize("name", POLICIES)
 @EXAMPLES
-@given(problem=problems())
-def test_unchanged_load_moves_nothing(name: str, problem: Problem) -> None:
+@given(data=st.data())
+def test_unchanged_load_moves_nothing(name: str, data: st.DataObject) -> None:
     policy = load(name)
+    problem = drawn(data, policy)
     now = policy.place(problem)
     assert policy.place(problem.with_current(now)).moved(now) == 0
 
 
 @pytest.mark.parametrize("name", POLICIES)
 @EXAMPLES
-@given(problem=problems())
-def test_the_unit_of_load_does_not_matter(name: str, problem: Problem) -> None:
+@given(data=st.data())
+def test_the_unit_of_load_does_not_matter(name: str, data: st.DataObject) -> None:
     policy = load(name)
+    problem = drawn(data, policy)
     assert policy.place(replace(problem, windows=problem.windows * 1000)) == policy.place(problem)
 
 

@@ -1,0 +1,100 @@
+"""Load left out: folds that share nothing, and what `joint` and `robust` make of load that they did not see."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from sim.placement import Gpus, Problem, Sample, measures
+from sim.placement.held_out import LAYERS, MOST, folds, surely_above
+from sim.placement.joint import PULLS, USUAL, Joint
+from sim.placement.policy import load
+from tests.sim.placement.problems import counted
+from tests.traces.shared_data import folder
+
+
+def recorded(windows: int, tokens: int, layers: int = 3, experts: int = 8) -> Problem:
+    rng = np.random.default_rng(0)
+    chosen = np.argsort(rng.random((windows * tokens, layers, experts)), axis=2)[:, :, :2].astype(np.int16)
+    sample = Sample(chosen, np.repeat(np.arange(windows), tokens))
+    counts = np.concatenate([counted(Sample(chosen[sample.window == w], sample.window), experts) for w in range(windows)])
+    return Problem(counts, Gpus.even(2, experts), sample)
+
+
+def test_each_window_is_left_out_with_its_tokens() -> None:
+    problem = recorded(4, 50)
+    found = folds(problem)
+    assert len(found) == 4
+    for i, fold in enumerate(found):
+        assert (fold.counts == problem.windows[i]).all()
+        assert (fold.problem.windows == np.delete(problem.windows, i, 0)).all()
+        sample = fold.problem.sample
+        assert sample is not None and len(sample) == 150
+        for w in range(3):
+            mine = Sample(sample.experts[sample.window == w], sample.window[sample.window == w])
+            assert (counted(mine, 8)[0] == fold.problem.windows[w]).all()
+
+
+def test_one_trace_is_cut_into_stretches() -> None:
+    problem = recorded(1, 1700)
+    found = folds(problem)
+    assert len(found) == MOST
+    for fold in found:
+        assert (fold.counts + fold.problem.windows[0] == problem.windows[0]).all()
+    assert np.sum([fold.counts for fold in found], axis=0) == pytest.approx(problem.windows[0])
+
+
+def test_many_windows_and_layers_are_few_folds_of_few_layers() -> None:
+    windows = np.random.default_rng(0).integers(1, 9, (20, 30, 4)).astype(float)
+    found = folds(Problem(windows, Gpus.even(2, 4)))
+    assert len(found) == MOST and all(fold.counts.shape == (LAYERS, 4) for fold in found)
+
+
+def test_too_little_is_not_cut_and_the_usual_pull_is_taken() -> None:
+    few = recorded(2, 50, layers=1, experts=4)
+    assert folds(few) == [] and folds(Problem(few.windows[:1], few.gpus)) == []
+    assert load("joint").place(few) == load(f"joint:pull={USUAL}").place(few)
+
+
+def test_a_gain_must_exceed_its_own_error() -> None:
+    assert surely_above(np.array([0.1, 0.2, 0.3])) and surely_above(np.array([0.1, 0.1, 0.1]))
+    assert not surely_above(np.array([-0.2, 0.3, 0.0])) and not surely_above(np.array([-0.1, -0.1, -0.1]))
+
+
+def test_the_pull_that_is_chosen_is_the_strongest_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = recorded(4, 50)
+    for last in range(-1, len(PULLS)):
+        passes = set(PULLS[: last + 1])
+        monkeypatch.setattr(Joint, "_scores", lambda self, left_out, pull, seconds, ok=passes: np.full(len(left_out), 1.0 * (pull in ok)))
+        assert Joint()._chosen(problem, lambda text: None) == PULLS[max(0, last)]
+
+
+def test_robust_on_one_window_is_as_good_on_the_next_as_eplb() -> None:
+    """Nothing is known of how load changes; then what it finds must not be bought with the next window's balance."""
+    rng = np.random.default_rng(1)
+    base = rng.normal(0, 0.8, (24, 32))
+    seen, *later = (np.floor(1e4 * np.exp(base + rng.normal(0, 0.5, base.shape))) for _ in range(5))
+    problem = Problem(seen[None], Gpus.even(8, 32, 8))
+    scores = []
+    for name in ("robust", "eplb"):
+        placement = load(name).place(problem)
+        scores.append(np.mean([measures.balancedness(placement, counts, problem.gpus) for counts in later]))
+    assert scores[0] >= scores[1] - 0.01
+
+
+def test_joint_dominates_largest_first_on_a_dataset_left_out() -> None:
+    data = folder("gptoss20b_routing")
+    rows = json.loads((data / "sequences.json").read_text())
+    names = sorted({row["dataset"] for row in rows})
+    experts = np.load(data / "routes.npz")["experts"][:, ::4].astype(np.int16)
+    dataset = np.concatenate([np.full(row["tokens"], names.index(row["dataset"])) for row in rows])
+    windows = np.concatenate([counted(Sample(experts[dataset == i], dataset), 32) for i in range(len(names))])
+    last = len(names) - 1
+    seen, unseen = dataset < last, Sample(experts[dataset == last], np.zeros((dataset == last).sum(), np.int64))
+    problem = Problem(windows[:last], Gpus.even(4, 32), Sample(experts[seen], dataset[seen]))
+    joint, greedy = (load(name).place(problem) for name in ("joint", "greedy"))
+    reach = [measures.gpus_touched(p, unseen, problem.gpus) for p in (joint, greedy)]
+    balance = [measures.balancedness(p, windows[last], problem.gpus) for p in (joint, greedy)]
+    assert reach[0] < reach[1] - 0.2 and balance[0] > balance[1]
