@@ -44,13 +44,14 @@ class Wanted:
     seed: int
 
 
-def swarm(wanted: Wanted, timeline: Path | None, as_json: bool) -> None:
+def swarm(wanted: Wanted, timeline: Path | None, html: Path | None, as_json: bool) -> None:
     """Simulate the design and the baselines, and print a table or one JSON object."""
     from sim.swarm import study as studies
     from sim.swarm.figures import figures
     from sim.swarm.settings import Settings
 
     output.check_writable("--timeline", timeline, options.TIMELINE_SUFFIXES)
+    output.check_writable("--html", html, (".html",))
     settings = Settings(
         design=wanted.design, routing=wanted.routing, spares=wanted.spares, gossip_s=wanted.gossip_s, fan_out=wanted.fan_out,
         adaptive=wanted.adaptive, loss=wanted.loss, tolerate=wanted.tolerate, silent=wanted.silent, rebalance_s=wanted.rebalance_s,
@@ -65,6 +66,10 @@ def swarm(wanted: Wanted, timeline: Path | None, as_json: bool) -> None:
     if timeline is not None and not isinstance(first, str):
         write_timeline(first, study, timeline)
     found = summary(wanted, study, rows)
+    if html is not None and not isinstance(first, str):
+        from sim.swarm.report import write_report
+
+        write_report(html, study, first, rows, found)
     if as_json:
         output.print_json(found)
     else:

@@ -77,7 +77,18 @@ class Region(Strict):
 
     description: str = ""
     latency_s: float = Field(0.0, ge=0, lt=1)
-    carbon_g_per_kwh: float | None = Field(None, ge=0, le=2000)
+    north_deg: float | None = Field(None, ge=-90, le=90, description="latitude, for maps")
+    east_deg: float | None = Field(None, ge=-180, le=180, description="longitude, for maps")
+    carbon_g_per_kwh: float | None = Field(None, ge=0, le=2000, description="of CO2 equivalent, of the grid there")
+    carbon_source: Source | None = None
+
+    @model_validator(mode="after")
+    def _sourced(self) -> Region:
+        if (self.north_deg is None) != (self.east_deg is None):
+            raise ValueError("north_deg and east_deg: one without the other; give both or none")
+        if self.carbon_g_per_kwh is not None and self.carbon_source is None:
+            raise ValueError("carbon_source: missing; say where carbon_g_per_kwh is from")
+        return self
 
 
 class Node(Strict):

@@ -228,7 +228,7 @@ class Replica:
         if not self._open:
             return []
         waited = min(self.patience.timeout_s * 2.0 ** min(self._tries, 30), self.patience.longest_s)
-        if self._waits and now - self._since >= waited * PS_PER_S:
+        if self._waits and self._may_give_up and now - self._since >= waited * PS_PER_S:
             return self._want(now, self.view + 1)
         words = [*map(Ask, self.pending.values()), *self._mine, *([Fetch(self.epoch)] if self._overheard else [])]
         return [*(act for said in words for act in self._say(said)), *self._tick(now)]
@@ -237,6 +237,12 @@ class Replica:
     def _waits(self) -> bool:
         """Whether something waits for a decision here. A view change with nothing to decide can wait for the next request."""
         return bool(self.pending or self._prepared is not None or (self._mine and not self.changing))
+
+    @property
+    def _may_give_up(self) -> bool:
+        """A view that is only wished for is given up once a quorum has wished for it (section 4.5.2): else one replica could run a view
+        ahead of the others for ever."""
+        return not self.changing or len(self._wishes.get(self.view, {})) >= self.committee.quorum
 
     @property
     def _overheard(self) -> bool:
@@ -263,7 +269,10 @@ class Replica:
             return self._answer(signed.signer, signed.body.epoch)
         if not self.committee.proves_wish(signed):
             return []
-        self._wishes.setdefault(view, {})[signed.signer] = signed
+        wishes = self._wishes.setdefault(view, {})
+        if signed.signer not in wishes and view == self.view and len(wishes) == self.committee.quorum - 1:
+            self._since = now  # from here on its new leader is waited for
+        wishes[signed.signer] = signed
         acts: list[Act] = self._answer(signed.signer, signed.body.epoch)
         if signed.body.last is not None and signed.body.last.epoch > self.epoch:
             acts += self._to(signed.signer, Fetch(self.epoch))
@@ -273,9 +282,8 @@ class Replica:
         if len(later) > self.committee.f:
             return [*acts, *self._want(now, min(v for v in self._wishes if v > self.view))]
         if self.changing and view == self.view and self.committee.leader(view) == self.name:
-            wishes = tuple(self._wishes[view].values())
             if len(wishes) >= self.committee.quorum:
-                new = self.committee.keys.sign(self.name, NewView(view, wishes))
+                new = self.committee.keys.sign(self.name, NewView(view, tuple(wishes.values())))
                 return [*acts, *self._say(new), *self._enter(now, new)]
         return [*acts, *self._tick(now)]
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sim.events import Event
 from sim.swarm.agreement import Replica
 from sim.swarm.ballots import Committee, Keys, Value
+from sim.swarm.jobs import Tally
 from sim.swarm.mail import Mail, Member
 from sim.swarm.plant import Plant
 from sim.tasks import PS_PER_S, Command, Time
@@ -50,6 +51,7 @@ class ControlPlane:
 
     plant: Plant
     numbers: Iterator[int]
+    tally: Tally
     tolerate: int = 1
     silent: int = 0
     seed: int = 0
@@ -60,10 +62,13 @@ class ControlPlane:
         self.committee = Committee(self.names, Keys.of(self.names, self.seed))
         self._proposed: dict[Value, tuple[Time, Change]] = {}
         members: dict[str, Member] = {n: Replica(n, self.committee, acceptable=self._acceptable) for n in self.names}
-        self.mail = Mail(members, self.numbers)
+        self.mail = Mail(members, self.numbers, self._carried)
         self.mute = set(self.names[len(self.names) - self.silent :]) if self.silent else set()
         self.mail.down |= self.mute
         self._told = 0
+
+    def _carried(self, a: str, b: str, size: int) -> None:
+        self.tally.carry(self.plant.network.path(a, b), size, "control")
 
     @property
     def replicas(self) -> list[Replica]:

@@ -37,7 +37,7 @@ class Desk:
         number = next(self.numbers)
         self._then[number] = then
         self.tally.tasks += 1
-        self.tally.carry(self.plant.network.path(a, b), size)
+        self.tally.carry(self.plant.network.path(a, b), size, "requests")
         return Task(number, self.plant.transfer(a, b, size, op), WIRES, notify=True)
 
     def finished(self, now: Time, event: Finished) -> Sequence[Command]:

@@ -41,7 +41,7 @@ class Faults:
 
     # What gossip tells --------------------------------------------------------------------------
 
-    def watch(self, now: Time, _: Result) -> Sequence[Command]:
+    def watch(self, now: Time) -> list[Command]:
         """Take in what is new, and give up nodes of which nothing was new for too long."""
         commands: list[Command] = []
         for node in range(len(self.plant.nodes)):
@@ -53,7 +53,7 @@ class Faults:
             if node not in self.placer.dead and not self._recent(now, heard):
                 commands += self._suspect(now, node)
         expired = [c for mail in (self.views.mail, self.changes.control.mail) for c in mail.expire(now, round(EXPIRE_S * PS_PER_S))]
-        return [*commands, *expired, self.desk.timer(self.settings.gossip_s, self.watch)]
+        return [*commands, *expired]
 
     def _recent(self, now: Time, stamp: Time) -> bool:
         return now - stamp <= self.settings.suspect_s * PS_PER_S

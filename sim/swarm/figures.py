@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sim.swarm.jobs import Job
 from sim.swarm.server import Server
@@ -22,7 +23,7 @@ def figures(design: str, done: Finished, study: Study) -> dict[str, Any]:
     unanswered = len(jobs) - len(answered)
     under_way = unanswered if server.settings.duration_s is not None else 0
     cost = cost_usd(study, done.seconds) + tally.egress_usd
-    watts = _energy_wh(study, server)
+    energy = _energy_wh(study, server)
     return {
         "design": design, "requests": len(jobs), "answered": len(answered), "under_way": under_way, "lost": unanswered - under_way,
         "duplicated": sum(max(0, j.deliveries - 1) for j in answered), "seconds": done.seconds, "tokens": tokens,
@@ -32,7 +33,8 @@ def figures(design: str, done: Finished, study: Study) -> dict[str, Any]:
         "latency_s": _percentiles([(j.answered - j.arrival) / PS_PER_S for j in answered]),
         "floor_s_per_token": tally.floor_token_s / tally.tokens if tally.tokens else 0.0,
         "wire_bytes": {k: float(v) for k, v in sorted(tally.wire_bytes.items())},
-        "cost_usd": cost, "usd_per_million_tokens": cost / tokens * 1e6 if tokens else None, "busy_energy_wh": watts,
+        "cost_usd": cost, "usd_per_million_tokens": cost / tokens * 1e6 if tokens else None, "busy_energy_wh": energy,
+        "carbon_g": _carbon_g(study, server),
         "availability": len(answered) / len(jobs) if jobs else 1.0,
         "suspected": server.outcome.suspected, "rejoined": server.outcome.rejoined, "handed_over": server.outcome.handed_over,
         "rebalances": server.outcome.rebalances, "moves": sum(n for _, _, n in server.outcome.moves),
@@ -97,10 +99,24 @@ def cost_usd(study: Study, seconds: float) -> float:
 
 def _energy_wh(study: Study, server: Server) -> float | None:
     """Board power of GPUs while their node works; None where a kind states no watts."""
+    by_node = _node_wh(study, server)
+    return None if by_node is None else float(by_node.sum())
+
+
+def _node_wh(study: Study, server: Server) -> NDArray[np.float64] | None:
     plant = study.plant
     watts = [g.spec.watts for g in plant.cluster.gpu]
     if any(w is None for w in watts):
         return None
     per_node = np.zeros(len(plant.nodes))
     np.add.at(per_node, plant.node_of, np.array(watts, np.float64))
-    return float((per_node * server.tally.busy_s).sum() / 3600)
+    return np.asarray(per_node * server.tally.busy_s / 3600)
+
+
+def _carbon_g(study: Study, server: Server) -> float | None:
+    """CO2 equivalent of that energy by each region's grid; None where a region with GPUs states none."""
+    plant, by_node = study.plant, _node_wh(study, server)
+    grids = [plant.cluster.regions[r].carbon_g_per_kwh for r in plant.regions]
+    if by_node is None or any(g is None for g in grids):
+        return None
+    return float((by_node / 1e3 * np.array(grids, np.float64)[plant.region_of]).sum())

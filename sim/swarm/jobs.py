@@ -58,7 +58,8 @@ class Step:
 
 @dataclass(eq=False, slots=True)
 class Tally:
-    """What was simulated and what it took. wire_bytes: by link class; busy_s [nodes]."""
+    """What was simulated and what it took. wire_bytes: by link class; flows: by kind of traffic and link between regions; busy_s
+    [nodes]; gpu_s [gpus], of experts alone."""
 
     steps: int = 0
     tasks: int = 0
@@ -67,13 +68,18 @@ class Tally:
     token_s: float = 0.0
     visits: int = 0
     wire_bytes: dict[str, float] = field(default_factory=dict)
+    flows: dict[tuple[str, str], float] = field(default_factory=dict)
     egress_usd: float = 0.0
     busy_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    gpu_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
-    def carry(self, path: Path, size: float) -> None:
+    def carry(self, path: Path, size: float, kind: str) -> None:
         """Bytes of payload over a path, with what its tunnel adds."""
-        self.carried(path.link_class, size * (path.resources[0][1] if path.resources else 0.0), size * path.usd_per_byte)
-
-    def carried(self, link_class: str, size: float, usd: float = 0.0) -> None:
-        self.wire_bytes[link_class] = self.wire_bytes.get(link_class, 0.0) + size
-        self.egress_usd += usd
+        if not path.resources:
+            return
+        wire = size * path.resources[0][1]
+        self.wire_bytes[path.link_class] = self.wire_bytes.get(path.link_class, 0.0) + wire
+        self.egress_usd += size * path.usd_per_byte
+        for name, _ in path.resources:
+            if name.startswith("wan."):
+                self.flows[kind, name] = self.flows.get((kind, name), 0.0) + wire

@@ -64,17 +64,20 @@ class Member(Protocol):
 class Mail:
     """Runs members as part of a scheduler.
 
-    numbers: where task numbers come from, shared with what else the scheduler hands out.
+    numbers: where task numbers come from, shared with what else the scheduler hands out. carried: hears (from, to, bytes) of each.
     Members that are down neither hear nor act; alarms that ring meanwhile are lost with what they knew. told: what the world told
     of a node when an alarm of its rang last (`sim.events.Result.facts`).
     """
 
-    def __init__(self, members: Mapping[str, Member], numbers: Iterator[int] | None = None) -> None:
+    def __init__(
+        self, members: Mapping[str, Member], numbers: Iterator[int] | None = None, carried: Callable[[str, str, int], None] | None = None
+    ) -> None:
         self.members = dict(members)
         self.down: set[str] = set()
         self.told: dict[str, Mapping[str, Any]] = {}
         self.sent = self.lost = self.bytes = 0
         self.numbers = numbers or count()
+        self._carried = carried or (lambda a, b, size: None)
         self._open: dict[int, tuple[str, Heard]] = {}
 
     def start(self, now: Time) -> list[Command]:
@@ -131,6 +134,7 @@ class Mail:
             return Task(number, Work("timer", latency_ps=max(1, act.after_ps), variant=name), notify=True)
         self.sent += 1
         self.bytes += act.bytes
+        self._carried(name, act.to, act.bytes)
         self._open[number] = (act.to, Message(name, act.payload, now))
         return Task(number, Work(OP, bytes=act.bytes, variant=f"{name} {act.to}"), WIRES, notify=True)
 

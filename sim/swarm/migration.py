@@ -113,7 +113,7 @@ class Migration:
             number, size = self._number(node), round(self.shelves.bytes_of(found))
             self.shelves.sent(number, source, node, found)
             path = self.plant.network.path(source, there)
-            self.tally.carry(path, size)
+            self.tally.carry(path, size, "experts")
             tasks.append(Task(number, self.plant.transfer(source, there, size, "load"), WIRES, notify=True))
         return tasks
 

@@ -22,6 +22,7 @@ from sim.swarm.desk import Desk
 from sim.swarm.dispatch import Dispatcher
 from sim.swarm.faults import Faults
 from sim.swarm.group import Group
+from sim.swarm.history import History
 from sim.swarm.jobs import Tally
 from sim.swarm.placing import Placer
 from sim.swarm.plant import Plant
@@ -39,14 +40,15 @@ class Server:
 
     def __init__(self, plant: Plant, routes: Routes, policy: Policy, settings: Settings, origins: Callable[[int], str]) -> None:
         self.plant, self.settings = plant, settings
-        self.tally = Tally(busy_s=np.zeros(len(plant.nodes)))
+        self.tally = Tally(busy_s=np.zeros(len(plant.nodes)), gpu_s=np.zeros(len(plant.node_of)))
+        self.history = History()
         self.outcome = Outcome()
         self.desk = Desk(plant, self.tally)
         self.placer = Placer(plant, routes, policy, settings)
         self.groups: list[Group] = []
         self.views = Views(plant, settings, self.tally, self.desk.numbers, self.groups)
         self.groups += self._form(routes)
-        self.control = ControlPlane(plant, self.desk.numbers, settings.tolerate, settings.silent, settings.seed)
+        self.control = ControlPlane(plant, self.desk.numbers, self.tally, settings.tolerate, settings.silent, settings.seed)
         self.shelves = Shelves(plant, settings.seed)
         for group in self.groups:
             self.shelves.holds(group.held, group.home)
@@ -99,10 +101,14 @@ class Server:
         return commands
 
     def _begin(self, now: Time) -> list[Command]:
-        commands = [*self.views.mail.start(now), self.desk.timer(self.settings.gossip_s, self.faults.watch)]
+        commands = [*self.views.mail.start(now), self.desk.timer(self.settings.gossip_s, self._watch)]
         if self.settings.rebalance_s:
             commands.append(self.desk.timer(self.settings.rebalance_s, self._rebalance))
         return commands
+
+    def _watch(self, now: Time, _: Result) -> Sequence[Command]:
+        self.history.sample(now, self.tally, frozenset(self.placer.dead), self.groups)
+        return [*self.faults.watch(now), self.desk.timer(self.settings.gossip_s, self._watch)]
 
     def _changed(self, now: Time, event: Changed) -> list[Command]:
         """A node's machine stopped or came back: its own members stop and start with it. Policies are told nothing."""

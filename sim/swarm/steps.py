@@ -48,6 +48,7 @@ class StepTasks:
     def emit(self, home: int, rtt_s: Floats, jobs: Sequence[Job], counts: Counts, steps: int) -> tuple[list[Command], Step, bool]:
         """Tasks, the step that they are, and whether it crosses regions; then it is one step, however many were wanted."""
         parts = self._parts(home, rtt_s, jobs, counts)
+        self.tally.gpu_s += parts.expert_s.sum(axis=0) * (1 if parts.far else steps)
         if parts.far:
             plan, floor_s = self._spread(parts)
             self.tally.tasks += len(plan)
@@ -97,7 +98,7 @@ class StepTasks:
         group = plant.cluster.node[plant.nodes[home]].group
         wire = 2 * rows.sum(axis=1) * plant.row_bytes / min(group.nic_out_bytes_per_s, group.nic_in_bytes_per_s)
         rtt = np.where(rows > 0, rtt_s, 0.0).max(axis=1)
-        self.tally.carried("region", float(2 * rows.sum() * plant.row_bytes))
+        self.tally.wire_bytes["region"] = self.tally.wire_bytes.get("region", 0.0) + float(2 * rows.sum() * plant.row_bytes)
         return np.asarray(compute + wire + rtt)
 
     def _serve(self, nodes: list[int], seconds: float, tokens: int) -> Work:
@@ -153,7 +154,7 @@ class StepTasks:
                     phases[phase] = max(phases[phase], loads[name] / plant.resources[name])
                 rtt = max(rtt, p.rtt_s[n])
                 wire += size * path.resources[0][1]
-                self.tally.carried("wan", size * path.resources[0][1], size * path.usd_per_byte)
+                self.tally.carry(path, size, "activations")
             busy = float(p.expert_s[layer, plant.node_of == n].max()) + KERNEL_S
             loads[f"node.{there}"] = busy * 1e9
             phases[1] = max(phases[1], busy)

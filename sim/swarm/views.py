@@ -44,7 +44,7 @@ class Views:
             name: Gossip(name, names, how, settings.seed, uniform(settings.seed, i), sense=self._sensor(i, name))
             for i, name in enumerate(names)
         }
-        self.mail = Mail(self.members, numbers)
+        self.mail = Mail(self.members, numbers, lambda a, b, size: tally.carry(plant.network.path(a, b), size, "gossip"))
         self._said = [(0, 0.0)] * len(names)
         self._age_s, self._looks = 0.0, 0
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,13 +14,15 @@ from sim.clusters.schema import Cluster
 from sim.events import Request
 from sim.placement.policy import load as load_policy
 from sim.placement.recorded import Recorded
+from sim.swarm.ballots import Commit, Committee, Prepare, PrePrepare, Signed, Value
+from sim.swarm.mail import Act, Heard, Message, Send
 from sim.swarm.plant import Plant
 from sim.swarm.routes import Routes
 from sim.swarm.server import Server
 from sim.swarm.settings import Settings
 from sim.swarm.study import Finished, Study, simulate
 from sim.swarm.trouble import Trouble, checked
-from sim.tasks import PS_PER_S
+from sim.tasks import PS_PER_S, Time
 
 
 def small(nodes: int = 2, memory: int = 400_000_000, rtt_s: float = 0.04) -> Cluster:
@@ -70,8 +73,48 @@ def poisson(n: int, per_s: float, seed: int = 0, prompt: int = 40, output: int =
     return out
 
 
-def scenario(seed: int) -> tuple[Study, Settings]:
-    """A random study of a minute or two: several nodes and regions fail and come back, at any moment, more than once."""
+class Liar:
+    """A faulty member of the control plane with its own key: it votes for what nobody asked for, another thing to each."""
+
+    def __init__(self, name: str, committee: Committee, seed: int) -> None:
+        self.name, self.committee, self.rng = name, committee, random.Random(seed)
+
+    def start(self, now: Time) -> Sequence[Act]:
+        return []
+
+    recover = start
+
+    def on(self, now: Time, heard: Heard) -> Sequence[Act]:
+        body = heard.payload.body if isinstance(heard, Message) and isinstance(heard.payload, Signed) else None
+        if not isinstance(body, PrePrepare | Prepare | Commit) or self.rng.random() < 0.5:
+            return []
+        others = [n for n in self.committee.names if n != self.name]
+        return [Send(n, self._lie(body), 300) for n in others]
+
+    def _lie(self, body: PrePrepare | Prepare | Commit) -> Signed[Any]:
+        kind = self.rng.choice([PrePrepare, Prepare, Commit])
+        value = self.rng.choice([body.value, Value(body.value.request, "another placement", body.value.bytes)])
+        return self.committee.keys.sign(self.name, kind(body.view + self.rng.randint(0, 1), body.epoch, value))
+
+
+def nothing(server: Server) -> None:
+    """All members of the control plane are honest."""
+
+
+def with_a_liar(seed: int) -> Callable[[Server], None]:
+    """One of the four members lies, any but the coordinator's, which is the client."""
+
+    def prepare(server: Server) -> None:
+        control = server.control
+        name = random.Random(seed).choice(control.names[1:])
+        control.mail.members[name] = Liar(name, control.committee, seed)
+
+    return prepare
+
+
+def scenario(seed: int) -> tuple[Study, Settings, Callable[[Server], None]]:
+    """A random study of a minute or two: several nodes and regions fail and come back, at any moment, more than once; messages of
+    gossip, control plane, serving and restores are lost; a member of the control plane may be silent or lie."""
     rng = random.Random(seed)
     nodes, regions = [f"{r}-{i}" for r in "abc" for i in range(2)], list("ABC")
     troubles: list[Trouble] = []
@@ -84,18 +127,21 @@ def scenario(seed: int) -> tuple[Study, Settings]:
             else:
                 troubles.append(Trouble(at_s=at, what="crash" if what == "crash" else "preempt", node=node, notice_s=rng.uniform(0, 30)))
                 at += rng.choice([rng.uniform(0.01, 2), rng.uniform(2, 40)])
-                troubles.append(Trouble(at_s=at, what="rejoin", node=node))
+                troubles.append(Trouble(at_s=at, what="rejoin", node=node, disk=rng.choice([0.0, 0.0, 0.7, 1.0])))
             at += rng.uniform(0.1, 20)
     for region in rng.sample(regions, rng.randint(0, 2)):
         at = rng.uniform(0, 60)
         troubles += [Trouble(at_s=at, what="partition", region=region), Trouble(at_s=at + rng.uniform(0.1, 30), what="heal", region=region)]
+    faulty = rng.choice(["none", "none", "silent", "liar"])
     settings = Settings(
-        design=rng.choice(["spread", "spread", "replicas", "edge"]), routing=rng.choice(["nearest", "least-loaded", "power-of-two", "lp"]),
+        silent=int(faulty == "silent"), design=rng.choice(["spread", "spread", "replicas", "edge"]),
+        routing=rng.choice(["nearest", "least-loaded", "power-of-two", "lp"]),
         spares=rng.choice([0, 2, 8]), gossip_s=rng.choice([0.5, 1.0]), fan_out=rng.choice([1, 2, 3]), loss=rng.choice([0.0, 0.02, 0.2]),
         suspect_s=rng.choice([6.0, 12.0]), rebalance_s=rng.choice([0.0, 7.0]), hysteresis=0.01, seed=seed,
     )  # fmt: skip
     policy = rng.choice(["greedy", "eplb", "replicate-hot", "round-robin"])
-    return study(poisson(rng.randint(5, 40), rng.uniform(0.2, 3), seed), troubles, policy), settings
+    requests = poisson(rng.randint(5, 40), rng.uniform(0.2, 3), seed)
+    return study(requests, troubles, policy), settings, with_a_liar(seed) if faulty == "liar" else nothing
 
 
 def hold(done: Finished) -> None:
@@ -118,20 +164,32 @@ def one_placement_an_epoch(server: Server) -> None:
     assert carried_out <= len(server.control.waits_s) <= max(len(log) for log in logs)
 
 
+COUNTED = ("suspected", "rejoined", "handed_over", "rebalances", "discarded", "superseded")
+
+
 def main(count: int, first: int = 0) -> int:
-    failed, seen = 0, dict.fromkeys(("suspected", "rejoined", "handed_over", "rebalances", "moves"), 0)
+    failed, seen = 0, dict.fromkeys((*COUNTED, "moves", "commits", "views changed", "messages lost", "GB restored"), 0.0)
     for seed in range(first, first + count):
         try:
             done = simulate(*scenario(seed))
             hold(done)
-            seen["moves"] += sum(n for _, _, n in done.server.outcome.moves)
-            for name in list(seen)[:-1]:
-                seen[name] += getattr(done.server.outcome, name)
+            tell(done.server, seen)
         except Exception as e:
             failed += 1
             print(f"seed {seed}: {type(e).__name__}: {str(e)[:300]}", flush=True)
-    print(f"{count - failed} of {count} scenarios hold; {', '.join(f'{v} {k}' for k, v in seen.items())}")
+    print(f"{count - failed} of {count} scenarios hold; {', '.join(f'{v:,.0f} {k}' for k, v in seen.items())}")
     return 1 if failed else 0
+
+
+def tell(server: Server, seen: dict[str, float]) -> None:
+    """Adds up what a run went through."""
+    for name in COUNTED:
+        seen[name] += getattr(server.outcome, name)
+    seen["moves"] += sum(n for _, _, n in server.outcome.moves)
+    seen["commits"] += len(server.control.waits_s)
+    seen["views changed"] += max(r.view for r in server.control.replicas)
+    seen["messages lost"] += server.views.mail.lost + server.control.mail.lost
+    seen["GB restored"] += server.shelves.restored_bytes / 1e9
 
 
 if __name__ == "__main__":

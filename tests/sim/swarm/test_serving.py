@@ -178,7 +178,7 @@ def test_the_placement_follows_the_load_once_and_then_stays() -> None:
 
 
 def test_a_run_repeats_and_its_log_replays_on_a_fresh_scheduler() -> None:
-    s, settings = scenario(3)
+    s, settings, _ = scenario(3)
     a, b = simulate(s, settings), simulate(s, settings)
     assert a.log.digest() == b.log.digest() and a.run.end_ps.tolist() == b.run.end_ps.tolist()
     replay(a.log, Server(s.plant, s.routes, s.policy, settings, lambda number: s.origins[number]))
