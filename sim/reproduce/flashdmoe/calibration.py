@@ -1,7 +1,8 @@
 """Two calibrations: `paper`, whose constants are fitted to the paper's bars, and `healthy`, with published rates and nothing fitted.
 
-In `paper` all of NCCL's traffic shares one rate, however many GPUs there are: 50 GB/s, 25 a GPU with two and 6 with eight, where
-NVLink gives each 450. No NVLink fabric behaves so; a path through the memory of the host (a VM with 20 cores) would.
+In `paper` all of NCCL's traffic shares one rate, however many GPUs there are: 53 GB/s, 26 a GPU with two and 7 with eight, where
+NVLink gives each 450, and each exchange takes a tenth of a millisecond beside its bytes. No NVLink fabric behaves so; a path through
+the memory of the host (a VM with 20 cores) would.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from sim.machines.parts import OpRate
 from sim.machines.schema import Machine
 from sim.schedulers.ep.kernels import Launches
 
-NCCL_BYTES_PER_S = 50e9
+NCCL_BYTES_PER_S = 53e9
+PIECES_RATE = 1 / 1.1
 EXCHANGE_S = 100e-6
 COPY_BYTES_PER_S = 0.9e9
 TENSOR_EFFICIENCY = 0.19
@@ -33,9 +35,9 @@ class Constant(NamedTuple):
 
 
 CONSTANTS = (
-    Constant("rate of all NCCL traffic together", "50 GB/s", "shared",
-             "bars of Megatron-TE and FasterMoE from 4K to 16K tokens, 4 and 8 GPUs (the first alone give 53, the second 48)"),
-    Constant("FasterMoE: exchange of one expert in one chunk", "100 us", "one system", "FasterMoE's bars, 4 GPUs"),
+    Constant("rate of all NCCL traffic together", "53 GB/s", "shared", "slopes of Megatron-TE from 4K to 16K tokens, 4 and 8 GPUs"),
+    Constant("time of an NCCL exchange beside its bytes", "100 us", "shared", "FasterMoE's bars, 4 GPUs: it has 32, the others two"),
+    Constant("FasterMoE: rate in point-to-point pieces", "1 / 1.1", "one system", "slopes of FasterMoE, 4 and 8 GPUs"),
     Constant("Comet: copy by one block", "0.9 GB/s", "one system", "Comet's bars"),
     Constant("FlashMoE: share of a block's tf32 peak", "0.19", "one system",
              "FlashMoE's bars (their total at 16K alone gives 0.16, waits included)"),
@@ -49,20 +51,20 @@ def gpus(machine: str, count: int) -> Machine:
     return found.model_copy(update={"topology": found.topology.model_copy(update={"gpus": count})})
 
 
-def _nccl(ranks: int) -> OpRate:
+def _nccl(ranks: int, share: float = 1.0) -> OpRate:
     """Every rank's equal part of the common rate, as a share of its NVLink port (450 GB/s)."""
     return OpRate(
-        op="put", lane="put.nvlink", latency_s=10e-6, bytes_efficiency=NCCL_BYTES_PER_S / ranks / 450e9, sms=20,
-        source="fitted to the bars of FlashDMoE (arXiv 2506.04667); latency and SMs as of healthy NCCL",
+        op="put", lane="put.nvlink", latency_s=EXCHANGE_S, bytes_efficiency=NCCL_BYTES_PER_S * share / ranks / 450e9, sms=20,
+        source="fitted to the bars of FlashDMoE (arXiv 2506.04667); SMs as of healthy NCCL",
     )  # fmt: skip
 
 
 def _fastermoe(ranks: int, experts: int) -> System:
-    """One exchange for each expert that a rank holds: its time grows with fewer ranks, as the bars do."""
-    each = experts // ranks
-    exchange = OpRate(op="enter", lane="comm", latency_s=EXCHANGE_S, source="fitted to FasterMoE's bars")
-    stages = Launches(dispatch=each, combine=each)
-    return replace(SYSTEMS["chunked:fastermoe"], ops=(_nccl(ranks), exchange), stages=stages)
+    """One exchange for each expert that a rank holds: its time grows with fewer ranks, as the bars do. The puts are the last."""
+    before = experts // ranks - 1
+    exchange = OpRate(op="enter", lane="comm", latency_s=EXCHANGE_S, source="fitted to the bars: see the puts")
+    stages = Launches(dispatch=before, combine=before)
+    return replace(SYSTEMS["chunked:fastermoe"], ops=(_nccl(ranks, PIECES_RATE), exchange), stages=stages)
 
 
 def _comet(ranks: int, experts: int) -> System:

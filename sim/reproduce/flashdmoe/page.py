@@ -64,26 +64,26 @@ have), the others fp16. `tensor busy`: FLOPs that the layer needs over what the 
 counts for nothing. `hidden`: share of a rank's time with something on the wire in which it also computes.
 """
 
-_FITTED = """One rate for all of NCCL, whatever the number of GPUs, explains Megatron-LM's bars from 2 to 8 GPUs. It is an eighth to a
-sixtieth of NVLink: the traffic of these runs did not go over NVLink as it should, but looks like one shared path, as through the memory
-of a host. So the paper's factors over its baselines say more about that path than about fusion; the re-run below, on healthy
-collectives, has the systems within a quarter of each other. Launches (85 and 261 a layer) are published, 5 us each is a guess; nothing
-was fitted to Megatron-CUTLASS.
+_FITTED = """One rate for all of NCCL, whatever the number of GPUs, and 100 us for each of its exchanges explain Megatron-LM's bars from 2
+to 8 GPUs. The rate is an eighth to a sixtieth of NVLink: the traffic of these runs did not go over NVLink as it should, but looks like one
+shared path, as through the memory of a host. So the paper's factors over its baselines say more about that path than about fusion; the
+re-run below, on healthy collectives, has the systems within a quarter of each other. Launches (85 and 261 a layer) are published, 5 us
+each is a guess; nothing was fitted to Megatron-CUTLASS.
 
 What does not fit:
 * Megatron-CUTLASS at 4 GPUs and 8K tokens is printed as 16.6 ms, between 4.9 ms at 4K and 17.4 ms at 16K. No rate gives that; its twin
   Megatron-TE has 9.0 ms. It is left out of the order, and no constant follows it.
-* At 2 GPUs the baselines are simulated too fast: the shared path gives less there than half of what it gives to four or eight.
-* The shared rate is a compromise: Megatron's slopes alone give 53 GB/s, FasterMoE's 48. FasterMoE's own constant, an exchange for each
-  expert that a rank holds, is a guess of a mechanism: too much for its 4K bar on 8 GPUs, too little for the one at 16K.
+* At 2 GPUs Megatron-CUTLASS is simulated too fast: the shared path gives less there than half of what it gives to four or eight.
+* FasterMoE exchanges once for each expert of a rank, in two chunks, and its own constant says that it does so in pieces. Both are guesses
+  of a mechanism: its 4K bar on 8 GPUs comes out too high, the one at 16K too low.
 """
 
 
 _SWEEPS = """More experts share the same rows, so what grows is what is done for each expert. FlashMoE's packets get smaller and more, which
-its three subscriber warps keep up with. FasterMoE exchanges once for each expert of a rank (its fitted constant), and grows without
-end. Megatron-LM's launches were counted with 32 experts a GPU and are held at that, so its lines are flat here where the paper's
-rise. With fewer experts a GPU they may be too many: 176 launches of 5 us lie between Transformer Engine and CUTLASS, yet their printed
-bars are 0.1 ms apart at 4K tokens on 8 GPUs, where a rank has four experts: as if each expert's GEMMs were launches of their own.
+its three subscriber warps keep up with. FasterMoE exchanges once for each expert of a rank, 100 us each, and grows without end.
+Megatron-LM's launches were counted with 32 experts a GPU and are held at that, so its lines are flat here where the paper's rise. With
+fewer experts a GPU they may be too many: 176 launches of 5 us lie between Transformer Engine and CUTLASS, yet their printed bars are
+0.1 ms apart at 4K tokens on 8 GPUs, where a rank has four experts: as if each expert's GEMMs were launches of their own.
 """
 
 
