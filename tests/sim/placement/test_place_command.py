@@ -137,3 +137,46 @@ def test_the_table_is_for_people(capsys: pytest.CaptureFixture[str], counts: Pat
     out = capsys.readouterr().out
     assert "2 layers of 12 experts on 8 GPUs of 8xh100, 2 slots a layer each" in out
     assert all(name in out for name in ("round-robin", "greedy", "eplb", "robust"))
+
+
+def whole_model(path: Path) -> Path:
+    """Counts of gpt-oss-20b's 24 layers of 32 experts."""
+    np.savez(path, counts=np.random.default_rng(0).integers(1, 99, (24, 32)))
+    return path
+
+
+def test_slots_follow_from_what_experts_weigh(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from sim import clusters, models
+    from sim.placement.fleet import KV_SHARE, USABLE
+
+    flags = ("--machine", "home-swarm", "--model", "gpt-oss-20b", "--policies", "eplb", "--load", whole_model(tmp_path / "a.npz"))
+    found, model = place(capsys, *flags), models.load("gpt-oss-20b")
+    for slots, copies, gpu in zip(found["slots"], found["memory"], clusters.load("home-swarm").gpu, strict=True):
+        room = gpu.spec.memory_bytes * USABLE * (1 - KV_SHARE) - model.dense_bytes
+        assert 24 * slots <= copies and copies * model.expert_bytes <= max(0, room) < (copies + 1) * model.expert_bytes
+        assert slots == min(32, copies // 24)
+    assert len(set(found["slots"])) > 1
+    dealt = place(capsys, *flags, "--spares", 4)["slots"]
+    assert sum(dealt) == 36 and all(a <= b for a, b in zip(dealt, found["slots"], strict=True))
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_sizes(capsys: pytest.CaptureFixture[str], tmp_path: Path, counts: Path) -> None:
+    flags = ["place", "--machine", "t4", "--model", "gpt-oss-20b", "--policies", "eplb", "--load"]
+    assert main([*flags, str(whole_model(tmp_path / "a.npz"))]) == 2
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "does not fit on 1 GPUs of t4: 32 copies a layer x 24 layers x 13." in err and "GB usable" in err
+    assert main([*flags, str(counts)]) == 2
+    assert "--model: gpt-oss-20b has 24 layers of 32 experts; --load has 2 of 12" in capsys.readouterr().err
+
+
+def test_the_page_shows_load_before_and_after(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    flags = ("--machine", "8xh100", "--gpus", 4, "--policies", "greedy,eplb", "--load", routing(tmp_path / "a.npz", 0), "--html", out)
+    found = place(capsys, *flags)
+    page = out.read_text()
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert [p["name"] for p in data["placements"]] == ["Now", "greedy", "eplb"]
+    for shown, row in zip(data["placements"][1:], found["results"], strict=True):
+        assert shown["balancedness"] == row["balancedness"] and shown["touched"] == pytest.approx(row["gpus_touched"], abs=1e-3)
+        assert sorted(e for gpu in shown["experts"][0] for e in gpu) == list(range(8))
+    assert "href=\"http" not in page and "src=\"http" not in page
