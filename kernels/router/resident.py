@@ -136,62 +136,49 @@ def _spread(logits, t):
     return largest - total / np.float32(logits.shape[1])
 
 
-@inline
-def _choose(logits, t, resident, bonus, ids, scratch):
-    """ids[t]: the experts that are wanted most."""
-    if ids.shape[1] == 2:
-        first, second = _two(logits, t, resident, bonus)
-        ids[t, 0], ids[t, 1] = first, second
-    else:
-        _biased(logits, t, resident, bonus, scratch)
-        key = np.uint64(0)
-        for j in range(ids.shape[1]):
-            key = below(scratch, 0, logits.shape[1], key)
-            ids[t, j] = number(key)
-
-
-@inline
-def _lean(logits, t, resident, costs, bonus, lean, ids, weights, scratch):
-    """ids[t] and weights[t] from the plain choice to the one with the bonus."""
-    spread = _spread(logits, t) if lean[5] else _ONE
-    if costs is not None:
-        lean_by_price(logits, t, resident, costs, bonus, np.float32(lean[1]) * spread, ids, scratch)
-    else:
-        _choose(logits, t, resident, bonus * spread, ids, scratch)
-    _weigh(logits, t, ids, weights)
-
-
-@inline
-def _count(t, resident, ids, counts, requests):
-    """Count the choice; how many of it are resident."""
-    hits = 0
-    for j in range(ids.shape[1]):
-        e = ids[t, j]
-        here = np.int64(resident[e])
-        hits += here
-        counts[e] += 1
-        requests[e] += 1 - here
-    return hits
-
-
 @jit
 def route_some(logits, resident, costs, lean, counts, requests, affinity, bonus, scratch, ids, weights, start, stop, metrics):
     """`route` of rows [start, stop), for compiled callers; the arrays of one shard: counts, requests, affinity [experts], bonus [1],
     scratch [1, experts]. costs [experts, experts] float32, or None; metrics [3] int64, or None, for which nothing of it is compiled."""
-    top_k = ids.shape[1]
-    target, gain, decay = np.float32(lean[2]), np.float32(lean[3]), np.float32(lean[4])
-    most = np.float32(lean[1]) if costs is None else np.float32(lean[6])
+    # All helpers are called from here and none calls another that takes arrays: else Numba counts references to them in the loop.
+    experts, top_k = logits.shape[1], ids.shape[1]
+    margin, target, gain, decay = np.float32(lean[1]), np.float32(lean[2]), np.float32(lean[3]), np.float32(lean[4])
+    most = margin if costs is None else np.float32(lean[6])
     now = bonus[0]
     for t in range(start, stop):
-        _choose(logits, t, resident, _ZERO, ids, scratch)
-        _weigh(logits, t, ids, weights)
-        _decay(affinity, decay)
+        best, extra = np.int64(-1), _ZERO
+        while True:  # once for the plain choice, and once with the bonus
+            if top_k == 2:
+                first, second = _two(logits, t, resident, extra)
+                ids[t, 0], ids[t, 1] = first, second
+            else:
+                _biased(logits, t, resident, extra, scratch)
+                key = np.uint64(0)
+                for j in range(top_k):
+                    key = below(scratch, 0, experts, key)
+                    ids[t, j] = number(key)
+            _weigh(logits, t, ids, weights)
+            if best >= 0:
+                break
+            best = np.int64(ids[t, 0])
+            _decay(affinity, decay)
+            for j in range(top_k):
+                affinity[ids[t, j]] += (_ONE - decay) * weights[t, j]
+            if now <= _ZERO:
+                break
+            spread = _spread(logits, t) if lean[5] else _ONE
+            if costs is not None:
+                lean_by_price(logits, t, resident, costs, now, margin * spread, ids, scratch)
+                _weigh(logits, t, ids, weights)
+                break
+            extra = now * spread
+        hits = 0
         for j in range(top_k):
-            affinity[ids[t, j]] += (_ONE - decay) * weights[t, j]
-        best = ids[t, 0]
-        if now > _ZERO:
-            _lean(logits, t, resident, costs, now, lean, ids, weights, scratch)
-        hits = _count(t, resident, ids, counts, requests)
+            e = ids[t, j]
+            here = np.int64(resident[e])
+            hits += here
+            counts[e] += 1
+            requests[e] += 1 - here
         if target >= _ZERO:
             now = min(most, max(_ZERO, now + gain * (target - np.float32(hits) / np.float32(top_k))))
         if metrics is not None:
