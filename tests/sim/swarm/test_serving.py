@@ -185,9 +185,9 @@ def test_a_run_repeats_and_its_log_replays_on_a_fresh_scheduler() -> None:
     assert simulate(s, replace(settings, seed=99)).log.digest() != a.log.digest()
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [119, 161, 247, *range(1000, 1021)])  # in the first three one member ran a view ahead for ever
 def test_failure_campaign(seed: int) -> None:
-    hold(simulate(*scenario(1000 + seed)))
+    hold(simulate(*scenario(seed)))
 
 
 def test_nothing_fits_is_said() -> None:
@@ -266,14 +266,17 @@ def test_the_command_prints_one_object_with_floor_and_baselines(tmp_path: Path) 
     events = tmp_path / "events.yaml"
     events.write_text("events: [{at_s: 3, what: crash, node: a-0}, {at_s: 20, what: rejoin, node: a-0}]")
     flags = ["--machine", cluster, "--model", "tiny-mixtral", "--trace", load, "--events", events, "--duration", "30", "--first", "20"]
-    timeline = tmp_path / "out.parquet"
-    result = CliRunner().invoke(app, ["swarm", *map(str, flags), "--timeline", str(timeline), "--json"])
+    timeline, page = tmp_path / "out.parquet", tmp_path / "out.html"
+    result = CliRunner().invoke(app, ["swarm", *map(str, flags), "--timeline", str(timeline), "--html", str(page), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert [r["design"] for r in found["results"]] == ["spread", "replicas", "edge"]
     assert found["lost"] == found["duplicated"] == 0 and found["floor_s_per_token"] > 0
     assert {"tokens_per_s", "ttft_s", "tpot_s", "wire_bytes", "cost_usd", "availability", "rebalances", "moves"} <= set(found)
     assert timeline.stat().st_size > 1000
+    html = page.read_text()
+    assert all(f">{r}</text>" in html for r in "HABC") and "activations to experts elsewhere: <b>" in html
+    assert html.count('class="heat"') == 2 and "given up or off</title>" in html and "6 s: crash a-0" not in html and "3 s: crash a-0" in html
     shown = CliRunner().invoke(app, ["swarm", *map(str, flags)])
     assert "floor a token" in shown.stdout and "a full replica per region" in shown.stdout and "replicas, edge redirection" in shown.stdout
 
