@@ -50,7 +50,8 @@ WORDS = ("word", "put"), ("barrier", "comm"), ("word", "comm"), ("word", "host")
 
 
 def calibrate(cluster: Cluster, say: Say = lambda text: None) -> Machine:
-    """A profile of the cluster's ranks. Takes about half a minute; nothing else should run meanwhile."""
+    """A profile of the cluster's ranks. Takes under a minute on a quiet computer; one that is never calm
+    is waited for up to two minutes more."""
     unfitted = draft(cluster, say)
     observed, reference = [], Reference()
     for k, probe in enumerate(PROBES):
