@@ -90,6 +90,7 @@ def run(
     prefetch: Annotated[str, typer.Option(help="With --ram-budget: none, affinity, markov, next-gate or sequence.")] = "none",
     work: Annotated[str, typer.Option(help="With --ram-budget: who computes a missing expert: gpu, cpu-expert or hybrid.")] = "gpu",
     governed: Annotated[bool, typer.Option(help="With --prefetch: turn it off where it does not pay.")] = True,
+    auto: Annotated[bool, typer.Option("--auto", help="With --ram-budget: choose those four by simulating --trace, and say why.")] = False,
     json: options.Json = False,
 ) -> None:  # fmt: skip
     """Really run one scheduler; with --ranks, on several processes that share the experts; with --ram-budget, experts from disk."""

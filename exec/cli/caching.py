@@ -13,16 +13,22 @@ if TYPE_CHECKING:
     from exec.pool.run import CacheJob, Ran
     from sim.machines.schema import Machine
     from sim.models.spec import ModelSpec
+    from sim.residency.choose import Choice
+    from sim.residency.feed import Feed
     from sim.residency.study import Outcome as Simulated
+    from sim.schedulers.caching import Caching
 
+AUTO_STEPS = 64
+"""Decode steps that a choice simulates at most."""
 UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def run(
     model: str, machine: str | None, workload: str | None, *, ram_budget: str, device_budget: str, evict: str, admit: str | None,
     prefetch: str, work: str, governed: bool, gen: int | None, batch: int | None, trace: Path | None, seed: int, timeline: Path | None,
-    record_routing: Path | None, log: Path | None, as_json: bool,
+    record_routing: Path | None, log: Path | None, auto: bool, as_json: bool,
 ) -> None:  # fmt: skip
+    """auto: evict, admit, prefetch and work are chosen by simulating the trace, whatever their flags say."""
     from exec.execute import spec_of
     from exec.pool import run as pool
     from exec.prompts import byte_prompts
@@ -45,6 +51,12 @@ def run(
     before = None if trace is None else feed.load(trace)
     if before is not None and trace is not None:
         before.check(spec, trace)
+    choice = None
+    if auto:
+        if before is None or not box.ops:
+            raise UserError("--auto: simulates a recording on this computer's profile; give --trace (from --record-routing) and --machine")
+        choice = _choose(spec, box, before, caching, batch or 1)
+        caching = choice.best.caching
     job = _job(spec, box, caching, workload, gen, batch, seed)
     with pool.open_store(model, spec) as store, output.progress("running with experts from disk (the first run compiles the kernels)"):
         ran = pool.run(
@@ -54,7 +66,21 @@ def run(
     twin = pool.twin(ran) if box.ops else None
     _save(ran, timeline, record_routing, log)
     found = {**pool.summary(ran), "ram_budget": ram_budget, "device_budget": device_budget, "simulated": _simulated(ran, twin)}
+    if choice is not None:
+        from sim.residency import advice
+
+        found["choice"] = advice.as_data(choice, None)
     output.print_json(found) if as_json else show(found)
+
+
+def _choose(spec: ModelSpec, machine: Machine, before: Feed, base: Caching, batch: int) -> Choice:
+    """The fastest way to fill the budgets on the simulated clock."""
+    from sim.residency.choose import Grid, choose
+    from sim.residency.study import Study
+
+    steps = min(AUTO_STEPS, sum(1 for _ in before.steps(batch)))
+    with output.steps("choosing an expert cache") as tell:
+        return choose(Study(spec, machine, before, batch=batch, limit=steps), base, Grid(), tell)
 
 
 def check_names(evict: str, admit: str | None, prefetch: str, work: str) -> None:
@@ -152,3 +178,5 @@ def show(s: dict[str, Any]) -> None:
     how = f"batch {s['policy']['batch']}; evict {s['evict']}, prefetch {s['prefetch']}, work {s['work']}"
     title = f"experts from disk: {s['model']} on {s['machine']}, {s['workload']}, {how}"
     output.print_table(title, ("", "value"), rows)
+    for line in s.get("choice", {}).get("explanation", ()):
+        print(f"  {line}")

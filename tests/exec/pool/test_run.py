@@ -214,6 +214,12 @@ def test_the_command_shows_both_clocks(folder: Path, tmp_path: Path, capsys: pyt
     assert found["simulated"]["hit_rate"] == found["hit_rate"] and found["simulated"]["tokens_per_s"] > 0
     assert run_cli("--machine", profile, *budgets, "--evict", "belady", "--trace", str(trace), model=folder) == 0
     assert "evict belady" in capsys.readouterr().out
+    assert run_cli("--machine", profile, *budgets, "--auto", "--trace", str(trace), "--json", model=folder) == 0
+    found = json.loads(capsys.readouterr().out)
+    best = found["choice"]["best"]
+    assert {key: found[key] for key in ("evict", "admit", "prefetch", "work", "capacity")} == {key: best[key] for key in (
+        "evict", "admit", "prefetch", "work", "capacity")}  # what was chosen is what was run
+    assert found["choice"]["tried"] > 1 and found["simulated"]["tokens_per_s"] > 0
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -223,6 +229,7 @@ def test_the_command_shows_both_clocks(folder: Path, tmp_path: Path, capsys: pyt
     (("--ram-budget", "1MB", "--device-budget", "1MB", "--evict", "mru"), "--evict: unknown name 'mru'"),
     (("--ram-budget", "1MB", "--device-budget", "1MB", "--evict", "belady"), "--evict belady: needs to know the run beforehand"),
     (("--ram-budget", "1MB", "--device-budget", "1MB", "--work", "hybrid"), "--work hybrid: compares estimates; give --machine"),
+    (("--ram-budget", "1MB", "--device-budget", "1MB", "--auto"), "--auto: simulates a recording on this computer's profile"),
 ])  # fmt: skip
 def test_flags_that_are_wrong(folder: Path, flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli(*flags, model=folder) == 2
