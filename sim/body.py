@@ -43,8 +43,8 @@ def with_blocks(
     """`machine` with a lane for the blocks of a persistent kernel on its GPU; one that has it stays as it is.
 
     blocks: of the whole GPU, `per_sm` on each multiprocessor. flops, bytes: what tiles reach of their block's share.
-    Where the lane is counted in threads (or a calibrated GPU in blocks), each is a block, and tiles take the measured seconds of the kernels that they are
-    parts of (none on a machine without op times). Raises UserError where lane gpu is none that blocks could share.
+    Where the lane is counted in threads (or a calibrated GPU in blocks), each is a block, and tiles take the measured seconds of the
+    kernels that they are parts of (none on a machine without op times). Raises UserError where lane gpu is none that blocks could share.
     """
     gpu = machine.lane.get("gpu")
     if LANE in machine.lane:

@@ -17,7 +17,6 @@ from sim.summary import union_ps
 from sim.tasks import PS_PER_S
 
 COMPUTE = frozenset({"gate", "gate_tile", "permute", "experts", "unpermute", "gemm0", "gemm1", "combine"})
-GEMMS = frozenset({"gate", "gate_tile", "experts", "gemm0", "gemm1"})
 PERCENTILES = {"median": 0.5, "p95": 0.95, "p99": 0.99}
 
 

@@ -49,11 +49,6 @@ def _gives(e: Elasticity) -> str:
     return f"{what} ({e.upgrade.factor - 1:+.0%} gives {e.gain:+.1%} throughput)"
 
 
-def limit_text(x: Limit | None) -> str:
-    """A bottleneck in a table's cell."""
-    return "" if x is None else f"{x.resource} by {x.lane}, {x.share:.0%}" if x.lane else f"{x.resource}, {x.share:.0%}"
-
-
 def as_data(e: Explanation) -> dict[str, Any]:
     """The object of `explain --json`. Times in seconds, gains and shares as fractions of 1."""
     s = e.outcome.summary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sim.residency.eviction import Affinity, Evictor
@@ -68,4 +68,4 @@ class Frequent(Always):
         return out
 
 
-ADMISSIONS: dict[str, type[Always] | type[Contest] | type[Frequent]] = {"always": Always, "contest": Contest, "frequent": Frequent}
+ADMISSIONS: dict[str, Callable[[Evictor], Admission]] = {"always": Always, "contest": Contest, "frequent": Frequent}

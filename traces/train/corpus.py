@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 BOUNDARY = 256
 """Token between two modules: begin and end of a text. The other tokens are byte values."""
-VOCABULARY = 258
 
 HELD_OUT = (
     "argparse.py", "ast.py", "asyncio/events.py", "calendar.py", "collections/__init__.py", "csv.py", "dataclasses.py", "datetime.py",
