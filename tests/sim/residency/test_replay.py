@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sim.residency import Residency, policies
+from sim.residency.eviction import Wanted
 from sim.residency.feed import Decode, Feed
 from sim.residency.replay import Event, Tally, events, keys_of, replay, sequential
 from traces.routing import Shape
@@ -114,3 +115,17 @@ def test_replaying_access_by_access_inflates_misses(name: str) -> None:
     on another trace), adds 14 % to LFU's, and so inverts the ranking: LFRU is the best by event and the third by access."""
     happened = list(events(gpt_oss()[0].take(range(0, 188, 12)), 8, 100, by_row=True))
     assert (run(happened, name, 24, 32, 16).misses, run(list(sequential(happened)), name, 24, 32, 16).misses) == MISSES[name]
+
+
+def test_what_the_router_wants_least_gives_way() -> None:
+    """`Wanted` reads the array as it is at each event, whatever was asked for."""
+    wanted = np.array([[0.1, 0.5, 0.2, 0.4]], np.float32)
+    table = Residency(1, 4, 2, 1, Wanted(4, False, wanted))
+    for asked, here in (([0, 1], {0, 1}), ([2], {1, 2}), ([3], {1, 3})):
+        table.need(0, asked)
+        table.release(0)
+        assert {k for k in range(4) if table.here(k)} == here
+    wanted[0, 1] = 0.0
+    table.need(0, [0])
+    table.release(0)
+    assert {k for k in range(4) if table.here(k)} == {0, 3}
