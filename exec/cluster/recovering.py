@@ -2,7 +2,8 @@
 
 A Plan counts as a whole or not at all: its events are told when all ranks have handed in what came of it. When a rank is lost, what
 runs is given up everywhere, the others form a group of their own, a replacement is started, and the scheduler hears
-`Changed(alive.R, 0)`; its Cancels find nothing left to cancel. A replacement that is ready is taken in between two Plans.
+`Changed(alive.R, 0)`. Its Cancels take back a Plan that waits; of one that ran there is nothing left to cancel. A replacement that is
+ready is taken in between two Plans.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -58,6 +60,10 @@ class RecoveringEngine(ClusterEngine):
         """Ranks that the scheduler takes to be there."""
 
     def submit(self, commands: Sequence[Command]) -> None:
+        """As `ClusterEngine.submit`, and Cancels. Of several ranks lost at once the scheduler hears one after another: what it plans
+        after the first it takes back after the next, before it has begun."""
+        gone = {c.task for c in commands if isinstance(c, Cancel)}
+        self._waiting = deque(plan for plan in self._waiting if plan.first not in gone)
         super().submit([c for c in commands if not isinstance(c, Cancel)])
 
     def wait(self) -> tuple[Time, Event] | None:
@@ -124,17 +130,19 @@ class RecoveringEngine(ClusterEngine):
         self._void()
         for one in lost:
             self._say(f"{one}; going on with ranks {', '.join(map(str, self._cluster.members))}")
-            self._lost_at[one.rank] = time.monotonic()
+            self._lost_at.setdefault(one.rank, time.monotonic())
             self._cluster.replace(one.rank)
         self._tell()
 
     def _void(self) -> None:
-        """The Plan that ran does not count; one that was to run is for ranks that are no more."""
+        """The Plan that ran does not count; one that was to run is for ranks that are no more, unless those that were lost are
+        replacements that the scheduler has not heard of: then it is the only one there will be."""
         if len(self._runs) < len(self._stamps):
             self._runs.append(self._stamps[-1].run())
         self._open = set()
         self._events = []
-        self._waiting.clear()
+        if self._told - set(self._cluster.members):
+            self._waiting.clear()
 
     def _take_in(self) -> None:
         """Replacements that are ready, where no Plan runs."""
@@ -143,14 +151,15 @@ class RecoveringEngine(ClusterEngine):
             return
         for rank in ready:
             self._cluster.admit(rank)
-            self.replaced_s.append(time.monotonic() - self._lost_at.pop(rank))
-            self._say(f"rank {rank} was replaced within {self.replaced_s[-1]:.1f} s")
         self._cluster.regroup()
         self._tell()
 
     def _tell(self) -> None:
         """The scheduler hears which ranks have gone and come since it heard last."""
         members = set(self._cluster.members)
+        for rank in sorted(members - self._told):
+            self.replaced_s.append(time.monotonic() - self._lost_at.pop(rank))
+            self._say(f"rank {rank} was replaced within {self.replaced_s[-1]:.1f} s")
         for rank in sorted(self._told ^ members):
             self._delivery.add([(self._now(), -2 - rank, Changed(names.alive(rank), 1.0 if rank in members else names.GONE))])
         self._told = members
