@@ -116,8 +116,14 @@ class Changes:
         return self._after_load(now, group, migration, migration.start())
 
     def loaded(self, now: Time, event: Finished) -> list[Command]:
+        """A transfer is there; where it is `lost`, all but its last chunk."""
         group, migration = self._loads.pop(event.task)
-        return self._after_load(now, group, migration, migration.ended(event.task, bool(event.result.facts.get("lost"))))
+        return self._after_load(now, group, migration, migration.ended(event.task, 0.999 if event.result.facts.get("lost") else 1.0))
+
+    def lose(self, group: Group, node: int) -> list[Command]:
+        """A node is given up that the group does not use, but that its migration may fetch from."""
+        migration = self.migrations.get(group.name)
+        return migration.without(self.placer.plant.nodes[node]) if migration is not None else []
 
     def _after_load(self, now: Time, group: Group, migration: Migration, commands: list[Command]) -> list[Command]:
         for task in commands:
@@ -141,7 +147,10 @@ class Changes:
             commands += migration.cancel()
         return commands
 
-    def failed(self, task: int, fraction: float) -> None:
-        """A transfer was cancelled; what came of it stays."""
-        self._loads.pop(task, None)
-        self.shelves.ended(task, fraction)
+    def failed(self, now: Time, task: int, fraction: float) -> list[Command]:
+        """A transfer was cancelled; what came of it stays. A migration that goes on fetches the rest elsewhere."""
+        if task not in self._loads:
+            self.shelves.ended(task, fraction)
+            return []
+        group, migration = self._loads.pop(task)
+        return self._after_load(now, group, migration, migration.ended(task, fraction))

@@ -79,13 +79,15 @@ class Faults:
     # Away and back ------------------------------------------------------------------------------
 
     def _suspect(self, now: Time, node: int) -> list[Command]:
-        """The node is taken for dead: its copies are void, what needs it stops, its groups ask for another placement."""
+        """The node is taken for dead: its copies are void, what needs it stops, its groups ask for another placement, and others
+        fetch from it no more."""
         self.placer.dead.add(node)
         self.outcome.suspected += 1
         commands: list[Command] = []
         mine = self.plant.node_of == node
         for group in self.groups:
             if node not in group.nodes_used() and not self._comes_to(group, node):
+                commands += self.changes.lose(group, node)
                 continue
             self._kept.setdefault(node, []).append((group, group.held[:, :, mine].copy()))
             commands += self.changes.stop(group)

@@ -35,6 +35,8 @@ class Migration:
     moved: int = 0
     open: dict[int, int] = field(default_factory=dict)
     """Task -> the node that it loads."""
+    sources: dict[int, str] = field(default_factory=dict)
+    """Task -> the node that sends, for those that fetch."""
 
     def __post_init__(self) -> None:
         lacking = [not bool(layer.any(axis=1).all()) for layer in self.held]
@@ -53,19 +55,27 @@ class Migration:
             return self._load(self.dense_to, ["dense"], self.plant.model.dense_bytes)
         return self._next()
 
-    def ended(self, task: int, lost: bool) -> list[Command]:
-        """A transfer is there. lost: its last chunk is not, and is asked for again."""
+    def ended(self, task: int, share: float) -> list[Command]:
+        """A transfer is over, and that share of it is there. What is not is asked for again, of the nodes that are alive then."""
         node = self.open.pop(task)
-        again = self.shelves.ended(task, 0.999 if lost else 1.0)
+        self.sources.pop(task, None)
+        again = self.shelves.ended(task, share)
         if again:
             return self._fetch(node, again)
         self.loading_dense = self.loading_dense and bool(self.open)
         return [] if self.open else self._next()
 
+    def without(self, source: str) -> list[Command]:
+        """A node that may be sending is lost. What it sends is cancelled: without that it would stand still until the node is back.
+        `ended` then asks others for the rest."""
+        self.alive -= {self.plant.nodes.index(source)}
+        return [Cancel(n, "its source is gone") for n, name in sorted(self.sources.items()) if name == source]
+
     def cancel(self) -> list[Command]:
         """Give it up: layers that were switched stay so, chunks that came stay where they are."""
         gone = [Cancel(n, "migration given up") for n in sorted(self.open)]
         self.open.clear()
+        self.sources.clear()
         self._todo.clear()
         self._layer = -1
         return list(gone)
@@ -112,6 +122,7 @@ class Migration:
         for source, found in self.shelves.sources(node, names, self.alive).items():
             number, size = self._number(node), round(self.shelves.bytes_of(found))
             self.shelves.sent(number, source, node, found)
+            self.sources[number] = source
             path = self.plant.network.path(source, there)
             self.tally.carry(path, size, "experts")
             tasks.append(Task(number, self.plant.transfer(source, there, size, "load"), WIRES, notify=True))

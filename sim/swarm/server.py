@@ -139,10 +139,10 @@ class Server:
         if told is not None:
             return told
         self.desk.forget(event.task)
-        self.changes.failed(event.task, event.fraction_done)
+        again = self.changes.failed(now, event.task, event.fraction_done)
         group = self.running.pop(event.task)
         if group is None or group.running is None or group.running.last != event.task:
-            return []
+            return again
         return self.requests.step_cut(now, group, event.fraction_done)
 
     # Budgets and the end ------------------------------------------------------------------------

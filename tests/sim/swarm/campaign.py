@@ -139,9 +139,22 @@ def scenario(seed: int) -> tuple[Study, Settings, Callable[[Server], None]]:
         spares=rng.choice([0, 2, 8]), gossip_s=rng.choice([0.5, 1.0]), fan_out=rng.choice([1, 2, 3]), loss=rng.choice([0.0, 0.02, 0.2]),
         suspect_s=rng.choice([6.0, 12.0]), rebalance_s=rng.choice([0.0, 7.0]), hysteresis=0.01, seed=seed,
     )  # fmt: skip
+    troubles = away(troubles, seed, seats=faulty == "none")
     policy = rng.choice(["greedy", "eplb", "replicate-hot", "round-robin"])
     requests = poisson(rng.randint(5, 40), rng.uniform(0.2, 3), seed)
     return study(requests, troubles, policy), settings, with_a_liar(seed) if faulty == "liar" else nothing
+
+
+def away(troubles: Sequence[Trouble], seed: int, seats: bool) -> list[Trouble]:
+    """The same, but in half of the scenarios one node that goes away does not come back. seats: it may be one of the control plane's,
+    which bears one member that is faulty and no other."""
+    rng = random.Random(f"away {seed}")
+    gone = sorted({t.node for t in troubles if t.what == "rejoin" and t.node is not None and (seats or t.node.endswith("-1"))})
+    if not gone or rng.random() < 0.5:
+        return list(troubles)
+    node = rng.choice(gone)
+    first = next(i for i, t in enumerate(troubles) if t.what == "rejoin" and t.node == node)
+    return [t for i, t in enumerate(troubles) if i < first or t.node != node]
 
 
 def hold(done: Finished) -> None:

@@ -94,6 +94,21 @@ def test_a_replacement_is_given_the_chunks_that_its_disk_lacks() -> None:
     assert new["from_store_bytes"] <= new["restored_bytes"] <= new["wire_bytes"]["wan"] + new["wire_bytes"]["region"]
 
 
+@pytest.mark.parametrize("at_s", [15.2, 15.5, 17.0])  # the dense weights are on their way, then those of two layers
+def test_a_source_that_crashes_in_the_middle_of_a_restore_and_stays_away_is_replaced(at_s: float) -> None:
+    """C comes back empty and fetches from A, which C's group does not use, and which is gone for good before all is there."""
+    events = [Trouble(at_s=4, what="crash", node="c"), Trouble(at_s=14, what="rejoin", node="c")]
+    events.append(Trouble(at_s=at_s, what="crash", node="a"))
+    s = study(poisson(60, 2.0), events, cluster=small(nodes=1, memory=800_000_000))
+    done = simulate(s, replace(BUSY, design="replicas", rebalance_s=0.0))
+    hold(done)
+    assert {g.name: (g.up, g.ready) for g in done.server.groups} == {"A": (False, False), "B": (True, True), "C": (True, True)}
+    assert [(group, copies) for _, group, copies in done.server.outcome.moves] == [("C", 32)] and not done.server.changes.migrations
+    model = s.plant.model
+    whole = model.dense_bytes + 32 * model.expert_bytes
+    assert done.server.shelves.from_store_bytes == 0 and whole < done.server.shelves.restored_bytes < 1.5 * whole  # B has it all
+
+
 def test_chunks_come_once_from_the_nearest_and_a_cut_transfer_keeps_whole_ones() -> None:
     plant = study(poisson(1, 1.0)).plant
     shelves = Shelves(plant)
