@@ -73,7 +73,7 @@ def run(model: Any, text: NDArray[np.int64], lean: Lean, evict: str, capacity: i
     """Scores one router on all windows; the cache goes on from window to window. losses: nats a byte of each."""
     c = model.config
     layers, experts, k = c.num_hidden_layers, c.num_local_experts, c.num_experts_per_tok
-    made = shards(layers, experts, lean)  # one of each layer, as if each were a thread
+    made = shards(layers, experts, lean, costs is not None)  # one of each layer, as if each were a thread
     evictor = Wanted(experts, False, made.affinity) if evict == "wanted" else policies.evictor(evict, experts)
     table = Residency(layers, experts, capacity, k, evictor)
     routers = [Leaning(i, k, lean, made, table, None if costs is None else costs[i]) for i in range(layers)]

@@ -3,7 +3,8 @@
     python benchmarks/resident_router.py [--json]
 
 Tokens are routed one call each, from compiled code: choice with bonus, weights, counts, paging requests, moving average, and an
-adapting bonus. The ratio of two threads is the median over pairs of runs that alternate with one thread's.
+adapting bonus. The ratio of two threads is the median over pairs of runs that alternate with one thread's; beside it stands
+that of a loop that only compares numbers, in the same turns: what the computer's second core gave to branching code at that time.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,6 +35,31 @@ def token_by_token(logits, resident, costs, lean, counts, requests, affinity, bo
             route_some(logits, resident, costs, lean, counts, requests, affinity, bonus, scratch, ids, weights, t, t + 1, metrics)
 
 
+@jit
+def plain_loop(numbers, rounds):
+    """Compares, as choosing does, and writes nothing that anybody shares."""
+    found = 0
+    for _ in range(rounds):
+        for x in numbers:
+            if x > 0.5:
+                found += 1
+            elif x > 0.25:
+                found -= 3
+            else:
+                found ^= 7
+    return found
+
+
+class Plain:
+    """`plain_loop` as a job, over as many numbers as 4096 tokens of 8 experts have logits."""
+
+    def __init__(self, seed: int) -> None:
+        self.numbers = np.random.default_rng(seed).random(8 * TOKENS, np.float32)
+
+    def run(self, rounds: int) -> None:
+        plain_loop(self.numbers, rounds)
+
+
 class Job:
     """One thread's data and shard."""
 
@@ -50,8 +77,8 @@ class Job:
         token_by_token(*self.arguments, rounds, self.metrics)
 
 
-def seconds(pool: ThreadPoolExecutor, jobs: list[Job], rounds: int) -> float:
-    """Wall time until all jobs have routed their tokens `rounds` times."""
+def seconds(pool: ThreadPoolExecutor, jobs: Sequence[Job | Plain], rounds: int) -> float:
+    """Wall time until all jobs have run `rounds` times."""
     began = time.perf_counter()
     for done in [pool.submit(job.run, rounds) for job in jobs]:
         done.result()
@@ -61,18 +88,21 @@ def seconds(pool: ThreadPoolExecutor, jobs: list[Job], rounds: int) -> float:
 def measure(pool: ThreadPoolExecutor, experts: int, top_k: int, allowed: float | None, metrics: bool, priced: bool) -> dict[str, Any]:
     made = shards(2, experts, Lean(0.1, 1.0))
     jobs = [Job(experts, top_k, made, s, metrics, priced) for s in range(2)]
-    for job in jobs:
+    plain = [Plain(seed) for seed in range(2)]
+    for job in (*jobs, plain[0]):
         job.run(1)
-    rounds = max(1, round(SECONDS / seconds(pool, jobs[:1], 1)))
-    single, ratios = [], []
+    rounds, turns = (max(1, round(SECONDS / seconds(pool, some[:1], 1))) for some in (jobs, plain))
+    single, ratios, computer = [], [], []
     for _ in range(REPEATS):
         one, two = seconds(pool, jobs[:1], rounds), seconds(pool, jobs, rounds)
         single.append(one / (rounds * TOKENS) * 1e6)
         ratios.append(2 * one / two)
+        computer.append(2 * seconds(pool, plain[:1], turns) / seconds(pool, plain, turns))
     return {
         "experts": experts, "top_k": top_k, "priced": priced, "metrics": metrics,
         "us_per_token": statistics.median(single), "us_allowed": allowed,
         "us_samples": single, "two_threads": statistics.median(ratios), "two_threads_samples": ratios,
+        "plain_loop": statistics.median(computer), "plain_loop_samples": computer,
     }  # fmt: skip
 
 
@@ -86,12 +116,12 @@ def main() -> None:
     if as_json:
         print(json.dumps({"rows": rows}))
         return
-    print("experts  top-k  bonus      metrics  us/token (allowed)   two threads")
+    print("experts  top-k  bonus      metrics  us/token (allowed)   two threads  (plain loop)")
     for r in rows:
         allowed = f"({r['us_allowed']:g})" if r["us_allowed"] else ""
         on = "on" if r["metrics"] else "off"
         what = f"{r['experts']:7} {r['top_k']:6}  {'by price' if r['priced'] else 'on logits':9}  {on:7}"
-        print(f"{what} {r['us_per_token']:9.3f} {allowed:9} {r['two_threads']:10.2f} x")
+        print(f"{what} {r['us_per_token']:9.3f} {allowed:9} {r['two_threads']:10.2f} x  {r['plain_loop']:9.2f} x")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def _worthwhile(logits, t, resident, costs, bonus, margin, ids, row):
     while place >= 0:
         key = below(row, 0, experts, key)
         e, old = number(key), ids[t, place]
-        if not logits[t, old] - row[0, e] <= margin:
+        if row[0, e] == -np.float32(np.inf) or not logits[t, old] - row[0, e] <= margin:
             break
         power, lost = exp(logits[t, e] - largest), exp(logits[t, old] - largest)
         after += power - lost

@@ -66,8 +66,8 @@ class Shards(NamedTuple):
     scratch: np.ndarray
 
 
-def shards(threads: int, experts: int, lean: Lean) -> Shards:
-    """Fresh shards. The only allocation: routing itself makes none."""
+def shards(threads: int, experts: int, lean: Lean, priced: bool = False) -> Shards:
+    """Fresh shards. The only allocation: routing itself makes none. priced: they will be used with prices."""
 
     def rows(width: int, dtype: type) -> np.ndarray:
         size = np.dtype(dtype).itemsize
@@ -77,7 +77,7 @@ def shards(threads: int, experts: int, lean: Lean) -> Shards:
     made = Shards(
         rows(experts, np.int64), rows(experts, np.int64), rows(experts, np.float32), rows(1, np.float32), rows(experts, np.float32)
     )
-    made.bonus[:] = min(lean.bonus, lean.margin)
+    made.bonus[:] = min(lean.bonus, lean.most if priced else lean.margin)
     return made
 
 

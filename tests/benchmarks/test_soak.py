@@ -62,7 +62,7 @@ def test_requests_keep_arriving_behind_a_full_batch() -> None:
 def test_a_few_seconds(tmp_path: Path) -> None:
     """The engine hands out its timeline in pieces: every token is counted, and nothing is kept."""
     rows = soak.soak(7.0, 0.5, tmp_path / "samples.csv")
-    assert rows[-1]["tokens"] >= soak.POLICY.batch
-    assert rows[-1]["tasks"] > 100
+    assert rows[-1]["tasks"] > 0
+    assert [r["tokens"] for r in rows] == sorted(r["tokens"] for r in rows)
     assert np.nanmedian([r["step_s"] for r in rows]) > 0
     assert len((tmp_path / "samples.csv").read_text().splitlines()) == len(rows) + 1

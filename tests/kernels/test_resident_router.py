@@ -56,12 +56,12 @@ def test_choice_weights_counts_and_requests(experts: int, top_k: int, bonus: flo
 
 
 @pytest.mark.parametrize(("experts", "top_k"), SHAPES)
-@pytest.mark.parametrize(("bonus", "margin"), [(0.0, 9.0), (0.02, 9.0), (0.2, 9.0), (0.2, 0.5), (5.0, 9.0)])
+@pytest.mark.parametrize(("bonus", "margin"), [(0.0, 9.0), (0.02, 9.0), (0.2, 9.0), (0.2, 0.5), (5.0, 9.0), (5.0, np.inf)])
 def test_choice_by_price(experts: int, top_k: int, bonus: float, margin: float) -> None:
     """The kernel's choice is the best of all numbers of swaps; a large bonus takes every resident, none takes nobody."""
     logits, here = drawn(300, experts)
     costs, lean = prices(experts), Lean(bonus, margin)
-    made, (ids, weights) = shards(1, experts, lean), outputs(300, top_k)
+    made, (ids, weights) = shards(1, experts, lean._replace(most=bonus), priced=True), outputs(300, top_k)
     route(logits, here, lean, made, ids, weights, costs=costs)
     expected = [priced(row, here, costs, bonus, margin, top_k) for row in logits]
     assert np.array_equal(ids, [e for e, _ in expected])

@@ -32,7 +32,7 @@ LONG = 400
 
 ROWS = [512, 512]
 
-HANGING_S = 20.0
+HANGING_S = 90.0
 """The promise is 5 s; a busy computer that runs tests may need longer, and a run that hangs would take for ever."""
 
 
@@ -88,7 +88,8 @@ def test_a_rank_lost_between_runs_is_noticed() -> None:
         cluster.prepare(setup.order)
         os.kill(cluster.pids[1], signal.SIGKILL)
         with pytest.raises(RankLost, match="rank 1 was lost: was killed by SIGKILL"):
-            for _ in range(1000):
+            give_up = time.monotonic() + HANGING_S
+            while time.monotonic() < give_up:
                 cluster.hear(0.01)
 
 
@@ -131,7 +132,7 @@ if __name__ == "__main__":
     assert len(pids) == 2
     process.kill()
     process.wait()
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + 90
     while any(alive(pid) for pid in pids) and time.monotonic() < give_up:
         time.sleep(0.05)
     assert not any(alive(pid) for pid in pids)

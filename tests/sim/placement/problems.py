@@ -11,10 +11,10 @@ from sim.placement import Gpus, Problem, Sample
 
 
 @st.composite
-def problems(draw: st.DrawFn, tokens: bool | None = None) -> Problem:
+def problems(draw: st.DrawFn, tokens: bool | None = None, most_experts: int = 12, most_gpus: int = 6) -> Problem:
     """Unequal GPUs on nodes in regions, unequal slots, some of them none; one or several windows, with or without tokens."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    layers, experts, gpus = draw(st.integers(1, 3)), draw(st.integers(2, 12)), draw(st.integers(1, 6))
+    layers, experts, gpus = draw(st.integers(1, 3)), draw(st.integers(2, most_experts)), draw(st.integers(1, most_gpus))
     slots = rng.integers(0, experts + 1, gpus)
     short = experts - int(np.minimum(slots, experts).sum())
     if short > 0:

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from sim.errors import UserError
 from sim.placement import Gpus, Placement, Policy, Problem
+from sim.placement.optimal import Optimal
 from sim.placement.policy import load, names
 from tests.sim.placement.problems import problems, whole_layer_problems
 
-SLOW = {"max-flow": "max-flow:time-limit-s=30:polish-steps=50", "optimal": "optimal:limit-s=60"}
+SLOW = {"max-flow": "max-flow:time-limit-s=30:polish-steps=50", "optimal": "optimal:limit-s=600"}
 POLICIES = [SLOW.get(n, n) for n in names()] + [
     "eplb:mode=hierarchical", "eplb:mode=global", "consistent-hash:replicas=2", "affinity:unit=node", "joint:pull=2", "robust:moves=0.5",
 ]  # fmt: skip
@@ -23,7 +24,9 @@ EXAMPLES = settings(max_examples=8)
 
 
 def drawn(data: st.DataObject, policy: Policy) -> Problem:
-    return data.draw(whole_layer_problems() if policy.whole_layers else problems())
+    if policy.whole_layers:
+        return data.draw(whole_layer_problems())
+    return data.draw(problems(most_experts=6, most_gpus=3) if isinstance(policy, Optimal) else problems())
 
 
 @pytest.mark.parametrize("name", POLICIES)
