@@ -101,6 +101,11 @@ class Children:
         process.start()
         self._processes[rank] = process
 
+    def pid(self, rank: int) -> int | None:
+        """Of the process that was started last as this rank; None where it is not ours."""
+        process = self._processes.get(rank)
+        return None if process is None else process.pid
+
     def how_it_ended(self, rank: int) -> str:
         """What became of a child whose connection broke; empty where it is not ours."""
         process = self._processes.get(rank)

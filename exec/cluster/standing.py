@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import AuthenticationError
 from queue import SimpleQueue
 from typing import Any, NoReturn, Self
 
 from exec.cluster import launch, wire
-from exec.cluster.controller import Cluster, Member
+from exec.cluster.controller import STALLED, Cluster, Member
 from exec.cluster.job import Order
 from exec.cluster.losses import RunStopped
-from exec.cluster.wire import HEARTBEAT_S, Line
+from exec.cluster.wire import CONNECT_S, HEARTBEAT_S, SILENCE_S, Line
 from sim.errors import UserError
+
+TRIES = 3
+"""So many replacements of a rank may be lost on their way, one after another, before the run ends."""
 
 
 class RankGone(RunStopped):
@@ -46,6 +50,11 @@ class StandingCluster(Cluster):
         self._called: SimpleQueue[Member] = SimpleQueue()
         self._coming: dict[int, Member] = {}
         self._ready: set[int] = set()
+        self._due: dict[int, float] = {}
+        """Replacements that have not called yet, and until when they may."""
+        self._tries: Counter[int] = Counter()
+        """Replacements that were started since the rank was in a group."""
+        self._closed = threading.Event()
 
     # Coming and going ---------------------------------------------------------------------------
 
@@ -68,6 +77,7 @@ class StandingCluster(Cluster):
         return self
 
     def _end_processes(self) -> None:
+        self._closed.set()
         for member in self._coming.values():
             member.line.close()
         super()._end_processes()
@@ -84,6 +94,8 @@ class StandingCluster(Cluster):
         self._epoch += 1
         self.tell_all(wire.Regroup(self._epoch, tuple(sorted(self._members))))
         self.gather(wire.Ready, "forming a group")
+        for rank in self._members:
+            del self._tries[rank]
 
     def halt(self) -> None:
         """Have all members give up what runs. What they had done is noted in the stamps of the plan."""
@@ -100,38 +112,79 @@ class StandingCluster(Cluster):
     def replace(self, rank: int) -> None:
         """Start a process in place of a lost one. It is ready some time after."""
         assert self._children is not None and rank not in self._members
+        self._tries[rank] += 1
+        self._children.kill(rank)  # one that is stopped would never end
         self._children.start(rank)
-        threading.Thread(target=self._await_call, name=f"await-{rank}", daemon=True).start()
+        self._due[rank] = time.monotonic() + CONNECT_S
+        threading.Thread(target=self._await_call, args=(self._due[rank],), name=f"await-{rank}", daemon=True).start()
 
-    def _await_call(self) -> None:
-        give_up = time.monotonic() + wire.CONNECT_S
-        while time.monotonic() < give_up and not self._over:
-            with suppress(TimeoutError, EOFError, OSError, AuthenticationError):
+    def _await_call(self, give_up: float) -> None:
+        """Take one call. The caller hears at once, and from then on, that this process lives."""
+        while not self._closed.is_set() and time.monotonic() < give_up:
+            with suppress(EOFError, OSError, AuthenticationError):
                 line = Line(self._listener.accept())
-                joined = line.receive()
+                try:
+                    joined = line.receive()
+                except BaseException:
+                    line.close()
+                    raise
+                self._pulse.lines.append(line)
                 self._called.put(Member(joined.rank, joined.pid, joined.host, line, time.monotonic()))
                 return
 
     def come(self) -> list[int]:
-        """Replacements that are ready and not admitted yet. One that is lost on its way is replaced."""
+        """Replacements that are ready and not admitted yet. One that is lost on its way is replaced; after `TRIES`, RunStopped."""
         while not self._called.empty():
-            member = self._called.get()
-            self._pulse.lines.append(member.line)
-            self._coming[member.rank] = member
-            member.line.send(wire.Prepare(self._order))
+            self._take_call(self._called.get())
         for member in list(self._coming.values()):
-            try:
-                self._listen_to(member)
-            except (EOFError, OSError):
-                self._forget(self._coming, member.rank)
-                self.replace(member.rank)
+            self._try(member, self._listen_to)
+        for rank, give_up in list(self._due.items()):
+            assert self._children is not None
+            late = f"it did not call within {CONNECT_S:g} s" if time.monotonic() > give_up else ""
+            if why := self._children.ended(rank) or late:
+                self._again(rank, why)
         return sorted(self._ready)
+
+    def _take_call(self, member: Member) -> None:
+        """A replacement has called, unless another has been started in its place since."""
+        assert self._children is not None
+        if self._children.pid(member.rank) != member.pid:
+            self._pulse.lines.remove(member.line)
+            member.line.close()
+            return
+        self._due.pop(member.rank, None)
+        self._coming[member.rank] = member
+        self._try(member, lambda m: m.line.send(wire.Prepare(self._order)))
+
+    def _try(self, member: Member, talk: Callable[[Member], None]) -> None:
+        """Talk with a replacement on its way. Another is started in place of one that is lost."""
+        assert self._children is not None
+        try:
+            talk(member)
+        except (EOFError, OSError) as error:
+            stalled = STALLED if isinstance(error, BlockingIOError) else ""
+            self._forget(self._coming, member.rank)
+            self._again(member.rank, stalled or self._children.ended(member.rank) or str(error) or "its connection broke")
 
     def _listen_to(self, member: Member) -> None:
         while member.line.poll(0):
             member.heard = time.monotonic()
-            if isinstance(member.line.receive(), wire.Ready):
+            message = member.line.receive()
+            if isinstance(message, wire.Broken):
+                raise ConnectionError(message.why)
+            if isinstance(message, wire.Ready):
                 self._ready.add(member.rank)
+        if time.monotonic() - member.heard > SILENCE_S:
+            raise TimeoutError(STALLED)
+
+    def _again(self, rank: int, why: str) -> None:
+        """A replacement was lost on its way. Raises RunStopped when too many were."""
+        if self._tries[rank] < TRIES:
+            self.replace(rank)
+            return
+        why = f"rank {rank} could not be replaced: {TRIES} processes were lost before they were ready, of the last one: {why}"
+        self._stop_all(why)
+        raise RunStopped(why, self.story())
 
     def admit(self, rank: int) -> None:
         """It is a member from now on; `regroup` comes next."""
