@@ -110,7 +110,7 @@ def _node_wh(study: Study, server: Server) -> NDArray[np.float64] | None:
         return None
     per_node = np.zeros(len(plant.nodes))
     np.add.at(per_node, plant.node_of, np.array(watts, np.float64))
-    return np.asarray(per_node * server.tally.busy_s / 3600)
+    return np.asarray(per_node * server.tally.meter.busy_s / 3600)
 
 
 def _carbon_g(study: Study, server: Server) -> float | None:

@@ -108,7 +108,7 @@ class Group:
             return []
         steps = 1 if prompts else min(min(j.output - j.produced for j in self.active), STRETCH)
         counts = self._counts(now, steps)
-        commands, self.running, self._crosses = self.tasks.emit(self.home, self.rtt_s, self.active, counts, steps)
+        commands, self.running, self._crosses = self.tasks.emit(now, self.home, self.rtt_s, self.active, counts, steps)
         return commands
 
     def _admit(self) -> list[Job]:
@@ -159,6 +159,7 @@ class Group:
         step = self.running
         assert step is not None
         self.running = None
+        self.tally.meter.end(step.charge)
         return self._advance(now, step, step.steps)
 
     def cut_short(self, now: Time, fraction: float) -> tuple[list[Job], list[Command]]:
@@ -168,10 +169,8 @@ class Group:
         passed = fraction * step.steps
         whole = min(int(passed), step.steps - 1)
         left = step.seconds / step.steps * (1.0 - min(passed - whole, 1.0))
-        self.tally.busy_s[self.home] -= step.seconds / step.steps * (step.steps - whole - 1)
         done = self._advance(now, step, whole) if whole else []
-        task = self.tasks.stretch(self.home, [self.home], left, len(self.active))
-        self.running = Step(range(task.number, task.number + 1), 1, tuple(self.active), left, cut=True)
+        task, self.running = self.tasks.rest(now, self.home, step, left, self.active)
         return done, [task]
 
     def _advance(self, now: Time, step: Step, steps: int) -> list[Job]:
@@ -190,7 +189,10 @@ class Group:
     def abandon(self) -> list[Command]:
         """Cancel what runs; its step counts for nothing."""
         step, self.running = self.running, None
-        return [Cancel(n, "abandoned") for n in step.numbers] if step is not None else []
+        if step is None:
+            return []
+        self.tally.meter.stop(step.charge)
+        return [Cancel(n, "abandoned") for n in step.numbers]
 
     def forget(self) -> None:
         """The home's memory is void: sequences keep their tokens and must be prefilled again."""

@@ -29,8 +29,9 @@ class History:
 
     def sample(self, now: Time, tally: Tally, dead: frozenset[int], groups: Sequence[Group]) -> None:
         self.at_s.append(now / PS_PER_S)
-        self.busy_s.append(tally.busy_s.copy())
-        self.gpu_s.append(tally.gpu_s.copy())
+        busy_s, gpu_s = tally.meter.worked(now)
+        self.busy_s.append(busy_s)
+        self.gpu_s.append(gpu_s)
         self.dead.append(dead)
         self.backlog.append(tuple(g.backlog_tokens for g in groups))
         self.tokens.append(tally.tokens)
@@ -41,8 +42,11 @@ class History:
         edges = np.linspace(0.0, end_s, count + 1)
         return edges, np.searchsorted(np.array(self.at_s), edges, side="right") - 1
 
-    def share(self, which: Sequence[Floats], edges: Floats, last: NDArray[np.int64]) -> Floats:
-        """Of each bin, the share of the time that was worked [rows, bins], in 0..1."""
+    def share(self, which: Sequence[Floats], last: NDArray[np.int64]) -> Floats:
+        """Of each bin, the share of the time between its samples that was worked [rows, bins]. What was charged to a step on a node
+        that had stopped is taken back when the node is given up; 0 where that is more than was worked."""
         zero = np.zeros_like(which[0])
         total = np.array([which[i] if i >= 0 else zero for i in last])
-        return np.asarray(np.clip(np.diff(total, axis=0) / np.diff(edges)[:, None], 0.0, 1.0).T)
+        span = np.diff([self.at_s[i] if i >= 0 else 0.0 for i in last])[:, None]
+        worked = np.maximum(np.diff(total, axis=0), 0.0)
+        return np.asarray(np.divide(worked, span, out=np.zeros_like(worked), where=span > 0).T)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim.clusters.network import Path
+from sim.swarm.meter import Charge, Meter
 from sim.tasks import Time
 
 
@@ -41,13 +41,14 @@ class Job:
 
 @dataclass(eq=False, slots=True)
 class Step:
-    """What runs: numbers of its tasks, the last one, and how many steps it stands for. left: part of one step that a cut one still
-    needs; floor_s: round trips that it cannot do without."""
+    """What runs: numbers of its tasks, the last one, and how many steps it stands for. charge: what its nodes work for it; floor_s:
+    round trips that it cannot do without."""
 
     numbers: range
     steps: int
     jobs: tuple[Job, ...]
     seconds: float
+    charge: Charge
     floor_s: float = 0.0
     cut: bool = False
 
@@ -58,8 +59,7 @@ class Step:
 
 @dataclass(eq=False, slots=True)
 class Tally:
-    """What was simulated and what it took. wire_bytes: by link class; flows: by kind of traffic and link between regions; busy_s
-    [nodes]; gpu_s [gpus], of experts alone."""
+    """What was simulated and what it took. wire_bytes: by link class; flows: by kind of traffic and link between regions."""
 
     steps: int = 0
     tasks: int = 0
@@ -70,8 +70,7 @@ class Tally:
     wire_bytes: dict[str, float] = field(default_factory=dict)
     flows: dict[tuple[str, str], float] = field(default_factory=dict)
     egress_usd: float = 0.0
-    busy_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    gpu_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    meter: Meter = field(default_factory=lambda: Meter(np.zeros(0, np.int64)))
 
     def carry(self, path: Path, size: float, kind: str) -> None:
         """Bytes of payload over a path, with what its tunnel adds."""

@@ -24,6 +24,7 @@ from sim.swarm.faults import Faults
 from sim.swarm.group import Group
 from sim.swarm.history import History
 from sim.swarm.jobs import Tally
+from sim.swarm.meter import Meter
 from sim.swarm.placing import Placer
 from sim.swarm.plant import Plant
 from sim.swarm.requests import Requests, Running
@@ -40,7 +41,7 @@ class Server:
 
     def __init__(self, plant: Plant, routes: Routes, policy: Policy, settings: Settings, origins: Callable[[int], str]) -> None:
         self.plant, self.settings = plant, settings
-        self.tally = Tally(busy_s=np.zeros(len(plant.nodes)), gpu_s=np.zeros(len(plant.node_of)))
+        self.tally = Tally(meter=Meter(plant.node_of))
         self.history = History()
         self.outcome = Outcome()
         self.desk = Desk(plant, self.tally)
@@ -97,7 +98,7 @@ class Server:
         commands = list(self._finished(now, event) if isinstance(event, Finished) else self._failed(now, event))
         self._check_memory()
         if self._finished_all(now):
-            return [*commands, *self._end()]
+            return [*commands, *self._end(now)]
         return commands
 
     def _begin(self, now: Time) -> list[Command]:
@@ -139,6 +140,7 @@ class Server:
         if told is not None:
             return told
         self.desk.forget(event.task)
+        self.tally.meter.failed(event.task, event.fraction_done)
         again = self.changes.failed(now, event.task, event.fraction_done)
         group = self.running.pop(event.task)
         if group is None or group.running is None or group.running.last != event.task:
@@ -166,9 +168,10 @@ class Server:
             return True
         return requests.closed and (requests.open == 0 or now - requests.quiet_since > self.settings.patience_s * PS_PER_S)
 
-    def _end(self) -> list[Command]:
+    def _end(self, now: Time) -> list[Command]:
         """Cancel all that is open: timers, reports, what waits for a node that never came back."""
         self.over = True
+        self.tally.meter.close(now)
         running = [n for g in self.groups if g.running is not None for n in g.running.numbers]
         mail = self.views.mail.open | self.control.mail.open
         return [Cancel(n, "the study is over") for n in sorted({*self.desk.open, *self.changes.loads, *mail, *running})]

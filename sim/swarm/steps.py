@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from sim.plan import Plan, PlanBuilder
 from sim.swarm.dice import uniform
 from sim.swarm.jobs import Job, Step, Tally
+from sim.swarm.meter import Charge
 from sim.swarm.plant import Plant, serve_lane
 from sim.swarm.routes import Counts
-from sim.tasks import Command, Task, Work
+from sim.tasks import Command, Task, Time, Work
 
 KERNEL_S = 5e-5
 """Of a visit on a node: launches of its grouped products, as `plant.KERNELS` at `plant.LAUNCH_S` (guessed)."""
@@ -45,20 +46,39 @@ class StepTasks:
     def __init__(self, plant: Plant, tally: Tally, numbers: Iterator[int], loss: float = 0.0, seed: int = 0) -> None:
         self.plant, self.tally, self.numbers, self.loss, self.seed = plant, tally, numbers, loss, seed
 
-    def emit(self, home: int, rtt_s: Floats, jobs: Sequence[Job], counts: Counts, steps: int) -> tuple[list[Command], Step, bool]:
+    def emit(
+        self, now: Time, home: int, rtt_s: Floats, jobs: Sequence[Job], counts: Counts, steps: int
+    ) -> tuple[list[Command], Step, bool]:  # fmt: skip
         """Tasks, the step that they are, and whether it crosses regions; then it is one step, however many were wanted."""
         parts = self._parts(home, rtt_s, jobs, counts)
-        self.tally.gpu_s += parts.expert_s.sum(axis=0) * (1 if parts.far else steps)
+        gpu_s = parts.expert_s.sum(axis=0)
         if parts.far:
-            plan, floor_s = self._spread(parts)
+            plan, floor_s, worked = self._spread(parts)
             self.tally.tasks += len(plan)
-            return [plan], Step(range(plan.first, plan.first + len(plan)), 1, tuple(jobs), 0.0, floor_s), True
+            charge = self._charged(Charge(now, worked, gpu_s))
+            return [plan], Step(range(plan.first, plan.first + len(plan)), 1, tuple(jobs), 0.0, charge, floor_s), True
         total = self.plant.model.layers * parts.dense_s + float(parts.local_s.sum()) + self.plant.head_s(home, len(jobs))
-        self._account(parts.nodes, total * steps)
-        task = self.stretch(home, parts.nodes, total * steps, parts.tokens)
-        return [task], Step(range(task.number, task.number + 1), steps, tuple(jobs), total * steps), False
+        task = self._stretch(home, parts.nodes, total * steps, parts.tokens)
+        charge = self._charged(Charge(now, {task.number: self._each(parts.nodes, total * steps)}, gpu_s * steps))
+        return [task], Step(range(task.number, task.number + 1), steps, tuple(jobs), total * steps, charge), False
 
-    def stretch(self, home: int, nodes: list[int], seconds: float, tokens: int) -> Task:
+    def rest(self, now: Time, home: int, step: Step, seconds: float, jobs: Sequence[Job]) -> tuple[Task, Step]:
+        """The step of a stretch that was under way when it was cut: the same nodes finish it."""
+        task = self._stretch(home, np.flatnonzero(step.charge.busy_s).tolist(), seconds, len(jobs))
+        charge = self._charged(step.charge.share(now, task.number, seconds / step.seconds))
+        return task, Step(range(task.number, task.number + 1), 1, tuple(jobs), seconds, charge, cut=True)
+
+    def _charged(self, charge: Charge) -> Charge:
+        self.tally.meter.begin(charge)
+        return charge
+
+    def _each(self, nodes: list[int], seconds: float) -> Floats:
+        """So many seconds of each of these nodes [nodes]."""
+        out = np.zeros(len(self.plant.nodes))
+        out[nodes] = seconds
+        return out
+
+    def _stretch(self, home: int, nodes: list[int], seconds: float, tokens: int) -> Task:
         """Steps that stay at home, as one task."""
         self.tally.tasks += 1
         return Task(next(self.numbers), self._serve(nodes, seconds, tokens), self.plant.lane_of(home), notify=True)
@@ -105,45 +125,46 @@ class StepTasks:
         """All nodes of the region step together: each is taken for the whole time, the slowest sets the pace."""
         return self.plant.work("serve", 0.0, {f"node.{self.plant.nodes[n]}": seconds * 1e9 for n in nodes}, tokens=tokens)
 
-    def _account(self, nodes: list[int], seconds: float) -> None:
-        self.tally.busy_s[nodes] += seconds
-
     # Across regions -----------------------------------------------------------------------------
 
-    def _spread(self, p: Parts) -> tuple[Plan, float]:
-        """The step as a Plan, and its floor: the longest round trip of each layer that leaves the region."""
+    def _spread(self, p: Parts) -> tuple[Plan, float, dict[int, Floats]]:
+        """The step as a Plan; its floor: the longest round trip of each layer that leaves the region; and by task the seconds that
+        every node works [nodes]."""
         plant = self.plant
         builder, lane = PlanBuilder(next(self.numbers)), plant.lane_of(p.home)
         acc, before, floor = plant.model.dense_layers * p.dense_s, list[int](), 0.0
+        worked: dict[int, Floats] = {}
         for layer in range(plant.model.moe_layers):
             acc += p.dense_s
             local_s = float(p.local_s[layer])
             if layer not in p.far:
                 acc += local_s
                 continue
-            self._account(p.nodes, acc + local_s)
             here = builder.add(self._serve(p.nodes, acc, p.tokens), lane, before, layer=layer)
+            worked[here] = self._each(p.nodes, acc)
             visits = [self._visit(p, layer, r) for r in p.far[layer]]
             lanes = [serve_lane(plant.regions[r]) for r in p.far[layer]]
-            before = [builder.add(work, there, [here], layer=layer) for (work, _), there in zip(visits, lanes, strict=True)]
+            before = [builder.add(work, there, [here], layer=layer) for (work, _, _), there in zip(visits, lanes, strict=True)]
+            worked |= {i: busy for i, (_, _, busy) in zip(before, visits, strict=True)}
             if local_s > 0:
                 before.append(builder.add(self._serve(p.nodes, local_s, p.tokens), lane, [here], layer=layer))
-            floor += max(rtt for _, rtt in visits)
+                worked[before[-1]] = self._each(p.nodes, local_s)
+            floor += max(rtt for _, rtt, _ in visits)
             acc = 0.0
         acc += plant.head_s(p.home, p.sequences)
-        self._account(p.nodes, acc)
-        builder.add(self._serve(p.nodes, acc, p.tokens), lane, before, notify=True)
+        worked[builder.add(self._serve(p.nodes, acc, p.tokens), lane, before, notify=True)] = self._each(p.nodes, acc)
         plan = builder.build()
         for _ in range(len(plan) - 1):
             next(self.numbers)
-        return plan, floor
+        return plan, floor, worked
 
-    def _visit(self, p: Parts, layer: int, region: int) -> tuple[Work, float]:
-        """Rows go to a region's nodes, through their experts, and back: one task. Its latency is the round trip and all phases but
-        the longest, which is its demand, so that alone it takes the sum, and under contention the busy resource counts."""
+    def _visit(self, p: Parts, layer: int, region: int) -> tuple[Work, float, Floats]:
+        """Rows go to a region's nodes, through their experts, and back: one task, its round trip, and what nodes work. Its
+        latency is the round trip and all phases but the longest, which is its demand, so that alone it takes the sum, and under
+        contention the busy resource counts."""
         plant, here = self.plant, self.plant.nodes[p.home]
         loads: dict[str, float] = {}
-        phases = np.zeros(3)
+        phases, worked = np.zeros(3), np.zeros(len(plant.nodes))
         rtt = wire = 0.0
         for n in np.flatnonzero((p.counts.sent[layer] > 0) & (plant.region_of == region)).tolist():
             there = plant.nodes[n]
@@ -158,10 +179,10 @@ class StepTasks:
             busy = float(p.expert_s[layer, plant.node_of == n].max()) + KERNEL_S
             loads[f"node.{there}"] = busy * 1e9
             phases[1] = max(phases[1], busy)
-            self.tally.busy_s[n] += busy
+            worked[n] = busy
         self.tally.visits += 1
         again_s = RESEND_S * self._resent(region, p.home)
-        return plant.work("visit", rtt + again_s + float(phases.sum() - phases.max()), loads, moved=round(wire)), rtt
+        return plant.work("visit", rtt + again_s + float(phases.sum() - phases.max()), loads, moved=round(wire)), rtt, worked
 
     def _resent(self, region: int, home: int) -> int:
         """How often a visit's rows or its answer are lost and said again, drawn by the visit's number."""

@@ -98,10 +98,10 @@ def _carbon(row: Mapping[str, Any]) -> str:
 
 def _map(study: Study, done: Finished) -> str:
     plant, tally = study.plant, done.server.tally
-    share = tally.busy_s / max(done.seconds, 1e-9)
+    share = tally.meter.busy_s / max(done.seconds, 1e-9)
     weight = np.bincount(plant.node_of, minlength=len(plant.nodes))
     masks = {r: plant.region_of == i for i, r in enumerate(plant.regions)}
-    busy = {r: float(np.average(np.minimum(share, 1.0)[m], weights=weight[m])) for r, m in masks.items()}
+    busy = {r: float(np.average(share[m], weights=weight[m])) for r, m in masks.items()}
     rtt_s = {(link.a, link.b): link.rtt_s for link in plant.cluster.links}
     drawn = map.svg(plant.cluster, tally.flows, busy, rtt_s)
     return f"""<section><h2>Where it went</h2>
@@ -114,7 +114,7 @@ def _loads(study: Study, done: Finished) -> str:
     if len(history.at_s) < 4:
         return ""
     edges, last = history.bins(BINS, done.seconds)
-    nodes, gpus = history.share(history.busy_s, edges, last), history.share(history.gpu_s, edges, last)
+    nodes, gpus = history.share(history.busy_s, last), history.share(history.gpu_s, last)
     dead = np.array([[n in history.dead[max(i, 0)] for i in last[1:]] for n in range(len(plant.nodes))])
     weight = np.bincount(plant.node_of, minlength=len(plant.nodes))
     groups = [plant.region_of == i for i in range(len(plant.regions))]

@@ -166,6 +166,16 @@ def hold(done: Finished) -> None:
     assert all(j.produced == j.output and j.answered >= j.first > j.arrival >= 0 for j in server.requests.jobs.values())
     assert 0 < server.outcome.peak_share <= 1
     one_placement_an_epoch(server)
+    nobody_works_longer_than_it_lasts(done)
+
+
+def nobody_works_longer_than_it_lasts(done: Finished) -> None:
+    """Neither over the whole study nor between any two samples, and no GPU's experts longer than its node."""
+    meter, history, node_of = done.server.tally.meter, done.server.history, done.server.plant.node_of
+    assert (meter.busy_s <= done.seconds + 1e-6).all() and (meter.busy_s > -1e-9).all()
+    assert (meter.gpu_s <= meter.busy_s[node_of] + 1e-6).all() and (meter.gpu_s > -1e-9).all()
+    for worked in (history.busy_s, history.gpu_s):
+        assert (np.diff(worked, axis=0) <= np.diff(history.at_s)[:, None] + 1e-6).all()
 
 
 def one_placement_an_epoch(server: Server) -> None:

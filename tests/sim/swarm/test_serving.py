@@ -92,6 +92,30 @@ def test_a_slow_node_slows_its_group_and_nobody_tells_the_scheduler() -> None:
     assert late.server.outcome.suspected == 0
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+def test_a_crash_takes_back_what_its_step_was_not_given(factor: float) -> None:
+    """A's home works from the request's arrival to the crash, not to the end of its stretch of 64 steps; B makes it all again."""
+    crash_s = 1.3
+    events = [Trouble(at_s=0, what="slow", node="a", factor=factor), Trouble(at_s=crash_s, what="crash", node="a")]
+    s = replace(study([Request(0, 30, 3000, 3000, PS_PER_S)], events, cluster=small(nodes=1)), origins=("hub",))
+    done = simulate(s, replace(QUIET, design="replicas", suspect_s=4.0, gossip_s=0.5))
+    hold(done)
+    job, busy_s = done.server.requests.jobs[0], done.server.tally.meter.busy_s
+    way = s.plant.network.path("hub", "a").latency_s
+    assert busy_s[0] == pytest.approx(factor * (crash_s - 1 - way), rel=1e-3)
+    assert job.moves == 1 and job.group == "B" and 0 < busy_s[1] < done.seconds - 4.5 and busy_s[2] == 0
+
+
+def test_newcomers_do_not_make_a_home_work_longer() -> None:
+    """The stretches that are cut are taken back of all nodes and GPUs: what is left is the same work whoever comes in."""
+    long = Request(0, 20, 400, 400, 0)
+    late = [Request(i, 1, 1, 1, PS_PER_S // 10 + i * PS_PER_S // 50) for i in range(1, 8)]
+    alone, visited = (simulate(study(r, cluster=small(nodes=1)), replace(QUIET, design="replicas")) for r in ([long], [long, *late]))
+    hold(visited)
+    a, b = alone.server.tally.meter, visited.server.tally.meter
+    assert b.busy_s[0] == pytest.approx(a.busy_s[0], rel=0.05) and b.gpu_s[:2].sum() == pytest.approx(a.gpu_s[:2].sum(), rel=0.1)
+
+
 def test_loading_experts_and_serving_share_the_links() -> None:
     """A long visit and a load of the same bytes over one link: both take twice as long as alone."""
     s = study(one())
