@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,6 +18,7 @@ from sim.errors import UserError
 if TYPE_CHECKING:
     from exec.cluster.losses import RunStopped
     from exec.cluster.runs import Setup
+    from sim.engines.run import Run
     from sim.machines.schema import Machine
 
 
@@ -111,7 +113,7 @@ def _run(setup: Setup, profile: Machine | None, timeline: Path | None, check: bo
             say(f"running {setup.scheduler}")
             done = execute(cluster, scheduler, setup.requests, Unknown(), scheduler.lanes)
     except RunStopped as stopped:
-        _tell_loss(setup, stopped, timeline)
+        tell_loss(stopped, timeline, lambda run: summary.timeline(setup, run))
         raise typer.Exit(1) from None
     difference = compare(setup, done.outputs) if check else None
     found = summary.summarize(setup, done, difference, profile)
@@ -120,14 +122,12 @@ def _run(setup: Setup, profile: Machine | None, timeline: Path | None, check: bo
     out.print_json(found) if as_json else show(found)
 
 
-def _tell_loss(setup: Setup, stopped: RunStopped, timeline: Path | None) -> None:
+def tell_loss(stopped: RunStopped, timeline: Path | None, timeline_of: Callable[[Run], Any]) -> None:
     """One message: who was lost, and where what happened until then is kept."""
-    from exec.cluster import summary
-
     kept = "nothing had begun"
     if stopped.run is not None:
         path = timeline or Path(f"lost-run-{time.strftime('%Y%m%d-%H%M%S')}.parquet")
-        write(path, summary.timeline(setup, stopped.run))
+        write(path, timeline_of(stopped.run))
         kept = f"the timeline until then is in {path}"
     print(f"error: {stopped}; {kept}", file=sys.stderr)
 

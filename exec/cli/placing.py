@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,9 @@ from sim.errors import UserError
 if TYPE_CHECKING:
     from exec.cluster.placing import Served, Serving
     from exec.cluster.recovering import Kill
+    from sim.engines.run import Run
     from sim.machines.schema import Machine
+    from traces.timeline import Timeline
 
 
 def run(
@@ -23,6 +24,7 @@ def run(
     requests: int | None, batch: int | None, gen: int | None, spares: int, every: int, hysteresis: float, recover: bool,
     kill: str | None, seed: int, timeline: Path | None, check: bool, as_json: bool,
 ) -> None:  # fmt: skip
+    from exec.cli.clustering import tell_loss, write
     from exec.cluster.losses import RunStopped
     from exec.cluster.phases import summarize
     from exec.cluster.placing import largest_difference
@@ -37,12 +39,12 @@ def run(
     try:
         real = _really(serving, recover, drill)
     except RunStopped as stopped:
-        print(f"error: {stopped}", file=sys.stderr)
+        tell_loss(stopped, timeline, lambda run: _timeline(serving, run))
         raise typer.Exit(1) from None
     twins = _twins(serving, profile, real, drill) if profile is not None else []
     found = summarize(serving, real, twins, largest_difference(serving, real.answers) if check else None)
     if timeline is not None:
-        _write(timeline, serving, real)
+        write(timeline, _timeline(serving, real.run))
     out.print_json(found) if as_json else _show(found, placement)
 
 
@@ -108,13 +110,12 @@ def _twins(serving: Serving, profile: Machine, real: Served, drill: Kill | None)
         return simulate(serving, profile, changes)
 
 
-def _write(path: Path, serving: Serving, real: Served) -> None:
-    from exec.cli.clustering import write
+def _timeline(serving: Serving, run: Run) -> Timeline:
     from sim.timeline import timeline_of
     from traces.files import Provenance
 
     origin = f"really run rebalancing of {serving.model.name} on {serving.ranks} ranks"
-    write(path, timeline_of(real.run, Provenance("recorded", origin, "measured")))
+    return timeline_of(run, Provenance("recorded", origin, "measured"))
 
 
 def _show(found: dict[str, Any], placement: str) -> None:

@@ -28,15 +28,16 @@ class Phase(NamedTuple):
 
 
 def phases(serving: Serving, served: Served) -> dict[str, Phase]:
-    """Plans by phase. Left out: those in which seats were empty, and those with requests of both sides of the shift."""
+    """Plans by phase. Left out: those in which seats of ranks that were there were empty, and, while all were, those with requests of
+    both sides of the shift."""
     plans = served.scheduler.tally.served
     full = serving.settings.seats * serving.settings.steps
     versions = [p.version for p in plans if p.requests[1] < serving.shift]
     before = versions[-1] if versions else 0
     found = dict.fromkeys(PHASES, Phase())
     for plan in plans:
-        name = _phase(plan, serving.shift, before)
-        if name and plan.rows == full * plan.living and (plan.living == serving.ranks or name == SHORT):
+        name = SHORT if plan.living < serving.ranks else _phase(plan, serving.shift, before)
+        if name and plan.rows == full * plan.living:
             found[name] = Phase((*found[name].rates, plan.rows / _seconds(served.run, plan)))
     return found
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from exec.cluster import shards
+from exec.cluster.losses import RunStopped
 from exec.cluster.outputs import Floats
 from exec.cluster.placed import PlacedOrder, States
 from exec.cluster.prices import SPREAD, HostPrices, _drawn, words_of
@@ -83,11 +84,16 @@ class Served:
 
 
 def serve(cluster: StandingCluster, serving: Serving, profile: Profile, kill: Kill | None = None, say: Say = lambda text: None) -> Served:
-    """Really, on a cluster that is entered. Raises what `StandingCluster` raises but RankGone."""
+    """Really, on a cluster that is entered. Raises what `StandingCluster` raises but RankGone: with all that
+    happened until then, not the last Plan alone."""
     scheduler, log = serving.fresh(), Log()
     cluster.prepare(serving.order(scheduler.held), serving.order(None))
     engine = RecoveringEngine(cluster, profile, serving.requests, scheduler.lanes, serving.first_states(), kill, say)
-    drive(scheduler, engine, log)
+    try:
+        drive(scheduler, engine, log)
+    except RunStopped as stopped:
+        stopped.run = engine.story()
+        raise
     answers = {q: engine.states[q] for q in scheduler.answered}
     return Served(scheduler, engine.run(), log, answers, tuple(engine.replaced_s))
 

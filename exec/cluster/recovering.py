@@ -21,6 +21,7 @@ from exec.cluster.merge import Stamps
 from exec.cluster.placed import PlacedOutputs, States
 from exec.cluster.standing import RankGone, StandingCluster
 from exec.cluster.wire import HEARTBEAT_S
+from sim.engines.run import Run
 from sim.ep import names
 from sim.events import Changed, Event, Finished, Profile, Request
 from sim.plan import Plan
@@ -137,12 +138,21 @@ class RecoveringEngine(ClusterEngine):
     def _void(self) -> None:
         """The Plan that ran does not count; one that was to run is for ranks that are no more, unless those that were lost are
         replacements that the scheduler has not heard of: then it is the only one there will be."""
-        if len(self._runs) < len(self._stamps):
-            self._runs.append(self._stamps[-1].run())
+        self._end_run()
         self._open = set()
         self._events = []
         if self._told - set(self._cluster.members):
             self._waiting.clear()
+
+    def _end_run(self) -> None:
+        """What is known of a Plan that was given up."""
+        if len(self._runs) < len(self._stamps):
+            self._runs.append(self._stamps[-1].run())
+
+    def story(self) -> Run | None:
+        """What ran until the run was stopped; None: nothing had begun."""
+        self._end_run()
+        return self.run() if self._runs else None
 
     def _take_in(self) -> None:
         """Replacements that are ready, where no Plan runs."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
-from exec.cluster.losses import RankLost
-from exec.cluster.phases import MOVING, summarize
+from exec.cli import placing
+from exec.cluster.losses import RankLost, RunStopped
+from exec.cluster.phases import MOVING, SHORT, phases, summarize
 from exec.cluster.placing import Served, Serving, largest_difference, serve
 from exec.cluster.profile import Unknown
 from exec.cluster.recovering import Kill
@@ -18,8 +21,10 @@ from sim.engines.run import DONE
 from sim.ep.chosen import drawn, onto_one_rank
 from sim.placement.policy import load as load_policy
 from sim.placement.rebalance import Rebalancer
+from sim.plan import Plan
 from sim.schedulers.ep.rebalancing import Settings
 from tests.exec.tiny import spec
+from traces.timeline import read_timeline
 
 MODEL = spec()
 REQUESTS, SHIFT, STEPS = 24, 8, 4
@@ -32,7 +37,7 @@ def cluster() -> Iterator[StandingCluster]:
 
 
 def serving(slots: int = 6, every: int = 1) -> Serving:
-    """Messages hold 5 rows, so that an expert travels in many."""
+    """Messages hold 8 rows, so that an expert travels in many."""
     chosen = drawn(MODEL, REQUESTS, STEPS, 1.5, 0)
     rebalancer = Rebalancer(load_policy("eplb"), slots)
     before = chosen.counts(slice(0, SHIFT))
@@ -64,13 +69,42 @@ def test_a_killed_rank_is_replaced_and_no_request_is_lost(cluster: StandingClust
     job = serving(slots)
     done = serve(cluster, job, Unknown(), Kill(rank, step))
     check(job, done)
+    replay(done.log, job.fresh())
     tally = done.scheduler.tally
     assert (tally.lost_ranks, tally.joined_ranks) == ([rank], [rank])
     assert any(plan.living == 2 for plan in tally.served)
     assert len(done.replaced_s) == 1
+    short = [p for p in tally.served if p.living == 1]
+    assert bool(short) == (slots >= MODEL.experts)
+    assert len(phases(job, done)[SHORT].rates) == sum(p.rows == 8 for p in short)
+    assert not short or short[0].rows == 8  # 4 seats, 2 steps
     assert np.isin([p.first for p in tally.served], done.run.number).all()
 
 
-def test_without_recovery_a_killed_rank_ends_the_run() -> None:
-    with StandingCluster(2, recover=False) as cluster, pytest.raises(RankLost, match="rank 1 was lost: was killed by SIGKILL"):
+def test_without_recovery_a_killed_rank_ends_the_run_and_all_until_then_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with StandingCluster(2, recover=False) as cluster, pytest.raises(RankLost, match="rank 1 was lost: was killed by SIGKILL") as lost:
         serve(cluster, serving(), Unknown(), Kill(1, 2))
+    assert lost.value.run is not None
+    first, *more = lost.value.run.sources
+    assert more and isinstance(first, Plan)
+    assert (lost.value.run.status[: len(first)] == DONE).all()
+    assert shown(lost.value, tmp_path / "kept.parquet", monkeypatch) == 1
+    assert capsys.readouterr().err == f"error: {lost.value}; the timeline until then is in {tmp_path / 'kept.parquet'}\n"
+    assert len(read_timeline(tmp_path / "kept.parquet")) == len(lost.value.run.number)
+
+
+def shown(stopped: RunStopped, timeline: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """What `run --placement` makes of it; its exit code."""
+
+    def stop(*_: object) -> None:
+        raise stopped
+
+    monkeypatch.setattr(placing, "_really", stop)
+    with pytest.raises(typer.Exit) as left:
+        placing.run(
+            2, "tiny-mixtral", "eplb", machine=None, trace=None, skew=0.0, shift=None, requests=8, batch=None, gen=2, spares=0, every=0,
+            hysteresis=0.0, recover=False, kill=None, seed=0, timeline=timeline, check=False, as_json=False,
+        )  # fmt: skip
+    return left.value.exit_code
