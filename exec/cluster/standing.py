@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -16,7 +17,7 @@ from exec.cluster import launch, wire
 from exec.cluster.controller import STALLED, Cluster, Member
 from exec.cluster.job import Order
 from exec.cluster.losses import RunStopped
-from exec.cluster.wire import CONNECT_S, HEARTBEAT_S, SILENCE_S, Line
+from exec.cluster.wire import CONNECT_S, GROUP_S, HEARTBEAT_S, SILENCE_S, Line
 from sim.errors import UserError
 
 TRIES = 3
@@ -84,16 +85,19 @@ class StandingCluster(Cluster):
         self._listener.close()
 
     def prepare(self, order: Order, joining: Order | None = None) -> None:
-        """As `Cluster.prepare`, and the first group. joining: what a replacement is told, who loads nothing at once."""
-        self._order = joining or order
+        """As `Cluster.prepare`, and the first group. joining: what a replacement is told, who loads nothing at once.
+        Nothing runs yet that others could go on with: a loss is a RankLost."""
+        self._order = None
         super().prepare(order)
         self.regroup()
+        self._order = joining or order
 
     def regroup(self) -> None:
-        """All that are there form a group. Raises RankGone; then it is for the others to do again, after a halt."""
+        """All that are there form a group. Raises RankGone; then it is for the others to do again, after a halt. Raises RunStopped
+        where all live and cannot reach each other."""
         self._epoch += 1
         self.tell_all(wire.Regroup(self._epoch, tuple(sorted(self._members))))
-        self.gather(wire.Ready, "forming a group")
+        self.gather(wire.Ready, "forming a group", GROUP_S + SILENCE_S)
         for rank in self._members:
             del self._tries[rank]
 
@@ -182,7 +186,9 @@ class StandingCluster(Cluster):
         if self._tries[rank] < TRIES:
             self.replace(rank)
             return
-        why = f"rank {rank} could not be replaced: {TRIES} processes were lost before they were ready, of the last one: {why}"
+        self._stop(f"rank {rank} could not be replaced: {TRIES} processes were lost before they were ready, of the last one: {why}")
+
+    def _stop(self, why: str) -> NoReturn:
         self._stop_all(why)
         raise RunStopped(why, self.story())
 
@@ -229,10 +235,14 @@ class StandingCluster(Cluster):
         if gone:
             raise gone[0]
 
-    def gather(self, kind: type, what: str) -> dict[int, Any]:
-        """One message of that kind from every member. What a run says that ended meanwhile is void."""
+    def gather(self, kind: type, what: str, within_s: float = math.inf) -> dict[int, Any]:
+        """One message of that kind from every member. What a run says that ended meanwhile is void. Raises RunStopped after
+        `within_s`."""
         found: dict[int, Any] = {}
-        while set(found) != set(self._members):
+        give_up = time.monotonic() + within_s
+        while missing := sorted(set(self._members) - set(found)):
+            if time.monotonic() > give_up:
+                self._stop(f"{what}: not done within {within_s:g} s by ranks {', '.join(map(str, missing))}")
             for rank, message in self.hear(HEARTBEAT_S):
                 if isinstance(message, kind):
                     found[rank] = message

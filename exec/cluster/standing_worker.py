@@ -23,8 +23,6 @@ from exec.runtime.errors import TaskFailed
 
 T = TypeVar("T")
 
-CONNECT_S = 20.0
-"""How long the ranks of a group wait for each other."""
 FOREVER = timedelta(hours=12)
 """Receives are posted ahead, and wait for as long as nobody sends."""
 
@@ -35,7 +33,7 @@ class Members(World):
     def __init__(self, store: Any, epoch: int, rank: int, members: tuple[int, ...]) -> None:
         self._place = {r: i for i, r in enumerate(members)}
         kept = dist.PrefixStore(f"epoch-{epoch}", store)
-        self._group = dist.ProcessGroupGloo(kept, self._place[rank], len(members), timedelta(seconds=CONNECT_S))
+        self._group = dist.ProcessGroupGloo(kept, self._place[rank], len(members), timedelta(seconds=wire.GROUP_S))
         self._group._set_default_timeout(FOREVER)
         self.ranks = members
 

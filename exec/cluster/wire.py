@@ -26,6 +26,9 @@ loading and compiling leave it its turns."""
 CONNECT_S = 60.0
 """How long ranks wait for the controller to listen, and it for them."""
 
+GROUP_S = 20.0
+"""How long the ranks of a group wait for each other, where groups are formed again."""
+
 
 class Line:
     """One end of a connection. `send` may be called from any thread.

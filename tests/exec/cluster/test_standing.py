@@ -12,7 +12,7 @@ import pytest
 from exec.cluster import standing, wire
 from exec.cluster.controller import Member
 from exec.cluster.job import Order
-from exec.cluster.losses import RunStopped
+from exec.cluster.losses import RankLost, RunStopped
 from exec.cluster.standing import TRIES, StandingCluster
 from exec.cluster.wire import CONNECT_S, SILENCE_S, Line
 from tests.exec.tiny import spec
@@ -43,6 +43,9 @@ class Children:
 
     def ended(self, rank: int) -> str:
         return self.how
+
+    def how_it_ended(self, rank: int) -> str:
+        return "closed its connection"
 
     def pid(self, rank: int) -> int:
         return 100 + self.did.count(f"start {rank}")
@@ -156,6 +159,27 @@ def test_a_call_of_one_that_was_replaced_since_is_not_taken(cluster: StandingClu
     with pytest.raises(EOFError):
         late.receive()
     assert len(did(cluster)) == 4
+
+
+def test_a_group_that_does_not_form_though_all_live_ends_the_run(
+    cluster: StandingCluster, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silence(timeout_s: float) -> list[tuple[int, object]]:
+        clock.now += timeout_s
+        return []
+
+    monkeypatch.setattr(cluster, "hear", silence)
+    with pytest.raises(RunStopped, match="forming a group: not done within 23 s by ranks 0"):
+        cluster.regroup()
+
+
+def test_a_rank_lost_while_ranks_prepare_ends_the_run_even_where_one_ran_before(cluster: StandingCluster) -> None:
+    """The order of the run before is void: nobody could go on with it."""
+    cluster._members[1], other = member(1, 101)
+    cluster._pulse.lines += [m.line for m in cluster._members.values()]
+    other.close()
+    with pytest.raises(RankLost, match="rank 1 was lost: closed its connection; the other ranks were stopped"):
+        cluster.prepare(Order(spec(), 2, 0))
 
 
 def test_nobody_waits_for_calls_after_the_end(cluster: StandingCluster) -> None:
