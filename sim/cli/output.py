@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import UserError
+from sim.units import size as size
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -84,11 +85,3 @@ def seconds(value: float) -> str:
         if abs(value) >= scale:
             return f"{value / scale:,.0f} {unit}" if abs(value) >= 1000 * scale else f"{value / scale:.3g} {unit}"
     return "0 s"
-
-
-def size(value: float) -> str:
-    """Bytes with a decimal prefix."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value:.0f} B"

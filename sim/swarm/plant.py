@@ -16,6 +16,7 @@ from sim.costs import Demand
 from sim.errors import UserError
 from sim.models import ModelSpec
 from sim.placement import Gpus
+from sim.placement.fleet import KV_SHARE, USABLE
 from sim.swarm.costs import NamedCosts, Queue
 from sim.swarm.mail import LANE, OP, wire_price
 from sim.tasks import PS_PER_S, Work
@@ -24,10 +25,6 @@ FLOPS_EFFICIENCY, BYTES_EFFICIENCY, LAUNCH_S = 0.6, 0.8, 5e-6
 """As the op tables of the built-in machines: what well-tuned kernels reach of the datasheet's peaks, and a launch (guessed)."""
 KERNELS = 8
 """Launches of one layer (guessed: norms, projections, attention, router, dispatch, experts, combine)."""
-USABLE = 0.9
-"""Share of a GPU's memory that weights and KV cache may fill, as in the built-in machines."""
-KV_SHARE = 0.25
-"""Share of what is usable on a node where sequences live that is kept for their KV cache (guessed)."""
 
 if TYPE_CHECKING:
     from sim.swarm.shelves import Manifest

@@ -46,6 +46,12 @@ def test_imports_point_one_way(folder: str) -> None:
     assert wrong == []
 
 
+def test_libraries_do_not_import_the_commands() -> None:
+    """Only the way in does: what commands share with reports is in a library of its own."""
+    users = {path for path in files("sim") if any(module.startswith("sim.cli") for module, _ in imported(path))}
+    assert {path for path in users if "cli" not in path.parts} == {ROOT / "sim/__main__.py"}
+
+
 def test_sim_takes_only_work_formulas_from_kernels() -> None:
     """`sim` asks kernels what an op costs, in one place."""
     users = {path for path in files("sim") if any(module.split(".")[0] == "kernels" for module, _ in imported(path))}

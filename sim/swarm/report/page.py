@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from sim.cli.output import size
 from sim.report.figures import seconds_text
 from sim.report.sections import table
-from sim.swarm.report import heat, map
+from sim.swarm.report import atlas, heat
 from sim.swarm.study import DESIGN_WORDS, Finished, Study
+from sim.units import size
 from traces.files import replacing
 
 BINS = 120
@@ -103,7 +103,7 @@ def _map(study: Study, done: Finished) -> str:
     masks = {r: plant.region_of == i for i, r in enumerate(plant.regions)}
     busy = {r: float(np.average(share[m], weights=weight[m])) for r, m in masks.items()}
     rtt_s = {(link.a, link.b): link.rtt_s for link in plant.cluster.links}
-    drawn = map.svg(plant.cluster, tally.flows, busy, rtt_s)
+    drawn = atlas.svg(plant.cluster, tally.flows, busy, rtt_s)
     return f"""<section><h2>Where it went</h2>
 <p class="note">Arrows are bytes on the wire over the whole study (width goes with their root); discs say how much of the GPUs'
 time was worked. Point at an arrow for its bytes. Labels are round trips.</p>{drawn}</section>"""

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from html import escape
 
-from sim.cli.output import size
 from sim.clusters import Cluster
 from sim.report.colours import ink
 from sim.swarm.report.geography import HEIGHT, WIDTH, Point, positions
 from sim.swarm.report.heat import shade
+from sim.units import size
 
 KINDS = {
     "activations": ("#009E73", "activations to experts elsewhere"), "requests": ("#0072B2", "requests and answers"),
