@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -106,6 +108,10 @@ class DrawnCosts(PlacedCosts):
         super().__init__(machine, MoELayer.of(serving.model), serving.ranks, serving.chosen, prices, header_rows=1)
         self._spread = next((row.ratio[0][1] for row in machine.ops if row.op == SPREAD), 0.0)
         self._draw = draw
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(f"{super().digest} {self._draw} {self._spread!r}".encode()).hexdigest()
 
     def bind(self, plan: Plan) -> PricedPlan:
         priced = super().bind(plan)

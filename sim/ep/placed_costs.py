@@ -55,7 +55,8 @@ class PlacedCosts(EpCosts):
     @cached_property
     def digest(self) -> str:
         chosen = hashlib.sha256(np.ascontiguousarray(self.chosen.table).tobytes()).hexdigest()
-        return hashlib.sha256(f"{self.machine.digest} {self.layer!r} {self.ranks} {chosen}".encode()).hexdigest()
+        how = f"{type(self.prices).__name__} {self._header_rows}"
+        return hashlib.sha256(f"{self.machine.digest} {self.layer!r} {self.ranks} {chosen} {how}".encode()).hexdigest()
 
     def outcome(self, task: Task) -> Result:
         """What a gate's routers chose."""

@@ -169,6 +169,8 @@ def test_a_loss_at_any_moment_loses_no_request_and_answers_none_twice(case: Case
     assert sorted(done.scheduler.answered) == list(range(len(case.lengths)))
     check_served_once(case, done)
     check_weights(case, done)
+    tally, committed = done.scheduler.tally, {s.first for s in done.scheduler.tally.served}
+    assert tally.loads == sum(ops(plan).count("load") for plan in done.plans if plan.first in committed)
     again = simulate(case, sorted(changes))
     assert again.log.digest() == done.log.digest()
     assert again.run.same_times(done.run)
@@ -197,6 +199,12 @@ def test_a_shift_of_the_load_moves_experts_and_an_even_load_does_not() -> None:
     assert shifted.tally.rebalances == 1
     assert shifted.tally.moves > 0
     assert [s.layer for s in shifted.tally.served if s.layer >= 0] == [0, 1]
+
+
+def test_costs_that_price_otherwise_have_another_digest() -> None:
+    chosen = drawn(MODEL, 4, 2, 0.0, 0)
+    costs = [PlacedCosts(machine(2), MoELayer.of(MODEL), 2, chosen, header_rows=n) for n in (0, 1, 0)]
+    assert costs[0].digest == costs[2].digest != costs[1].digest
 
 
 def test_copies_share_an_experts_rows_evenly() -> None:

@@ -52,8 +52,8 @@ class Settings:
 @dataclass(frozen=True, slots=True)
 class Served:
     """A Plan that was committed. first, tasks: numbers of its tasks. rows: over all steps. requests: the lowest and the highest number.
-    layer: whose experts moved meanwhile, -1: none; moves: so many copies. version: how many new placements had been wanted.
-    living: how many ranks there were."""
+    layer: whose experts moved meanwhile, -1: none; moves: so many copies; loads: copies loaded anew. version: how many new placements had
+    been wanted. living: how many ranks there were."""
 
     first: int
     tasks: int
@@ -61,6 +61,7 @@ class Served:
     requests: tuple[int, int]
     layer: int
     moves: int
+    loads: int
     version: int
     living: int
 
@@ -79,7 +80,7 @@ class _Open:
 
 @dataclass(slots=True)
 class Tally:
-    """replayed: rows of committed requests that a loss made to be computed again. moves, loads: copies."""
+    """replayed: rows of committed requests that a loss made to be computed again. moves, loads: copies, of what was committed."""
 
     served: list[Served] = field(default_factory=list)
     lost_ranks: list[int] = field(default_factory=list)
@@ -151,6 +152,7 @@ class Rebalancing:
         self._open, self.seats, self.held = None, plan.seats, plan.held
         self.tally.served.append(plan.served)
         self.tally.moves += plan.served.moves
+        self.tally.loads += plan.served.loads
         self._window += plan.counts
         self._since += 1
         if self.settings.every and self._since >= self.settings.every and not self._todo:
@@ -206,9 +208,9 @@ class Rebalancing:
         serving = taken_over(self.held, self._alive(), self.rebalancer.slots, self._load)
         held = [{r: tuple(np.flatnonzero(row[:, r]).tolist()) for r in sorted(self.living)} for row in serving]
         layers = PlacedLayers(self.model, self.ranks, held, PlanBuilder(self._next_number))
-        for layer, expert, rank in np.argwhere(serving & ~self.held).tolist():
+        loads = np.argwhere(serving & ~self.held).tolist()
+        for layer, expert, rank in loads:
             layers.load(rank, layer, expert)
-            self.tally.loads += 1
         self.held &= serving  # what makes room goes at once
         after, moving = serving.copy(), self._todo.pop(0) if self._todo else -1
         moved = self._move(layers, serving, after, moving) if moving >= 0 else []
@@ -216,7 +218,7 @@ class Rebalancing:
         last, rows, requests = self._steps(layers, seats)
         first, count = self._next_number, len(layers.builder)
         self._next_number += count
-        served = Served(first, count, rows, requests, moving, len(moved), self._version, len(self.living))
+        served = Served(first, count, rows, requests, moving, len(moved), len(loads), self._version, len(self.living))
         self._open = _Open(served, layers.gates, last | set(moved), seats, after, np.zeros_like(self._load))
         return [layers.builder.build()]
 

@@ -12,13 +12,14 @@ import typer
 from exec.cli import placing
 from exec.cluster.losses import RankLost, RunStopped
 from exec.cluster.phases import MOVING, SHORT, phases, summarize
-from exec.cluster.placing import Served, Serving, largest_difference, serve
+from exec.cluster.placing import DrawnCosts, Served, Serving, largest_difference, serve
 from exec.cluster.profile import Unknown
 from exec.cluster.recovering import Kill
 from exec.cluster.standing import StandingCluster
 from sim.drive import replay
 from sim.engines.run import DONE
 from sim.ep.chosen import drawn, onto_one_rank
+from sim.machines import load as load_machine
 from sim.placement.policy import load as load_policy
 from sim.placement.rebalance import Rebalancer
 from sim.plan import Plan
@@ -79,6 +80,11 @@ def test_a_killed_rank_is_replaced_and_no_request_is_lost(cluster: StandingClust
     assert len(phases(job, done)[SHORT].rates) == sum(p.rows == 8 for p in short)
     assert not short or short[0].rows == 8  # 4 seats, 2 steps
     assert np.isin([p.first for p in tally.served], done.run.number).all()
+
+
+def test_each_draw_of_the_twin_has_its_own_digest() -> None:
+    first, second, again = (DrawnCosts(load_machine("8xh100"), serving(), draw) for draw in (0, 1, 0))
+    assert first.digest == again.digest != second.digest
 
 
 def test_without_recovery_a_killed_rank_ends_the_run_and_all_until_then_is_kept(
