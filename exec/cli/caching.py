@@ -32,7 +32,6 @@ def run(
     from exec.execute import spec_of
     from exec.pool import run as pool
     from exec.prompts import byte_prompts
-    from sim.residency import feed
     from traces.routing import RoutingIndex
 
     output.check_writable("--timeline", timeline, options.TIMELINE_SUFFIXES)
@@ -48,15 +47,9 @@ def run(
     box = _machine(machine)
     if work == "hybrid" and not box.ops:
         raise UserError("--work hybrid: compares estimates; give --machine PROFILE.yaml from python -m exec calibrate")
-    before = None if trace is None else feed.load(trace)
-    if before is not None and trace is not None:
-        before.check(spec, trace)
-    choice = None
-    if auto:
-        if before is None or not box.ops:
-            raise UserError("--auto: simulates a recording on this computer's profile; give --trace (from --record-routing) and --machine")
-        choice = _choose(spec, box, before, caching, batch or 1)
-        caching = choice.best.caching
+    before = _recording(trace, spec)
+    choice = _choose(spec, box, before, caching, batch or 1) if auto else None
+    caching = caching if choice is None else choice.best.caching
     job = _job(spec, box, caching, workload, gen, batch, seed)
     with pool.open_store(model, spec) as store, output.progress("running with experts from disk (the first run compiles the kernels)"):
         ran = pool.run(
@@ -73,11 +66,24 @@ def run(
     output.print_json(found) if as_json else show(found)
 
 
-def _choose(spec: ModelSpec, machine: Machine, before: Feed, base: Caching, batch: int) -> Choice:
-    """The fastest way to fill the budgets on the simulated clock."""
+def _recording(trace: Path | None, spec: ModelSpec) -> Feed | None:
+    """What an earlier run asked for. Raises UserError where it is not this model's."""
+    from sim.residency import feed
+
+    if trace is None:
+        return None
+    before = feed.load(trace)
+    before.check(spec, trace)
+    return before
+
+
+def _choose(spec: ModelSpec, machine: Machine, before: Feed | None, base: Caching, batch: int) -> Choice:
+    """The fastest way to fill the budgets on the simulated clock. Raises UserError where there is nothing to simulate."""
     from sim.residency.choose import Grid, choose
     from sim.residency.study import Study
 
+    if before is None or not machine.ops:
+        raise UserError("--auto: simulates a recording on this computer's profile; give --trace (from --record-routing) and --machine")
     steps = min(AUTO_STEPS, sum(1 for _ in before.steps(batch)))
     with output.steps("choosing an expert cache") as tell:
         return choose(Study(spec, machine, before, batch=batch, limit=steps), base, Grid(), tell)
