@@ -26,6 +26,7 @@ from sim.ep import names
 from sim.ep.chosen import Chosen
 from sim.ep.layer import MoELayer
 from sim.ep.placed_costs import PlacedCosts, with_losses
+from sim.errors import UserError
 from sim.events import Profile, Request
 from sim.machines.schema import Machine
 from sim.models.spec import ModelSpec
@@ -40,7 +41,8 @@ DRAWS = 5
 
 @dataclass(frozen=True)
 class Serving:
-    """shift: the first request whose hot experts are others. The first placement is made for the load of the requests before it."""
+    """shift: the first request whose hot experts are others. The first placement is made for the load of the requests before it.
+    Raises UserError where a rank's rows may be more than a message holds: they could all go to one other rank."""
 
     model: ModelSpec
     ranks: int
@@ -51,6 +53,11 @@ class Serving:
     lengths: tuple[int, ...]
     seed: int = 0
     threads: int = 1
+
+    def __post_init__(self) -> None:
+        seats, each, most = self.settings.seats, self.model.top_k, self.settings.most_rows
+        if most < seats * each:
+            raise UserError(f"most_rows: is {most}; {seats * each} or more is needed, {each} for each of {seats} seats")
 
     @property
     def requests(self) -> tuple[Request, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from exec.cluster.standing import StandingCluster
 from sim.drive import replay
 from sim.engines.run import DONE
 from sim.ep.chosen import drawn, onto_one_rank
+from sim.errors import UserError
 from sim.machines import load as load_machine
 from sim.placement.policy import load as load_policy
 from sim.placement.rebalance import Rebalancer
@@ -80,6 +82,30 @@ def test_a_killed_rank_is_replaced_and_no_request_is_lost(cluster: StandingClust
     assert len(phases(job, done)[SHORT].rates) == sum(p.rows == 8 for p in short)
     assert not short or short[0].rows == 8  # 4 seats, 2 steps
     assert np.isin([p.first for p in tally.served], done.run.number).all()
+
+
+def test_messages_that_hold_less_than_a_rank_may_send_are_refused() -> None:
+    with pytest.raises(UserError, match="most_rows: is 7; 8 or more is needed, 2 for each of 4 seats"):
+        replace(serving(), settings=Settings(4, 2, most_rows=7))
+
+
+def test_a_replacement_that_is_killed_on_its_way_is_replaced(cluster: StandingCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first, as soon as it has started; only one with no room for all experts waits for the next."""
+    killed: list[int] = []
+    start = cluster.replace
+
+    def replaced(rank: int) -> None:
+        start(rank)
+        if not killed:
+            killed.append(rank)
+            cluster._children.kill(rank)
+
+    monkeypatch.setattr(cluster, "replace", replaced)
+    job = serving(4)
+    done = serve(cluster, job, Unknown(), Kill(1, 2))
+    check(job, done)
+    assert killed == [1]
+    assert (done.scheduler.tally.lost_ranks, done.scheduler.tally.joined_ranks) == ([1], [1])
 
 
 def test_each_draw_of_the_twin_has_its_own_digest() -> None:
