@@ -70,7 +70,7 @@ def _serving(
     count = requests or 4 * ranks * seats
     at = count if shift is None else min(shift, count)
     chosen = recorded(trace, spec, count, steps) if trace is not None else drawn(spec, count, steps, skew, seed)
-    rebalancer = Rebalancer(load_policy(placement), -(-(spec.experts + spares) // ranks), hysteresis, seed)
+    rebalancer = Rebalancer(load_policy(placement, "--placement"), -(-(spec.experts + spares) // ranks), hysteresis, seed)
     before = chosen.counts(slice(0, at))
     chosen = chosen.shifted(at, onto_one_rank(before, rebalancer.first(before, ranks)))
     settings = Settings(seats, every=every, most_rows=seats * spec.top_k)

@@ -89,7 +89,7 @@ def stated(wanted: Wanted) -> Study:
     if wanted.design not in study.DESIGNS:
         raise UserError(f"--design: is {wanted.design!r}; have {', '.join(study.DESIGNS)}")
     plant = Plant(clusters.load(wanted.machine), models.load(wanted.model))
-    policy = load_policy(wanted.placement)
+    policy = load_policy(wanted.placement, "--placement")
     if policy.whole_layers:
         raise UserError(f"--placement: {wanted.placement} places whole layers; a policy of experts is needed, as eplb or robust")
     routes = Routes(read([wanted.trace], "--trace"), plant.model, wanted.seed)

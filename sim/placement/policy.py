@@ -53,32 +53,33 @@ def names() -> tuple[str, ...]:
     return tuple(NAMES)
 
 
-def load(text: str) -> Policy:
+def load(text: str, flag: str = "--policies") -> Policy:
     """A policy from `NAME` or `NAME:OPTION=VALUE:...`, as in `consistent-hash:replicas=2`.
 
+    flag: where it was said, for errors.
     Raises `UserError` for an unknown name or option (with the nearest one) and for a value of the wrong kind.
     """
     name, *said = text.split(":")
     if name not in NAMES:
-        raise unknown("--policies", name, NAMES)
+        raise unknown(flag, name, NAMES)
     module, attribute = NAMES[name]
     found: type[Any] = getattr(importlib.import_module(f"sim.placement.{module}"), attribute)
-    options = dict(_option(name, found, option) for option in said)
+    options = dict(_option(flag, name, found, option) for option in said)
     try:
         policy: Policy = found(**options)
     except UserError as e:
-        raise UserError(f"--policies: {name}: {e}") from None
+        raise UserError(f"{flag}: {name}: {e}") from None
     return policy
 
 
-def _option(name: str, found: type[Any], text: str) -> tuple[str, Any]:
+def _option(flag: str, name: str, found: type[Any], text: str) -> tuple[str, Any]:
     key, _, value = text.partition("=")
     known = {f.name.replace("_", "-"): f for f in fields(found)}
     if key not in known:
-        raise unknown(f"--policies: option of {name}", key, known) if known else UserError(f"--policies: {name} has no options")
+        raise unknown(f"{flag}: option of {name}", key, known) if known else UserError(f"{flag}: {name} has no options")
     kind: type[Any] = type(known[key].default)
     try:
         return known[key].name, kind(value)
     except ValueError:
         right = "a whole number" if kind is int else "a number"
-        raise UserError(f"--policies: {name}: option {key}: has {value!r}; must be {right}") from None
+        raise UserError(f"{flag}: {name}: option {key}: has {value!r}; must be {right}") from None

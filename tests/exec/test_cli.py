@@ -168,6 +168,7 @@ def test_demo_makes_a_report_from_a_profile(
     ("--workload mtbench", "missing option --machine"),
     ("--ranks 2 --microbatch 4", "--microbatch: does not go with --ranks"),
     ("--ranks 2 --device cuda --scheduler overlapped --tokens 3", "--device cuda: does not go with --ranks"),
+    ("--ranks 2 --placement eplp", "--placement: unknown name 'eplp'; did you mean 'eplb'"),
     ("--ranks 2 --placement joint --scheduler overlapped", "--scheduler: does not go with --placement"),
     ("--ranks 2 --tokens 4 --scheduler overlapped --on-rank-loss recover", "--on-rank-loss recover: needs --placement"),
     ("--ram-budget 1MB --device-budget 1MB --device cuda", "--device cuda: does not go with --ram-budget"),
