@@ -105,7 +105,8 @@ def price_body(costs: CostModel, body: Plan, expert_rows: Sequence[int]) -> Pric
 
     expert_rows [experts]: empty for a body without slots.
     """
-    from sim.costs import PricedPlan, Row, pack
+    from sim.costs import PricedPlan, pack
+    from sim.demands import Row
 
     rows = tile_rows(body, expert_rows)
     keys, cls = np.unique(np.stack([body.work, body.lane, rows], axis=1), axis=0, return_inverse=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -102,10 +103,23 @@ def replay(log: Log, scheduler: Scheduler) -> None:
             raise Diverged(f"entry {i}, {type(event).__name__} at {now} ps: commands hash {found or 'none'}, logged {expected or 'none'}")
 
 
+def _columns(value: object) -> dict[str, Any]:
+    """A dataclass by field, without the copies that `dataclasses.asdict` makes of all that is in it."""
+    return {name: getattr(value, name) for name in _field_names(type(value))}
+
+
+@cache
+def _field_names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind))
+
+
+_JSON = json.JSONEncoder(sort_keys=True, default=_columns)
+
+
 def _encode(event: Event) -> str:
     if isinstance(event, Started):
         return json.dumps({"kind": "Started", "profile": event.profile.digest})
-    return json.dumps({"kind": type(event).__name__, **asdict(event)}, sort_keys=True)
+    return _JSON.encode({"kind": type(event).__name__, **_columns(event)})
 
 
 def _decode(row: dict[str, Any], profile: events.Profile) -> Event:

@@ -19,7 +19,7 @@ from exec.pool.pool import Store
 from exec.prompts import byte_prompts
 from exec.weights import random_weights, save_hf
 from sim.columns import columns_of
-from sim.costs import ratio_at, size_of
+from sim.demands import ratio_at, size_of
 from sim.engines.run import DONE, Run
 from sim.events import Request
 from sim.machines.schema import Machine, OpRate

@@ -20,7 +20,8 @@ from exec.calibration.links import relink
 from exec.prompts import byte_prompts
 from exec.weights import Weights
 from sim.columns import columns_of
-from sim.costs import CostModel, ratio_at, size_of
+from sim.costs import CostModel
+from sim.demands import ratio_at, size_of
 from sim.engines.run import Run
 from sim.job import Job, prepare
 from sim.machines.schema import Machine, OpRate

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from exec.calibration.insitu import LIMITS, _tamed
 from exec.cluster.observe import Observed
 from exec.cluster.prices import SPREAD, ClusterCosts, rows_of, simulate
-from sim.costs import ratio_at
+from sim.demands import ratio_at
 from sim.machines.schema import Machine, OpRate
 
 ROUNDS = 2

@@ -21,6 +21,7 @@ from exec.cluster.reference import SLOWED, Reference
 from exec.cluster.runs import Setup
 from sim.engines.run import Run
 from sim.plan import Plan
+from sim.tasks import PS_PER_S
 
 RUNS = 3
 """Runs of a setup each time that it is its turn."""
@@ -43,6 +44,39 @@ class Sample(NamedTuple):
     reference_s: float
 
 
+def settled(samples: Sequence[Sample], at_best_s: float = 0.0) -> tuple[Sample, ...]:
+    """Of runs of one setup those that nothing disturbed, see `SLOWED`. At least the calmest third. at_best_s: see `Observed`."""
+    least, best = min(s.cpu_s for s in samples), at_best_s or min(s.reference_s for s in samples)
+
+    def unrest(s: Sample) -> float:
+        return max(s.cpu_s / least / SLOWED, s.reference_s / best / SLOWED, s.others_s / s.makespan_s / TAKEN)
+
+    calm = sorted(samples, key=unrest)
+    return tuple(max([s for s in calm if unrest(s) <= 1.0], calm[: -(-len(calm) // 3)], key=len))
+
+
+class Watch:
+    """How calm the computer is around a run: `calm`, and then `begin` when it starts, `end` when it is over."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+        self._before_s = self._busy_s = self._own_s = 0.0
+
+    def calm(self) -> None:
+        """Wait until the computer is about as quick as at its best, or for a while."""
+        self._before_s = self.reference.calm_s()
+
+    def begin(self) -> None:
+        self._busy_s, self._own_s = _busy_s(), time.process_time()
+
+    def end(self, outputs: Mapping[int, Outputs], run: Run) -> Sample:
+        """Of the run that is over. What neither its ranks nor this process took of the cores, others did."""
+        cpu_s = sum(o.cpu_s for o in outputs.values())
+        others_s = max(0.0, _busy_s() - self._busy_s - cpu_s - (time.process_time() - self._own_s))
+        lasted_s = float(run.end_ps.max() - run.start_ps.min()) / PS_PER_S
+        return Sample(lasted_s, elapsed_s(run), cpu_s, others_s, max(self._before_s, self.reference.seconds()))
+
+
 @dataclass(frozen=True, slots=True)
 class Observed:
     """A setup that was run several times. at_best_s: `Reference` when the computer was quick; 0: in the quickest of these runs."""
@@ -55,14 +89,8 @@ class Observed:
 
     @property
     def settled(self) -> tuple[Sample, ...]:
-        """Runs that nothing disturbed, see `SLOWED`. At least the calmest third."""
-        least, best = min(s.cpu_s for s in self.samples), self.at_best_s or min(s.reference_s for s in self.samples)
-
-        def unrest(s: Sample) -> float:
-            return max(s.cpu_s / least / SLOWED, s.reference_s / best / SLOWED, s.others_s / s.makespan_s / TAKEN)
-
-        calm = sorted(self.samples, key=unrest)
-        return tuple(max([s for s in calm if unrest(s) <= 1.0], calm[: -(-len(calm) // 3)], key=len))
+        """Runs that nothing disturbed."""
+        return settled(self.samples, self.at_best_s)
 
     @property
     def disturbed(self) -> int:
@@ -79,17 +107,15 @@ class Observed:
 def observe(cluster: Cluster, setup: Setup, reference: Reference, runs: int = RUNS) -> Observed:
     """Prepare a setup and run it; a first run, which finds caches and connections cold, does not count."""
     cluster.prepare(setup.order)
-    done = once(cluster, setup)
-    return Observed(setup.order, plan_of(done.run), done.outputs, tuple(_sample(cluster, setup, reference) for _ in range(runs)))
+    done, watch = once(cluster, setup), Watch(reference)
+    return Observed(setup.order, plan_of(done.run), done.outputs, tuple(_sample(cluster, setup, watch) for _ in range(runs)))
 
 
-def _sample(cluster: Cluster, setup: Setup, reference: Reference) -> Sample:
-    before_s = reference.calm_s()
-    busy_s, own_s = _busy_s(), time.process_time()
+def _sample(cluster: Cluster, setup: Setup, watch: Watch) -> Sample:
+    watch.calm()
+    watch.begin()
     done = once(cluster, setup)
-    cpu_s = sum(o.cpu_s for o in done.outputs.values())
-    others_s = max(0.0, _busy_s() - busy_s - cpu_s - (time.process_time() - own_s))
-    return Sample(done.run.makespan_ps / 1e12, elapsed_s(done.run), cpu_s, others_s, max(before_s, reference.seconds()))
+    return watch.end(done.outputs, done.run)
 
 
 def against_the_best(observed: Sequence[Observed], best_s: float) -> list[Observed]:

@@ -18,12 +18,13 @@ import numpy as np
 from exec.cluster.job import Order
 from exec.cluster.outputs import Outputs
 from exec.cluster.split import Split
-from sim.costs import Demand, PricedPlan, Row, curve_at, ratio_at
+from sim.costs import PricedPlan
+from sim.demands import Demand, Row, curve_at, ratio_at
 from sim.engines.run import Run
 from sim.ep.costs import EpCosts
 from sim.ep.layer import MoELayer
 from sim.ep.prices import Kernels, Price
-from sim.fabric import OpTable
+from sim.machines.op_table import OpTable
 from sim.machines.parts import Lane, OpRate
 from sim.machines.schema import Machine
 from sim.models.spec import ModelSpec

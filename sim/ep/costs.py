@@ -10,7 +10,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.costs import PricedPlan, Prices, Row, pack
+from sim.costs import PricedPlan, Prices, pack
+from sim.demands import Row
 from sim.ep.layer import MoELayer
 from sim.ep.prices import Kernels, OpPrices
 from sim.ep.routing import Counts, part

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sim.costs import Demand, Row
+from sim.demands import Demand, Row
 from sim.ep import names
 from sim.ep.chosen import Chosen
 from sim.ep.copies import Copies, Ints, copies_of

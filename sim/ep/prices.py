@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 
-from sim.costs import Demand, curve_at
+from sim.demands import Demand, curve_at
 from sim.ep import names
 from sim.ep.layer import MoELayer
-from sim.fabric import OpTable, put_price, topology_of
+from sim.fabric import put_price, topology_of
+from sim.machines.op_table import OpTable
 from sim.machines.parts import Lane, OpRate
 from sim.machines.schema import Machine
 from sim.tasks import Work

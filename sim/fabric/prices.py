@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-from sim.costs import Demand
-from sim.errors import UserError
+from sim.demands import Demand
 from sim.machines.parts import Lane, OpRate
 from sim.machines.schema import Machine
 from sim.tasks import Work
 
 SM_WEIGHT = 1024.0
 """A communication kernel holds its SMs from its start; a product that runs beside it gets the others."""
-
-
-class OpTable:
-    """Rows of a machine's op table by lane and op; the closest wins.
-
-    Sought in this order: the lane's own name before its families, there `op.variant` before `op` before "*",
-    the element type before any.
-    """
-
-    def __init__(self, machine: Machine, dtype: str = "bf16") -> None:
-        self.machine = machine
-        self._rows: dict[tuple[str, str], OpRate] = {}
-        for wanted in ("*", dtype):
-            self._rows |= {(row.lane, row.op): row for row in machine.ops if row.dtype == wanted}
-
-    def row(self, lane: Lane, work: Work) -> OpRate:
-        """Raises UserError where the table has none."""
-        ops = (f"{work.op}.{work.variant}", work.op, "*") if work.variant else (work.op, "*")
-        for name in (lane.name, *lane.families):
-            for op in ops:
-                if (name, op) in self._rows:
-                    return self._rows[name, op]
-        raise UserError(f"machine {self.machine.name}: ops has no row for {work.op!r} on lane {lane.name!r}; add one, or one for '*'")
 
 
 def put_price(machine: Machine, lane: Lane, work: Work, rate: OpRate) -> tuple[float, list[Demand]]:

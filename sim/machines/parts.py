@@ -75,7 +75,7 @@ class Lane(Strict):
 class OpRate(Strict):
     """One row of the op table: how well an op runs on a lane.
 
-    `curve` rows are (rows, seconds per unit), see `sim.costs`: a measured solo time. Without a
+    `curve` rows are (rows, seconds per unit), see `sim.demands`: a measured solo time. Without a
     curve the op is a roofline with the given efficiencies.
     """
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from sim.clusters.importers.helix import Curve, node_kind
 from sim.clusters.network import Network
-from sim.costs import curve_at
+from sim.demands import curve_at
 from sim.placement.spans import SpanNode, SpanProblem
 
 

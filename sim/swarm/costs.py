@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.costs import Demand, PricedPlan, Prices, Row, pack
+from sim.costs import PricedPlan, Prices, pack
+from sim.demands import Demand, Row
 from sim.plan import Plan
 from sim.tasks import PS_PER_S, Task, Time, Work
 

@@ -14,7 +14,7 @@ from math import inf
 from typing import Any, Protocol, TypeAlias
 
 from sim.clusters.network import Network
-from sim.costs import Demand
+from sim.demands import Demand
 from sim.events import Event, Failed, Finished, Result
 from sim.swarm.costs import Queue
 from sim.swarm.dice import uniform

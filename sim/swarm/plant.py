@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.clusters import Cluster, Network
-from sim.costs import Demand
+from sim.demands import Demand
 from sim.errors import UserError
 from sim.models import ModelSpec
 from sim.placement import Gpus

@@ -82,9 +82,9 @@ def _kernel() -> Any:
                     if load[layer, e] == 0:
                         touched[layer, g] += 1
                     load[layer, e] += w
-                    mask |= 1 << node_of[g]
-                for n in range(sent.shape[1]):
-                    if mask >> n & 1:
-                        sent[layer, n] += w
+                    node = node_of[g]
+                    if not mask >> node & 1:
+                        mask |= 1 << node
+                        sent[layer, node] += w
 
     return count

@@ -16,7 +16,8 @@ from sim.engines.compiled import run_compiled
 from sim.engines.run import Run
 from sim.engines.simpy_engine import SimPyEngine
 from sim.errors import UserError
-from sim.fabric import OpTable, all_gather, all_to_all, barrier, expand, put_price, ranks, reduce_scatter, with_nodes
+from sim.fabric import all_gather, all_to_all, barrier, expand, put_price, ranks, reduce_scatter, with_nodes
+from sim.machines.op_table import OpTable
 from sim.machines.schema import Machine, Topology
 from sim.plan import Plan, PlanBuilder
 from sim.tasks import PS_PER_S, Task

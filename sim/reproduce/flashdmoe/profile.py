@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.costs import PricedPlan, Row, pack
+from sim.costs import PricedPlan, pack
+from sim.demands import Row
 from sim.engines.compiled import run_compiled
 from sim.machines.parts import Lane
 from sim.plan import PlanBuilder

@@ -11,7 +11,8 @@ from exec.calibration import copies, curves, host, insitu, measure, profile, sto
 from exec.calibration.links import relink
 from exec.weights import random_weights
 from sim import machines
-from sim.costs import CostModel, curve_at, ratio_at
+from sim.costs import CostModel
+from sim.demands import curve_at, ratio_at
 from sim.tasks import Work
 from tests.exec import profiles, tiny
 
