@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,13 @@ if TYPE_CHECKING:
     from sim.job import Job
     from sim.models import ModelSpec
     from sim.workloads import Workload as WorkloadSpec
+
+
+class EngineChoice(StrEnum):
+    auto = "auto"
+    simpy = "simpy"
+    compiled = "compiled"
+
 
 Model = Annotated[str, typer.Option(help="Built-in name, or a directory with a Hugging Face config.json.", show_default=False)]
 Machine = Annotated[str, typer.Option(help="Built-in name, or a YAML profile.", show_default=False)]
@@ -26,6 +34,7 @@ Padded = Annotated[bool, typer.Option("--padded", help="Pad every prompt to the 
 PolicyFile = Annotated[Path | None, typer.Option("--policy", help="YAML file with batch sizes and residency; flags win over it.")]
 Trace = Annotated[Path | None, typer.Option(help="Recorded routing (Parquet) that drives the experts' loads.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")]
+Engine = Annotated[EngineChoice, typer.Option(help="auto: compiled where the whole schedule is known in advance.")]
 Timeline = Annotated[Path | None, typer.Option(help="Write the task timeline: OUT.parquet, or OUT.json for Perfetto.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
