@@ -17,14 +17,13 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from exec.runtime.board import Board, Ended
 from exec.runtime.bodies import Stamps, inside_of
 from exec.runtime.delivery import Delivery
-from exec.runtime.errors import Fault, Interrupted, RuntimeStuck, TaskFailed, describe
+from exec.runtime.errors import Fault, Interrupted, TaskFailed, describe
+from exec.runtime.history import last_number, run_of
 from exec.runtime.records import Interrupt, Record, record_of, records_of
-from exec.runtime.servers import Backend, LaneThreads, Server, undisturbed
+from exec.runtime.servers import Backend, LaneThreads, Server, join, undisturbed
 from sim.body import outer_lanes
 from sim.drive import Deadlock
 from sim.engines.run import CANCELLED, FAILED, Run
@@ -35,9 +34,6 @@ from sim.tasks import PS_PER_S, Cancel, Command, Task, Time
 
 SIGNAL_POLL_S = 0.25
 """A Ctrl-C that arrives just before the driving thread falls asleep does not wake it; this does."""
-
-JOIN_TIMEOUT_S = 30.0
-"""How long a stopped run waits for a lane whose op cannot be interrupted."""
 
 
 class ThreadEngine:
@@ -88,9 +84,7 @@ class ThreadEngine:
 
     def _start_threads(self) -> None:
         for lane in self._lanes.values():
-            for i, server in enumerate(lane.servers):
-                server.thread = threading.Thread(target=self._serve, args=(lane, server), name=f"lane-{lane.lane.name}-{i}", daemon=True)
-                server.thread.start()
+            lane.start(self._serve)
         wanted = sum(len(lane.servers) for lane in self._lanes.values())
         with self._lock:
             self._driver.wait_for(lambda: self._entered == wanted or self._error is not None)
@@ -101,22 +95,13 @@ class ThreadEngine:
         """Stop and join every lane thread; running ops are interrupted where they can be."""
         with self._lock:
             self._halt()
-        servers = [s for lane in self._lanes.values() for s in lane.servers if s.thread is not None]
-        deadline = time.monotonic() + JOIN_TIMEOUT_S
-        for server in servers:
-            assert server.thread is not None
-            server.thread.join(max(0.0, deadline - time.monotonic()))
-        stuck = [f"{s.thread.name}: {describe(s.task)}" for s in servers if s.thread and s.thread.is_alive() and s.task]
-        if stuck:
-            raise RuntimeStuck(f"lane threads did not come back within {JOIN_TIMEOUT_S:g} s: {'; '.join(stuck)}")
+        join(self._lanes.values())
 
     def _halt(self) -> None:
         """Ask all lanes to stop. The lock is held."""
         self._stopping = True
         for lane in self._lanes.values():
-            for server in lane.servers:
-                server.interrupt.set()
-            lane.wake.notify_all()
+            lane.halt()
         self._driver.notify_all()
 
     # What a lane thread does --------------------------------------------------------------------
@@ -293,7 +278,7 @@ class ThreadEngine:
             ended, self._board.ended = self._board.ended, []
             inside, self._inside = self._inside, []
             sources, oldest = self._sources, self._board.oldest
-            self._sources = [s for s in sources if _last_number(s) >= oldest]
+            self._sources = [s for s in sources if last_number(s) >= oldest]
         return self._with_inside(self._run(ended, sources), inside)
 
     def _with_inside(self, run: Run, stamped: Sequence[tuple[int, Plan, Stamps]]) -> Run:
@@ -301,21 +286,7 @@ class ThreadEngine:
         return replace(run, inside=tuple(inside_of(*one, origin) for one in sorted(stamped, key=lambda one: one[0])))
 
     def _run(self, ended: Sequence[Ended], sources: Sequence[Plan | Task]) -> Run:
-        rows = sorted(ended)
-        index = {name: i for i, name in enumerate(self._lanes)}
-        return Run(
-            sources=tuple(sources),
-            lanes=tuple(self._lanes),
-            number=np.array([row[0] for row in rows], np.int64),
-            lane=np.array([index[row[1]] if row[1] is not None else -1 for row in rows], np.int16),
-            start_ps=np.array([row[2] for row in rows], np.int64),
-            end_ps=np.array([row[3] for row in rows], np.int64),
-            status=np.array([row[4] for row in rows], np.int8),
-        )
-
-
-def _last_number(source: Plan | Task) -> int:
-    return source.first + len(source) - 1 if isinstance(source, Plan) else source.number
+        return run_of(ended, sources, tuple(self._lanes))
 
 
 def _fraction(task: Record, error: BaseException | None) -> float:

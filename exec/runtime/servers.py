@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from exec.runtime.errors import RuntimeStuck, describe
 from exec.runtime.records import Interrupt, Record
 from sim.events import Result
 from sim.machines.schema import Lane
@@ -17,6 +19,9 @@ from sim.machines.schema import Lane
 SWITCH_INTERVAL_S = 1e-4
 """How long a thread keeps the GIL while another wants it. Lanes hold it for microseconds between
 kernels that release it; Python's own 5 ms would let one lane's bookkeeping delay another's start."""
+
+JOIN_TIMEOUT_S = 30.0
+"""How long a stopped run waits for a lane whose op cannot be interrupted."""
 
 
 class Backend(Protocol):
@@ -53,6 +58,29 @@ class LaneThreads:
         self.wake = threading.Condition(lock)
         self.inbox: deque[Record] = deque()
         self.servers = [Server() for _ in range(lane.servers)]
+
+    def start(self, serve: Callable[[LaneThreads, Server], None]) -> None:
+        """A thread for each server, which runs `serve`."""
+        for i, server in enumerate(self.servers):
+            server.thread = threading.Thread(target=serve, args=(self, server), name=f"lane-{self.lane.name}-{i}", daemon=True)
+            server.thread.start()
+
+    def halt(self) -> None:
+        """Interrupt what runs and wake who waits. The lock is held."""
+        for server in self.servers:
+            server.interrupt.set()
+        self.wake.notify_all()
+
+
+def join(lanes: Iterable[LaneThreads]) -> None:
+    """Wait for the threads of halted lanes. Raises RuntimeStuck that names the tasks which do not come back."""
+    started = [(server, server.thread) for lane in lanes for server in lane.servers if server.thread is not None]
+    deadline = time.monotonic() + JOIN_TIMEOUT_S
+    for _, thread in started:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    stuck = [f"{thread.name}: {describe(server.task)}" for server, thread in started if thread.is_alive() and server.task]
+    if stuck:
+        raise RuntimeStuck(f"lane threads did not come back within {JOIN_TIMEOUT_S:g} s: {'; '.join(stuck)}")
 
 
 @contextmanager
