@@ -6,12 +6,10 @@ included). It never looks at a clock, and the same problem gives the same placem
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
-from sim.errors import UserError, unknown
+from sim import named
 from sim.placement.placement import Placement
 from sim.placement.problem import Problem
 
@@ -59,27 +57,5 @@ def load(text: str, flag: str = "--policies") -> Policy:
     flag: where it was said, for errors.
     Raises `UserError` for an unknown name or option (with the nearest one) and for a value of the wrong kind.
     """
-    name, *said = text.split(":")
-    if name not in NAMES:
-        raise unknown(flag, name, NAMES)
-    module, attribute = NAMES[name]
-    found: type[Any] = getattr(importlib.import_module(f"sim.placement.{module}"), attribute)
-    options = dict(_option(flag, name, found, option) for option in said)
-    try:
-        policy: Policy = found(**options)
-    except UserError as e:
-        raise UserError(f"{flag}: {name}: {e}") from None
+    policy: Policy = named.build(flag, text, NAMES, "sim.placement")
     return policy
-
-
-def _option(flag: str, name: str, found: type[Any], text: str) -> tuple[str, Any]:
-    key, _, value = text.partition("=")
-    known = {f.name.replace("_", "-"): f for f in fields(found)}
-    if key not in known:
-        raise unknown(f"{flag}: option of {name}", key, known) if known else UserError(f"{flag}: {name} has no options")
-    kind: type[Any] = type(known[key].default)
-    try:
-        return known[key].name, kind(value)
-    except ValueError:
-        right = "a whole number" if kind is int else "a number"
-        raise UserError(f"{flag}: {name}: option {key}: has {value!r}; must be {right}") from None

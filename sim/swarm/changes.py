@@ -12,7 +12,7 @@ from sim.swarm.control import Change, ControlPlane
 from sim.swarm.desk import Desk
 from sim.swarm.group import Group
 from sim.swarm.migration import Migration
-from sim.swarm.placing import Placer
+from sim.swarm.placing import Placer, Scope
 from sim.swarm.requests import Requests, Running
 from sim.swarm.settings import Outcome
 from sim.swarm.shelves import Shelves
@@ -24,7 +24,7 @@ class Changes:
 
     def __init__(
         self, placer: Placer, desk: Desk, requests: Requests, running: Running, control: ControlPlane, shelves: Shelves, outcome: Outcome,
-        scopes: Mapping[str, int],
+        scopes: Mapping[str, Scope],
     ) -> None:  # fmt: skip
         self.placer, self.desk, self.requests, self.running, self.outcome = placer, desk, requests, running, outcome
         self.control, self.shelves, self.scopes = control, shelves, scopes
@@ -82,7 +82,7 @@ class Changes:
             group.observed *= 0.5
         return commands
 
-    def _gain(self, scope: int, group: Group, target: NDArray[np.bool_]) -> float:
+    def _gain(self, scope: Scope, group: Group, target: NDArray[np.bool_]) -> float:
         return self.placer.balance(scope, group, target) - self.placer.balance(scope, group, group.held)
 
     def _propose(self, now: Time, group: Group, home: int, target: NDArray[np.bool_], fresh: bool) -> list[Command]:

@@ -121,8 +121,7 @@ class Faults:
         commands: list[Command] = []
         mine = self.plant.node_of == node
         for group in self.groups:
-            scope = self.changes.scopes[group.name]
-            if scope not in (-1, int(self.plant.region_of[node])):
+            if node not in self.changes.scopes[group.name]:
                 continue
             if group.name in kept and group.name not in self.changes.migrations:
                 held = group.held.copy()
@@ -136,8 +135,7 @@ class Faults:
         another placement."""
 
         def settle(now: Time, _: Result) -> Sequence[Command]:
-            scope = self.changes.scopes[group.name]
-            back = {n for n in self._empty if scope in (-1, int(self.plant.region_of[n]))} - self.placer.dead
+            back = (self._empty & self.changes.scopes[group.name]) - self.placer.dead
             if group.home not in self.placer.dead and group.ready and not back - {group.home} and group.home not in back:
                 if group.name not in self.changes.migrations:
                     self.changes.withdraw(group)

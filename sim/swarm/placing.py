@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +16,14 @@ from sim.swarm.routes import Routes
 from sim.swarm.settings import Settings
 
 Bools = NDArray[np.bool_]
+Scope: TypeAlias = frozenset[int]
 
 
 @dataclass(eq=False)
 class Placer:
     """Asks the policy for placements on the nodes that are taken for alive.
 
-    dead: nodes that are taken for dead; leaving: those that will be taken away. A scope is a region's number, -1: the whole cluster.
+    dead: nodes that are taken for dead; leaving: those that will be taken away. A scope is the set of nodes that a group may use.
     """
 
     plant: Plant
@@ -31,30 +33,39 @@ class Placer:
     dead: set[int] = field(default_factory=set)
     leaving: set[int] = field(default_factory=set)
 
-    def alive(self, scope: int) -> NDArray[np.int64]:
+    def alive(self, scope: Scope) -> NDArray[np.int64]:
         """GPUs of live nodes of a scope."""
-        node = self.plant.node_of
-        ok = ~np.isin(node, sorted(self.dead | self.leaving))
-        return np.flatnonzero(ok & ((scope < 0) | (self.plant.region_of[node] == scope)))
+        return self.gpus(scope - self.dead - self.leaving)
 
-    def home(self, scope: int) -> int | None:
+    def gpus(self, nodes: Scope) -> NDArray[np.int64]:
+        return np.flatnonzero(np.isin(self.plant.node_of, sorted(nodes)))
+
+    def fits(self, nodes: Scope) -> bool:
+        """Whether these nodes, all of them alive, hold the model: dense weights on one of them, and every expert."""
+        home = self._nearest(nodes)
+        return home is not None and int(self.plant.slots([home], self.gpus(nodes)).sum()) >= self.plant.model.experts
+
+    def home(self, scope: Scope) -> int | None:
         """The live node nearest to the coordinator, of equal ones that with the most KV room; None where dense weights fit on none."""
+        return self._nearest(scope - self.dead - self.leaving)
+
+    def _nearest(self, nodes: Scope) -> int | None:
         here = self.plant.cluster.coordinator
-        able = [n for n in sorted({int(self.plant.node_of[g]) for g in self.alive(scope)}) if self._holds_dense(n)]
+        able = [n for n in sorted(nodes) if self._holds_dense(n)]
         return min(able, key=lambda n: (self.plant.network.rtt_s(here, self.plant.nodes[n]), -self.plant.kv_tokens(n), n), default=None)
 
     def _holds_dense(self, node: int) -> bool:
         mine = self.plant.gpus_of_node(node)
         return bool((self.plant.home_bytes(node)[mine] < self.plant.usable_bytes[mine]).all())
 
-    def target(self, scope: int, home: int, group: Group | None) -> Bools | None:
+    def target(self, scope: Scope, home: int, group: Group | None) -> Bools | None:
         """The policy's placement on live GPUs, as held [layers, experts, all gpus]; None where the experts do not fit."""
         among = self.alive(scope)
         if not len(among):
             return None
         counts = self.routes.counts if group is None or not group.observed.any() else group.observed
         gpus = self.plant.fleet([home], among)
-        wanted = counts.shape[1] + (self.settings.spares if scope < 0 else int(gpus.slots.sum()))
+        wanted = counts.shape[1] + (self.settings.spares if self.settings.design == "spread" else int(gpus.slots.sum()))
         if gpus.slots.sum() < counts.shape[1]:
             return None
         gpus = replace(gpus, slots=_dealt(min(wanted, int(gpus.slots.sum())), gpus.slots))
@@ -72,7 +83,7 @@ class Placer:
         rank = np.argsort(np.argsort(-worth.astype(np.int64), axis=1, kind="stable"), axis=1)
         return np.asarray(held & (rank < slots))
 
-    def balance(self, scope: int, group: Group, held: Bools) -> float:
+    def balance(self, scope: Scope, group: Group, held: Bools) -> float:
         """Balancedness of the group's load on live GPUs; 0 where they do not hold every expert."""
         from sim.placement.measures import balancedness
 
@@ -80,6 +91,15 @@ class Placer:
         if not len(among) or not held[:, :, among].any(axis=2).all():
             return 0.0
         return balancedness(Placement(held[:, :, among]), group.observed, self.plant.fleet([group.home], among))
+
+
+def scopes(plant: Plant, design: str) -> dict[str, Scope]:
+    """The nodes that each group of a design may use, by the group's name."""
+    if design == "spread":
+        return {"swarm": frozenset(range(len(plant.nodes)))}
+    if design == "nodes":
+        return {name: frozenset([n]) for n, name in enumerate(plant.nodes)}
+    return {r: frozenset(np.flatnonzero(plant.region_of == i).tolist()) for i, r in enumerate(plant.regions)}
 
 
 def _dealt(total: int, room: NDArray[np.int64]) -> NDArray[np.int64]:

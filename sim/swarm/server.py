@@ -25,7 +25,7 @@ from sim.swarm.group import Group
 from sim.swarm.history import History
 from sim.swarm.jobs import Tally
 from sim.swarm.meter import Meter
-from sim.swarm.placing import Placer
+from sim.swarm.placing import Placer, scopes
 from sim.swarm.plant import Plant
 from sim.swarm.requests import Requests, Running
 from sim.swarm.routes import Routes
@@ -56,10 +56,8 @@ class Server:
         self.running = Running()
         dispatcher = Dispatcher(plant, settings, self.groups, self.views)
         self.requests = Requests(plant, self.desk, dispatcher, self.running, self.outcome, origins, self.placer.dead)
-        scopes = {g.name: plant.regions.index(g.name) if settings.design != "spread" else -1 for g in self.groups}
-        self.changes = Changes(
-            self.placer, self.desk, self.requests, self.running, self.control, self.shelves, self.outcome, scopes
-        )
+        reach = scopes(plant, settings.design)
+        self.changes = Changes(self.placer, self.desk, self.requests, self.running, self.control, self.shelves, self.outcome, reach)
         self.faults = Faults(
             settings, self.groups, self.placer, self.desk, self.views, self.requests, self.running, self.changes, self.outcome
         )
@@ -67,15 +65,13 @@ class Server:
 
     def _form(self, routes: Routes) -> list[Group]:
         """Groups with their first placements, which are loaded before the study begins."""
-        scopes = [-1] if self.settings.design == "spread" else range(len(self.plant.regions))
         tasks = StepTasks(self.plant, self.tally, self.desk.numbers, self.settings.loss, self.settings.seed)
         choose, loads = load_choice(self.settings.routing), self.views.busy
         out = []
-        for scope in scopes:
+        for name, scope in scopes(self.plant, self.settings.design).items():
             home = self.placer.home(scope)
             target = self.placer.target(scope, home, None) if home is not None else None
             if home is not None and target is not None:
-                name = "swarm" if scope < 0 else self.plant.regions[scope]
                 out.append(Group(name, self.plant, routes, home, target, choose, tasks, loads, self.settings.seed))
         if not out:
             where = "the cluster" if self.settings.design == "spread" else "any region"
