@@ -193,7 +193,7 @@ def validate(ranks: str, profile: str | None, grid: Path | None, as_json: bool) 
     machine = None if profile is None else _profile(profile, numbers)
     found = []
     try:
-        with out.steps(f"validating {len(cases)} cases on {ranks} ranks, {rounds} rounds each") as say:
+        with out.steps(f"validating {len(cases)} cases on {ranks} ranks, at most {rounds} rounds each") as say:
             for number in numbers:
                 found.append(really_validate(number, cases, rounds, machine, say))
     except RunStopped as stopped:
@@ -228,9 +228,15 @@ def _say_failed(why: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def _show_validated(found: dict[str, Any]) -> None:
-    from exec.validation.ranks import DISTURBED
+def tell_disturbed(found: dict[str, Any]) -> None:
+    """Whether a session of `validate` counts."""
+    from exec.validation.grid import DISTURBED
 
+    if not found["counts"]:
+        print(f"\nTHIS SESSION DOES NOT COUNT: over {DISTURBED:.0%} of its runs were disturbed. Run it again on a quiet computer.")
+
+
+def _show_validated(found: dict[str, Any]) -> None:
     columns = ("scheduler", "rows", "hidden", "ffn", "experts", "top-k", "skew", "layer measured", "spread", "simulated", "error")
     rows = [
         (c["scheduler"], c["tokens"], c["hidden"], c["ffn"], c["experts"], c["top_k"], c["skew"], out.seconds(c["measured_s"]),
@@ -239,8 +245,7 @@ def _show_validated(found: dict[str, Any]) -> None:
     ]  # fmt: skip
     out.print_table(f"{found['ranks']} ranks, {found['machine']}, medians of {found['rounds']} rounds", columns, rows, numeric=columns[1:])
     rank = found["rank_agreement"]
-    if not found["counts"]:
-        print(f"\nTHIS SESSION DOES NOT COUNT: over {DISTURBED:.0%} of its runs were disturbed. Run it again on a quiet computer.")
+    tell_disturbed(found)
     print(
         f"\nlayer time: median absolute error {found['median_abs_error']:.1%}, 90th percentile {found['p90_abs_error']:.1%}; "
         f"median spread of repeats {found['median_repeat_spread']:.1%}; {found['disturbed']} of {found['runs']} "

@@ -21,7 +21,6 @@ from exec.cluster.reference import SLOWED, Reference
 from exec.cluster.runs import Setup
 from sim.engines.run import Run
 from sim.plan import Plan
-from sim.tasks import PS_PER_S
 
 RUNS = 3
 """Runs of a setup each time that it is its turn."""
@@ -44,15 +43,12 @@ class Sample(NamedTuple):
     reference_s: float
 
 
-def settled(samples: Sequence[Sample], at_best_s: float = 0.0) -> tuple[Sample, ...]:
+def calmest(samples: Sequence[Sample], at_best_s: float = 0.0) -> list[int]:
     """Of runs of one setup those that nothing disturbed, see `SLOWED`. At least the calmest third. at_best_s: see `Observed`."""
     least, best = min(s.cpu_s for s in samples), at_best_s or min(s.reference_s for s in samples)
-
-    def unrest(s: Sample) -> float:
-        return max(s.cpu_s / least / SLOWED, s.reference_s / best / SLOWED, s.others_s / s.makespan_s / TAKEN)
-
-    calm = sorted(samples, key=unrest)
-    return tuple(max([s for s in calm if unrest(s) <= 1.0], calm[: -(-len(calm) // 3)], key=len))
+    unrest = [max(s.cpu_s / least / SLOWED, s.reference_s / best / SLOWED, s.others_s / s.makespan_s / TAKEN) for s in samples]
+    calm = sorted(range(len(samples)), key=unrest.__getitem__)
+    return max([i for i in calm if unrest[i] <= 1.0], calm[: -(-len(calm) // 3)], key=len)
 
 
 class Watch:
@@ -69,12 +65,12 @@ class Watch:
     def begin(self) -> None:
         self._busy_s, self._own_s = _busy_s(), time.process_time()
 
-    def end(self, outputs: Mapping[int, Outputs], run: Run) -> Sample:
-        """Of the run that is over. What neither its ranks nor this process took of the cores, others did."""
+    def end(self, outputs: Mapping[int, Outputs]) -> tuple[float, float, float]:
+        """cpu_s, others_s and reference_s of the run that is over. What neither its ranks nor this process took of the cores,
+        others did."""
         cpu_s = sum(o.cpu_s for o in outputs.values())
         others_s = max(0.0, _busy_s() - self._busy_s - cpu_s - (time.process_time() - self._own_s))
-        lasted_s = float(run.end_ps.max() - run.start_ps.min()) / PS_PER_S
-        return Sample(lasted_s, elapsed_s(run), cpu_s, others_s, max(self._before_s, self.reference.seconds()))
+        return cpu_s, others_s, max(self._before_s, self.reference.seconds())
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +86,7 @@ class Observed:
     @property
     def settled(self) -> tuple[Sample, ...]:
         """Runs that nothing disturbed."""
-        return settled(self.samples, self.at_best_s)
+        return tuple(self.samples[i] for i in calmest(self.samples, self.at_best_s))
 
     @property
     def disturbed(self) -> int:
@@ -115,12 +111,18 @@ def _sample(cluster: Cluster, setup: Setup, watch: Watch) -> Sample:
     watch.calm()
     watch.begin()
     done = once(cluster, setup)
-    return watch.end(done.outputs, done.run)
+    pace = watch.end(done.outputs)
+    return Sample(done.run.makespan_ps / 1e12, elapsed_s(done.run), *pace)
 
 
 def against_the_best(observed: Sequence[Observed], best_s: float) -> list[Observed]:
     """All setups of one session, judged by the best that `Reference` saw of the computer in it."""
     return [replace(seen, at_best_s=best_s) for seen in observed]
+
+
+def merged(seen: Sequence[Observed]) -> Observed:
+    """The same setup, run in several rounds."""
+    return replace(seen[0], samples=tuple(sample for s in seen for sample in s.samples))
 
 
 def elapsed_s(run: Run) -> NDArray[np.float64]:

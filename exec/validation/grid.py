@@ -14,6 +14,10 @@ from sim import configuration
 
 RATE_LANES = ("h2d", "d2h", "pin")
 
+DISTURBED = 0.65
+"""A session of which a larger share of the runs was disturbed tells nothing: the calmest third, which counts whatever it was
+like, is about all that is left of each setup."""
+
 
 class Case(BaseModel):
     """One run. Rates are bytes/s; 0 means native copies, as fast as this computer does them."""

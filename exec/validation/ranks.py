@@ -6,24 +6,25 @@ alike, and the profile is fitted to the probes of all rounds; no case is ever fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from exec.cluster import probes
 from exec.cluster.calibrate import draft
 from exec.cluster.controller import Cluster
 from exec.cluster.fit import fitted
-from exec.cluster.observe import Observed, against_the_best, observe
+from exec.cluster.observe import RUNS, Observed, against_the_best, merged, observe
 from exec.cluster.prices import simulate
 from exec.cluster.probes import LAYERS, PROBES
 from exec.cluster.reference import Reference
 from exec.cluster.runs import Setup, layers_setup
-from exec.validation.grid import Grid, product
+from exec.validation.grid import DISTURBED, Grid, product
 from exec.validation.score import rank_agreement, relative
 from sim import configuration
 from sim.errors import UserError
@@ -32,9 +33,9 @@ from sim.machines.schema import Machine
 APART = 0.08
 """Schedulers that measure closer than this are not ranked."""
 
-DISTURBED = 0.65
-"""A session of which a larger share of the runs was disturbed tells nothing: the calmest third, which counts whatever it was
-like, is about all that is left of each setup."""
+STEADY = 0.025
+"""No more rounds are needed once each case's median is known to this standard error, relative: two schedulers 8 % apart then
+change places only by over two standard errors of their difference."""
 
 Say = Callable[[str], None]
 
@@ -65,7 +66,7 @@ class Case(BaseModel):
 
 
 def load_grid(path: Path | None) -> tuple[int, list[Case]]:
-    """(rounds, cases) of a YAML grid; without a path, the one that comes with Tandem. Raises UserError naming each wrong field."""
+    """(rounds at most, cases) of a YAML grid; without a path, the one that comes with Tandem. Raises UserError naming each wrong field."""
     path = path or Path(__file__).with_name("grid_ranks.yaml")
     grid = configuration.load(path, Grid)
     return grid.repeats, [configuration.parse(f"{path}: case {i}", one, Case) for i, row in enumerate(grid.cases) for one in product(row)]
@@ -74,7 +75,7 @@ def load_grid(path: Path | None) -> tuple[int, list[Case]]:
 def validate(
     ranks: int, cases: Sequence[Case], rounds: int, machine: Machine | None = None, say: Say = lambda text: None
 ) -> dict[str, Any]:
-    """The object of `validate --ranks --json`, of one number of ranks. machine: profile to test as it is; without
+    """The object of `validate --ranks --json`, of one number of ranks. rounds: at most. machine: profile to test as it is; without
     one, probes are taken in turn with the cases, and the profile is theirs. counts: whether few enough runs were disturbed."""
     setups = _setups(cases, ranks)
     with Cluster(ranks) as cluster:
@@ -88,7 +89,8 @@ def validate(
     everything = [*seen_cases, *seen_probes]
     runs, disturbed = sum(len(seen.samples) for seen in everything), sum(seen.disturbed for seen in everything)
     return {
-        "ranks": ranks, "machine": profile.name, "rounds": rounds, "cases": rows, "median_abs_error": float(np.median(errors)),
+        "ranks": ranks, "machine": profile.name, "rounds": len(seen_cases[0].samples) // RUNS, "cases": rows,
+        "median_abs_error": float(np.median(errors)),
         "p90_abs_error": float(np.percentile(errors, 90)), "median_repeat_spread": float(np.median([r["repeat_spread"] for r in rows])),
         "rank_agreement": ranked, "runs": runs, "disturbed": disturbed, "counts": disturbed <= DISTURBED * runs,
     }  # fmt: skip
@@ -107,27 +109,36 @@ def _setups(cases: Sequence[Case], ranks: int) -> list[Setup]:
 def _rounds(
     cluster: Cluster, setups: Sequence[Setup], probes: Sequence[Setup], rounds: int, say: Say
 ) -> tuple[list[Observed], list[Observed]]:
-    """Each setup and each probe, once a round, probes spread evenly between the others."""
+    """Each setup and each probe, once a round, probes spread evenly between the others, until the setups' medians are steady."""
     everything = [*enumerate(setups), *((len(setups) + k, p) for k, p in enumerate(probes))]
     order = sorted(everything, key=lambda item: item[0] if item[0] < len(setups) else (item[0] - len(setups)) * len(setups) / len(probes))
     reference = Reference()
     seen: dict[int, list[Observed]] = {k: [] for k, _ in everything}
+    found: list[Observed] = []
     for turn in range(rounds):
         for k, setup in order:
-            say(f"round {turn + 1} of {rounds}: {setup.scheduler}, {setup.order.tokens[0]} rows, {setup.order.model.name}")
+            say(f"round {turn + 1} of at most {rounds}: {setup.scheduler}, {setup.order.tokens[0]} rows, {setup.order.model.name}")
             seen[k].append(observe(cluster, setup, reference))
-    merged = against_the_best([_merged(seen[k]) for k in range(len(everything))], reference.best_s)
-    return merged[: len(setups)], merged[len(setups) :]
+        found = against_the_best([merged(seen[k]) for k in range(len(everything))], reference.best_s)
+        if all(standard_error(_layers_s(one)) <= STEADY for one in found[: len(setups)]):
+            break
+    return found[: len(setups)], found[len(setups) :]
 
 
-def _merged(seen: Sequence[Observed]) -> Observed:
-    """The same setup, run in several rounds."""
-    return replace(seen[0], samples=tuple(sample for s in seen for sample in s.samples))
+def standard_error(samples: NDArray[np.float64]) -> float:
+    """Of the median of samples, relative to it, as if they were normal; infinite for fewer than four, which hardly tell their spread."""
+    if len(samples) < 4:
+        return math.inf
+    return float(math.sqrt(math.pi / 2 / len(samples)) * samples.std(ddof=1) / np.median(samples))
+
+
+def _layers_s(seen: Observed) -> NDArray[np.float64]:
+    """Time of one layer in each run that counts."""
+    return np.array([s.makespan_s for s in seen.settled]) / LAYERS
 
 
 def _row(case: Case, ranks: int, seen: Observed, profile: Machine) -> dict[str, Any]:
-    """Times of one layer."""
-    layers = np.array([s.makespan_s for s in seen.settled]) / LAYERS
+    layers = _layers_s(seen)
     measured_s = float(np.median(layers))
     simulated_s = simulate(profile, seen.order, seen.plan, seen.outputs).makespan_ps / 1e12 / LAYERS
     return {
