@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from traces.errors import TraceError
 from traces.files import Provenance
+from traces.passes import Batch, Pass, array, places, runs
 from traces.routers import Router, find_routers, replace_forward
 from traces.routing_file import Routing, RoutingWriter, Shape, concatenate, writing_routing
 
@@ -32,35 +32,6 @@ FLUSH_ROWS = 1 << 16
 """Rows (tokens times layers) after which the kept tensors are made into arrays."""
 PACK_TENSORS = 256
 """Kept tensors after which they are put together, on their device."""
-
-
-@dataclass(slots=True)
-class _Batch:
-    """The requests that are running: number of the first, prompt tokens so far, decode steps so far, which have ended; each [sequences]."""
-
-    first: int
-    prompt: NDArray[np.int64]
-    ended: NDArray[np.bool_]
-    steps: int = 0
-
-
-@dataclass(slots=True)
-class _Pass:
-    """One forward pass: its batch, its decode step (0: prefill).
-
-    live [sequences, tokens] and position [sequences, tokens] in a prefill; ids [sequences, 1], the fed tokens, in a decode step.
-    """
-
-    batch: _Batch
-    step: int
-    live: NDArray[np.bool_] | None = None
-    position: NDArray[np.int64] | None = None
-    ids: Tensor | None = None
-
-    @property
-    def tokens(self) -> int:
-        """Of all sequences together."""
-        return len(self.batch.prompt) if self.live is None else self.live.size
 
 
 _OUTSIDE = -1
@@ -78,10 +49,10 @@ class Recording:
         self._provenance = Provenance("recorded", origin, facts={"torch": torch.__version__, "routers": names})
         self.requests = 0
         self.shape: Shape | None = None
-        self._passes: list[_Pass] = []
+        self._passes: list[Pass] = []
         self._loose: list[Tensor] = []  # experts, weights of a layer, of the next layer, ... of the next pass
         self._packed: list[tuple[Tensor, Tensor]] = []
-        self._begun: _Pass
+        self._begun: Pass
         self._mark = _OUTSIDE  # where in `_loose` the running pass begins
         self._waiting = 0
         self._parts: list[Routing] = []
@@ -148,7 +119,7 @@ class Recording:
         sequences, tokens = fed.shape[:2]
         past = _cached(named.get("past_key_values"))
         if past and self._passes_on(sequences, tokens):
-            self._begun = _Pass(self._batch, self._batch.steps + 1, ids=fed if fed.dim() == 2 else None)
+            self._begun = Pass(self._batch, self._batch.steps + 1, ids=fed if fed.dim() == 2 else None)
         else:
             self._begun = self._prefill(sequences, tokens, past, named.get("attention_mask"))
         self._forget()
@@ -172,13 +143,13 @@ class Recording:
             raise TraceError(f"{fed}; drafts and further turns are not recorded")
         return tokens == 1
 
-    def _prefill(self, sequences: int, tokens: int, past: int, mask: Any) -> _Pass:
+    def _prefill(self, sequences: int, tokens: int, past: int, mask: Any) -> Pass:
         if not past:
-            self._batch = _Batch(self.requests, np.zeros(sequences, np.int64), np.zeros(sequences, np.bool_))
+            self._batch = Batch(self.requests, np.zeros(sequences, np.int64), np.zeros(sequences, np.bool_))
         live = np.ones((sequences, tokens), np.bool_)
         if mask is not None and mask.dim() == 2:
             live = mask[:, -tokens:].detach().cpu().numpy().astype(np.bool_)
-        return _Pass(self._batch, 0, live, self._batch.prompt[:, None] + live.cumsum(axis=1) - 1)
+        return Pass(self._batch, 0, live, self._batch.prompt[:, None] + live.cumsum(axis=1) - 1)
 
     def _end(self) -> None:
         """Keep the pass; one in the middle of which the model raised does not come here."""
@@ -218,9 +189,9 @@ class Recording:
         packed, self._packed = self._packed, []
         if not done:
             return
-        experts, weights = (np.concatenate([_array(t) for t in kind]) for kind in zip(*packed, strict=True))
+        experts, weights = (np.concatenate([array(t) for t in kind]) for kind in zip(*packed, strict=True))
         at = 0
-        for run in _like(done):
+        for run in runs(done):
             rows = len(self.routers) * sum(p.tokens for p in run)
             part = self._rows(run, experts[at : at + rows], weights[at : at + rows])
             at += rows
@@ -229,43 +200,19 @@ class Recording:
             elif len(part):
                 self._parts.append(part)
 
-    def _rows(self, run: list[_Pass], experts: NDArray[Any], weights: NDArray[Any]) -> Routing:
+    def _rows(self, run: list[Pass], experts: NDArray[Any], weights: NDArray[Any]) -> Routing:
         """Of experts and weights [passes x layers x tokens, k]."""
         layers, k, n = len(self.routers), experts.shape[1], run[0].tokens
-        step, request, position, live = self._places(run)
-        places = [np.broadcast_to(a[:, None, :], (len(run), layers, n)).ravel() for a in (step, request, position, live)]
+        step, request, position, live = places(run, self._ends)
+        each = [np.broadcast_to(a[:, None, :], (len(run), layers, n)).ravel() for a in (step, request, position, live)]
         layer = np.broadcast_to(np.arange(layers)[None, :, None], (len(run), layers, n)).ravel()
-        keep = places[3].astype(np.bool_)
+        keep = each[3].astype(np.bool_)
         shape = self._shape_of(k)
         return Routing(
-            decode=places[0][keep] > 0, step=places[0][keep].astype(np.int32), request_id=places[1][keep].astype(np.int32),
-            position=places[2][keep].astype(np.int32), layer=layer[keep].astype(np.int16), experts=experts[keep].astype(np.int16),
+            decode=each[0][keep] > 0, step=each[0][keep].astype(np.int32), request_id=each[1][keep].astype(np.int32),
+            position=each[2][keep].astype(np.int32), layer=layer[keep].astype(np.int16), experts=experts[keep].astype(np.int16),
             weights=weights[keep].astype(np.float32), shape=shape, provenance=self._provenance,
         )  # fmt: skip
-
-    def _places(self, run: list[_Pass]) -> tuple[NDArray[Any], ...]:
-        """step, request, position and whether it counts, each [passes, rows of a layer]."""
-        batch = run[0].batch
-        sequences = len(batch.prompt)
-        request = batch.first + np.arange(sequences)
-        if run[0].live is not None and run[0].position is not None:
-            tokens = run[0].live.shape[1]
-            flat = (np.repeat(request, tokens), run[0].position.ravel(), run[0].live.ravel())
-            return np.zeros((1, sequences * tokens), np.int64), *(a[None, :] for a in flat)
-        step = np.array([p.step for p in run])[:, None] + np.zeros(sequences, np.int64)
-        live = self._live(batch, run)
-        return step, np.broadcast_to(request, step.shape), batch.prompt + step - 1, live
-
-    def _live(self, batch: _Batch, run: list[_Pass]) -> NDArray[np.bool_]:
-        """Rows of decode steps whose sequence has not been fed its end token, [passes, sequences]."""
-        fed = [p.ids for p in run if p.ids is not None]
-        if not self._ends or len(fed) != len(run):
-            return np.ones((len(run), len(batch.prompt)), np.bool_)
-        ended = np.isin(np.stack([_array(ids[:, 0]) for ids in fed]), list(self._ends))
-        ended[0] |= batch.ended
-        ended = np.logical_or.accumulate(ended, axis=0)
-        batch.ended = ended[-1]
-        return ~ended
 
     def _shape_of(self, k: int) -> Shape:
         sizes = {r.experts for r in self.routers}
@@ -287,22 +234,6 @@ def _cached(cache: Any) -> int:
     if hasattr(cache, "get_seq_length"):
         return int(cache.get_seq_length())
     return int(cache[0][0].shape[-2]) if len(cache) else 0
-
-
-def _like(passes: list[_Pass]) -> Iterator[list[_Pass]]:
-    """Runs of consecutive decode steps of one batch; prefills alone."""
-    run: list[_Pass] = []
-    for p in passes:
-        if run and (p.step == 0 or run[0].step == 0 or p.batch is not run[0].batch or (p.ids is None) != (run[0].ids is None)):
-            yield run
-            run = []
-        run.append(p)
-    if run:
-        yield run
-
-
-def _array(t: Tensor) -> NDArray[Any]:
-    return (t.float() if t.is_floating_point() else t).cpu().numpy()  # numpy has no bfloat16
 
 
 @contextmanager
