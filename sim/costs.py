@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -202,11 +203,9 @@ def _pass_of(plan: Plan, i: int) -> tuple[tuple[int, ...], str, int, int]:
 def pack(rows: Sequence[Row]) -> Prices:
     """Rows of (latency_ps, demands) as arrays."""
     flat = [d for _, demands in rows for d in demands]
-    ptr = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum([len(demands) for _, demands in rows], out=ptr[1:])
     return Prices(
         latency_ps=np.array([latency for latency, _ in rows], np.int64),
-        ptr=ptr,
+        ptr=np.array([0, *accumulate(len(demands) for _, demands in rows)], np.int32),
         resource=np.array([d[0] for d in flat], np.int16),
         amount=np.array([d[1] for d in flat], np.float64),
         cap=np.array([d[2] for d in flat], np.float64),

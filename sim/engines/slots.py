@@ -50,13 +50,13 @@ def rebuild(classes: Any, demands: Any, resources: Any, slots: Any, nodes: Any, 
 
 def check_prices(prices: Prices) -> None:
     """Assert what the solver relies on."""
-    assert np.all((prices.amount >= 0) & np.isfinite(prices.amount)), "amounts must be finite and not negative"
-    assert np.all(prices.cap > 0), "caps must be positive"
-    assert np.all(prices.latency_ps >= 0), "latencies must not be negative"
-    assert np.all((prices.weight >= 2.0**-16) & (prices.weight <= 1024)), "weights must lie between 2^-16 and 1024"
-    owner = np.repeat(np.arange(len(prices.latency_ps)), np.diff(prices.ptr))
-    pairs = owner.astype(np.int64) << 16 | prices.resource
-    assert len(np.unique(pairs)) == len(pairs), "a class must name each resource once: merge its demands"
+    assert ((prices.amount >= 0) & (prices.amount < np.inf)).all(), "amounts must be finite and not negative"
+    assert (prices.cap > 0).all(), "caps must be positive"
+    assert (prices.latency_ps >= 0).all(), "latencies must not be negative"
+    assert ((prices.weight >= 2.0**-16) & (prices.weight <= 1024)).all(), "weights must lie between 2^-16 and 1024"
+    pairs = np.repeat(np.arange(len(prices.latency_ps)), prices.ptr[1:] - prices.ptr[:-1]) << 16 | prices.resource
+    pairs.sort()
+    assert (pairs[1:] != pairs[:-1]).all(), "a class must name each resource once: merge its demands"
 
 
 def class_table(prices: Prices, first: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -114,7 +114,7 @@ class Rates:
         self._classes, self.classes = _append(self._classes, since, classes)
         self._demands, self.demands = _append(self._demands, len(self.demands), demands)
         price(*self.arrays, since)
-        width = int(np.diff(prices.ptr).max(initial=1))
+        width = int((prices.ptr[1:] - prices.ptr[:-1]).max(initial=1))
         if width > self.counts[WIDTH]:
             self._widen(width)
         return since

@@ -35,6 +35,7 @@ class NamedCosts:
         self.digest = hashlib.sha256(f"{digest} {sorted(capacities.items())}".encode()).hexdigest()
         self._index = {name: i for i, name in enumerate(self.resources)}
         self._price = price
+        self._prices: dict[tuple[str | None, Work], Prices] = {}
 
     def row(self, lane: str | None, work: Work) -> Row:
         if lane is None:
@@ -44,7 +45,11 @@ class NamedCosts:
         return work.latency_ps + round(latency_s * PS_PER_S), found
 
     def task(self, task: Task) -> Prices:
-        return pack([self.row(task.lane, task.work)])
+        """Messages and timers are alike by the thousand: each kind is priced once."""
+        key = (task.lane, task.work)
+        if key not in self._prices:
+            self._prices[key] = pack([self.row(*key)])
+        return self._prices[key]
 
     def estimate(self, task: Task) -> Time:
         latency, demands = self.row(task.lane, task.work)

@@ -50,7 +50,7 @@ class Settings:
 
     def pushes_to(self, importance: float) -> int:
         """Peers that an entry goes to in one period."""
-        return self.fan_out + round(self.adaptive * min(1.0, max(0.0, importance)))
+        return self.fan_out + round(self.adaptive * min(1.0, max(0.0, importance))) if self.adaptive else self.fan_out
 
 
 LAN = Settings()
@@ -135,10 +135,12 @@ class Gossip:
         if not self._fresh:
             return []
         s = self.settings
-        targets = self._draw(max(s.pushes_to(self.known[name].importance) for name in self._fresh))
+        worth = {name: s.pushes_to(self.known[name].importance) for name in self._fresh}
         sends: list[Act] = []
-        for place, target in enumerate(targets):
-            news = {name: self.known[name] for name in self._fresh if place < s.pushes_to(self.known[name].importance)}
+        news: dict[str, Entry] = {}
+        for place, target in enumerate(self._draw(max(worth.values()))):
+            if not news or place >= s.fan_out:  # up to there all is told, in one dictionary that nobody changes
+                news = {name: self.known[name] for name, most in worth.items() if place < most}
             sends.append(Send(target, news, s.header_bytes + s.entry_bytes * len(news)))
         self._fresh = {name: left - (left > 0) for name, left in self._fresh.items() if left != 1}
         return sends

@@ -6,14 +6,13 @@ home and change nothing about the batch go together as one task; a newcomer cuts
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.swarm.choice import View, lp_shares
-from sim.swarm.jobs import Job, Step
+from sim.swarm.jobs import Job, Step, Waiting
 from sim.swarm.plant import Plant
 from sim.swarm.routes import Counts, Routes
 from sim.swarm.steps import StepTasks
@@ -48,7 +47,7 @@ class Group:
     ) -> None:  # fmt: skip
         self.name, self.plant, self.routes, self.home, self.choose = name, plant, routes, home, choose
         self.tasks, self.tally, self.loads, self.seed = tasks, tasks.tally, loads, seed
-        self.waiting: deque[Job] = deque()
+        self.waiting = Waiting()
         self.active: list[Job] = []
         self.running: Step | None = None
         self.observed = np.zeros((plant.model.moe_layers, plant.model.experts))
@@ -70,8 +69,7 @@ class Group:
     @property
     def backlog_tokens(self) -> int:
         """What is still to be done, in tokens: prompts that wait and outputs that are open."""
-        open_ = sum(j.output - j.produced for j in self.active)
-        return open_ + sum(j.tokens - j.resident + j.output - j.produced for j in self.waiting)
+        return sum(j.output - j.produced for j in self.active) + self.waiting.tokens
 
     def nodes_used(self) -> set[int]:
         return {self.home, *self.plant.node_of[np.flatnonzero(self.held.any(axis=(0, 1)))].tolist()}
@@ -83,7 +81,7 @@ class Group:
         new = list(jobs)
         for job in new:
             job.group, job.taken = self.name, True
-        self.waiting.extend(new)
+        self.waiting.add(new)
         if self.running is None:
             return self.start(now)
         if new and self.running.steps > 1 and not self.running.cut and self._room():
@@ -120,20 +118,15 @@ class Group:
             fits = used + job.prompt + job.output <= budget and rows + job.tokens <= most
             if not fits and (new or self.active):
                 break
-            self.waiting.popleft()
+            self.waiting.take()
             used, rows = used + job.prompt + job.output, rows + job.tokens
             self.active.append(job)
             new.append(job)
         return new
 
     def _counts(self, now: Time, steps: int) -> Counts:
-        at, weight = [], []
-        for j in self.active:
-            count = j.tokens - j.resident
-            rows = self.routes.rows_of(j.number, j.resident, count)
-            at.append(rows)
-            weight.append(np.full(len(rows), count / len(rows)))
-        found = self.routes.count(np.concatenate(at), np.concatenate(weight), self._owner(now), self.plant.node_of)
+        at, weight = self.routes.rows([(j.number, j.resident, j.tokens - j.resident) for j in self.active])
+        found = self.routes.count(at, weight, self._owner(now), self.plant.node_of)
         self.observed += found.load * steps
         return found
 
@@ -198,14 +191,13 @@ class Group:
         """The home's memory is void: sequences keep their tokens and must be prefilled again."""
         for job in self.active:
             job.resident = 0
-        self.waiting.extendleft(reversed(self.active))
+        self.waiting.put_back(self.active)
         self.active = []
 
     def hand_over(self) -> list[Job]:
         """All jobs leave for elsewhere."""
         self.forget()
-        jobs = list(self.waiting)
+        jobs = self.waiting.drain()
         for job in jobs:
             job.taken = False
-        self.waiting.clear()
         return jobs

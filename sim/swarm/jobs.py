@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,6 +39,38 @@ class Job:
     @property
     def done(self) -> bool:
         return self.produced >= self.output
+
+
+class Waiting(deque[Job]):
+    """Jobs that wait for a group, first come first. tokens: what they still want, prompts included; a job that waits does not change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = 0
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        self.extend(jobs)
+        self.tokens += sum(map(_wanted, jobs))
+
+    def put_back(self, jobs: Sequence[Job]) -> None:
+        """Before all others, in their order."""
+        self.extendleft(reversed(jobs))
+        self.tokens += sum(map(_wanted, jobs))
+
+    def take(self) -> Job:
+        job = self.popleft()
+        self.tokens -= _wanted(job)
+        return job
+
+    def drain(self) -> list[Job]:
+        jobs = list(self)
+        self.clear()
+        self.tokens = 0
+        return jobs
+
+
+def _wanted(job: Job) -> int:
+    return job.tokens - job.resident + job.output - job.produced
 
 
 @dataclass(eq=False, slots=True)

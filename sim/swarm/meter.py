@@ -84,6 +84,11 @@ class Meter:
         parts = [charge.so_far(now) for charge in self._open.values()]
         return self.busy_s + sum(b for b, _ in parts), self.gpu_s + sum(g for _, g in parts)
 
+    def node_s(self, now: Time, node: int) -> float:
+        """What `worked` tells of one node, which asks often."""
+        running = (min(float(c.busy_s[node]), (now - c.began) / PS_PER_S) for c in self._open.values())
+        return float(self.busy_s[node]) + sum(running)
+
     def close(self, now: Time) -> None:
         """The study is over: what still runs counts as far as it can have come."""
         self.busy_s, self.gpu_s = self.worked(now)

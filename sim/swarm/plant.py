@@ -82,8 +82,21 @@ class Plant:
     def usable_bytes(self) -> Floats:
         return np.array([g.spec.memory_bytes for g in self.cluster.gpu]) * USABLE
 
+    @cached_property
+    def _gpus_of(self) -> tuple[Ints, ...]:
+        return tuple(np.flatnonzero(self.node_of == n) for n in range(len(self.nodes)))
+
     def gpus_of_node(self, node: int) -> Ints:
-        return np.flatnonzero(self.node_of == node)
+        return self._gpus_of[node]
+
+    @cached_property
+    def node_flops(self) -> tuple[float, ...]:
+        """Of each node's GPUs together [nodes]."""
+        return tuple(float(self.flops[mine].sum()) for mine in self._gpus_of)
+
+    @cached_property
+    def node_bytes_per_s(self) -> tuple[float, ...]:
+        return tuple(float(self.bytes_per_s[mine].sum()) for mine in self._gpus_of)
 
     # Memory -------------------------------------------------------------------------------------
 
@@ -96,7 +109,12 @@ class Plant:
 
     def kv_tokens(self, home: int) -> int:
         """Tokens whose KV entries fit on a home."""
-        return int(KV_SHARE * self.usable_bytes[self.gpus_of_node(home)].sum() / (self.model.layers * self.model.kv_bytes_per_token_layer))
+        return self._kv_tokens[home]
+
+    @cached_property
+    def _kv_tokens(self) -> tuple[int, ...]:
+        each = self.model.layers * self.model.kv_bytes_per_token_layer
+        return tuple(int(KV_SHARE * self.usable_bytes[mine].sum() / each) for mine in self._gpus_of)
 
     def slots(self, homes: Iterable[int], among: Ints) -> Ints:
         """Expert copies a layer that fit on each of the GPUs `among`, at most one of each expert. One layer's worth is kept free,
@@ -125,16 +143,16 @@ class Plant:
     def dense_s(self, home: int, tokens: int, entries: float, pairs: float) -> float:
         """One layer without its experts on the GPUs of a node together; entries: of the KV cache that are read, pairs: of queries
         and keys."""
-        mine, m = self.gpus_of_node(home), self.model
+        m = self.model
         weights = m.layer_dense_bytes + entries * m.kv_bytes_per_token_layer
         flops = 2.0 * tokens * (m.attention_params + m.router_params + m.shared_params) + 4.0 * pairs * m.heads * m.head_dim
-        return float(max(weights / self.bytes_per_s[mine].sum(), flops / self.flops[mine].sum()) + KERNELS * LAUNCH_S)
+        return max(weights / self.node_bytes_per_s[home], flops / self.node_flops[home]) + KERNELS * LAUNCH_S
 
     def head_s(self, home: int, sequences: int) -> float:
         """LM head on a node's GPUs together."""
-        mine, m = self.gpus_of_node(home), self.model
-        read_s = m.vocab * m.hidden * m.dtype_bytes / self.bytes_per_s[mine].sum()
-        return float(max(read_s, 2.0 * sequences * m.vocab * m.hidden / self.flops[mine].sum()))
+        m = self.model
+        read_s = m.vocab * m.hidden * m.dtype_bytes / self.node_bytes_per_s[home]
+        return max(read_s, 2.0 * sequences * m.vocab * m.hidden / self.node_flops[home])
 
     def expert_s(self, rows: Floats, touched: Floats) -> Floats:
         """Seconds of each GPU on its experts [..., gpus], for token rows and distinct experts [..., gpus]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -40,13 +41,23 @@ class Routes:
         self.counts = recorded.windows.sum(axis=0)
         self.experts = recorded.sample.experts if recorded.sample is not None else _drawn(self.counts, model.top_k, seed)
         self.seed = seed
+        self._starts: dict[int, int] = {}
 
-    def rows_of(self, request: int, first: int, count: int) -> NDArray[np.int64]:
-        """Rows of the recording that stand for `count` tokens of a request from its token `first` on, thinned to `MOST_ROWS`."""
-        start = below(len(self.experts), self.seed, request) + first
-        if count > MOST_ROWS:
-            return (start + np.arange(MOST_ROWS) * count // MOST_ROWS) % len(self.experts)
-        return (start + np.arange(count)) % len(self.experts)
+    def rows(self, parts: Sequence[tuple[int, int, int]]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Rows of the recording [n] that stand for parts (request, first, count), so many tokens of a request from its token `first`
+        on, each thinned to `MOST_ROWS`; and how many tokens each row stands for [n]."""
+        start = np.array([self._start(request) + first for request, first, _ in parts])
+        count = np.array([count for _, _, count in parts])
+        kept = np.minimum(count, MOST_ROWS)
+        place = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
+        at = np.repeat(start, kept) + place * np.repeat(count, kept) // np.repeat(kept, kept)
+        return at % len(self.experts), np.repeat(count / kept, kept)
+
+    def _start(self, request: int) -> int:
+        """Where a request begins to read."""
+        if request not in self._starts:
+            self._starts[request] = below(len(self.experts), self.seed, request)
+        return self._starts[request]
 
     def count(self, at: NDArray[np.int64], weight: NDArray[np.float64], owner: NDArray[np.int64], node_of: NDArray[np.int64]) -> Counts:
         """Tokens at rows `at` [n], each standing for `weight` [n] tokens; owner [layers, experts]: the GPU that serves each expert."""
@@ -71,10 +82,11 @@ def _kernel() -> Any:
 
     @numba.njit(cache=True)
     def count(experts, at, weight, owner, node_of, load, rows, touched, sent):  # type: ignore[no-untyped-def]
+        last = np.full(sent.shape[1], -1)  # the (token, layer) that came to each node last
         for i in range(len(at)):
             w = weight[i]
             for layer in range(owner.shape[0]):
-                mask = 0
+                visit = i * owner.shape[0] + layer
                 for slot in range(experts.shape[2]):
                     e = experts[at[i], layer, slot]
                     g = owner[layer, e]
@@ -83,8 +95,8 @@ def _kernel() -> Any:
                         touched[layer, g] += 1
                     load[layer, e] += w
                     node = node_of[g]
-                    if not mask >> node & 1:
-                        mask |= 1 << node
+                    if last[node] != visit:
+                        last[node] = visit
                         sent[layer, node] += w
 
     return count

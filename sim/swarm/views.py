@@ -60,7 +60,7 @@ class Views:
             if node >= len(self.plant.nodes):
                 return None
             since, busy_s = self._said[node]
-            self._said[node] = (now, float(self.tally.meter.worked(now)[0][node]))
+            self._said[node] = (now, self.tally.meter.node_s(now, node))
             share = max(0.0, self._said[node][1] - busy_s) * PS_PER_S / max(now - since, 1)
             told = self.mail.told.get(name, {})
             backlog = {g.name: float(g.backlog_tokens) for g in self.groups if g.home == node}
