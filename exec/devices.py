@@ -33,6 +33,15 @@ def check(name: DeviceName) -> None:
         raise UserError(f"--device cuda: {lacks}; use --device cpu here, or a machine with an NVIDIA GPU and a CUDA build of torch")
 
 
+def check_count(needed: int) -> None:
+    """Raises UserError where this computer has fewer CUDA devices than ranks here need, one each."""
+    check(DeviceName.cuda)
+    import torch
+
+    if (found := torch.cuda.device_count()) < needed:
+        raise UserError(f"--device cuda: {needed} ranks on this computer need a GPU each, and it has {found}; give --ranks {found} at most")
+
+
 def opened(name: DeviceName) -> CudaDevice | None:
     """The device for one run, None for this computer's threads. Raises as `check`."""
     check(name)

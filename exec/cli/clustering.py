@@ -118,7 +118,7 @@ def _run(setup: Setup, profile: Machine | None, timeline: Path | None, check: bo
     difference = compare(setup, done.outputs) if check else None
     found = summary.summarize(setup, done, difference, profile)
     if timeline is not None:
-        write(timeline, summary.timeline(setup, done.run, found["clock_offsets"]))
+        write(timeline, summary.timeline(setup, done.run, found["clock_offsets"], found["device_clocks"]))
     out.print_json(found) if as_json else show(found)
 
 

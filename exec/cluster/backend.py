@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,17 @@ from exec import decoder
 from exec.backends.warmup import warm_up
 from exec.cluster import shards
 from exec.cluster.dense import DenseLayers
+from exec.cluster.engine import RankEngine
 from exec.cluster.experts import MoELayers
+from exec.cluster.header import HEADER
 from exec.cluster.job import Order
-from exec.cluster.mesh import AHEAD, HEADER
+from exec.cluster.mesh import AHEAD, Counters, Mesh
 from exec.cluster.outputs import Outputs
 from exec.cluster.priority import SHORT_SLICE_NS, ask_for_slice, own_cores
-from exec.cluster.rows import RowMemory
+from exec.cluster.rows import Floats, RowMemory, lasting
 from exec.cluster.store import Store
 from exec.runtime import Interrupt, Record
+from exec.weights import Weights
 from sim.errors import UserError
 from sim.events import Result
 from sim.machines.schema import Lane
@@ -35,25 +39,50 @@ class RankBackend:
             raise UserError(f"--model {order.model.name}: rows of {order.model.hidden} numbers hold no header for its experts")
         self.order, self.rank = order, rank
         same = before is not None and _same_weights(before.order, order)
-        self.weights = before.weights if before is not None and same else shards.shard(order, rank)
+        self.weights = before.weights if before is not None and same else self._loaded(shards.shard(order, rank))
         self._warm = same and order.threads == before.order.threads
         self.store = Store()
-        self.rows = _row_memory(order, rank)
-        self.moe = MoELayers(order, rank, self.weights, self.rows, self.store)
-        self.dense = DenseLayers(order, rank, self.weights, self.store) if order.serves else None
+        self.rows = RowMemory(order.model.hidden, *_sizes(order, rank, self._ahead), self._make)
+        self.moe = self._moe()
+        self.dense = self._dense() if order.serves else None
         self._ops = {**self.moe.ops(), **(self.dense.ops() if self.dense else {})}
         self._inputs = None if order.serves else shards.layer_inputs(order, rank)
+
+    # Where things lie and who computes; `exec.cluster.device_backend` has others of these -----------
+
+    _ahead = AHEAD
+    _make = staticmethod(lasting)
+
+    engine = RankEngine
+
+    def mesh(self, peers: Sequence[int], counters: Counters, **told: Any) -> Mesh:
+        """Streams of one run to `peers`; told: as `Mesh` has them."""
+        return Mesh(self.rank, peers, self.rows, counters, **told)
+
+    def _loaded(self, weights: Weights) -> Any:
+        return weights
+
+    def _copied(self, array: Floats) -> Any:
+        return array.copy()
+
+    def _moe(self) -> MoELayers:
+        return MoELayers(self.order, self.rank, self.weights, self.rows, self.store)
+
+    def _dense(self) -> DenseLayers:
+        return DenseLayers(self.order, self.rank, self.weights, self.store)
+
+    # --------------------------------------------------------------------------------------------
 
     def begin(self, plan: Plan, states: Any) -> None:
         """Ready for another run of the same order. states: of requests, of which this kind of run has none."""
         self.store = self.moe.store = Store()
         self.moe.counts = []
         if self.dense:
-            self.dense = DenseLayers(self.order, self.rank, self.weights, self.store)
+            self.dense = self._dense()
             self._ops.update(self.dense.ops())
         else:
             assert self._inputs is not None
-            self.store.hidden = self._inputs.copy()
+            self.store.hidden = self._copied(self._inputs)
 
     def enter_lane(self, lane: Lane) -> None:
         """Give the compute lane's thread its share of the cores; compile and load what it will run. The others only wait and
@@ -87,13 +116,16 @@ class RankBackend:
 
 
 def _same_weights(a: Order, b: Order) -> bool:
-    return (a.model, a.ranks, a.seed, a.weights, a.serves, a.skew) == (b.model, b.ranks, b.seed, b.weights, b.serves, b.skew)
+    def of(order: Order) -> tuple[Any, ...]:
+        return order.model, order.ranks, order.seed, order.weights, order.serves, order.skew, order.device
+
+    return of(a) == of(b)
 
 
-def _row_memory(order: Order, rank: int) -> RowMemory:
-    """To land in: pieces posted ahead, and those that hold what was not used up: of each chunk and peer a dispatch, a
-    combine, and a combine of the layer before whose sending thread has not come back yet; and one that has just come. To
-    send from: a piece for each chunk."""
-    landing = order.most_rows + 1, (order.ranks - 1) * (AHEAD + 3 * order.chunks + 1) + 1
+def _sizes(order: Order, rank: int, ahead: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Of the row memory. To land in: `ahead` pieces posted for each peer, and those that hold what was not used up: of each
+    chunk and peer a dispatch, a combine, and a combine of the layer before whose sending thread has not come back yet; and one
+    that has just come. To send from: a piece for each chunk."""
+    landing = order.most_rows + 1, (order.ranks - 1) * (ahead + 3 * order.chunks + 1) + 1
     sending = -(-order.rows_of(rank) // order.chunks) * order.model.top_k + order.ranks, order.chunks
-    return RowMemory(order.model.hidden, landing, sending)
+    return landing, sending

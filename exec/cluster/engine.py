@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from exec.cluster.split import Kind, Share
 from exec.runtime import Backend, Record, ThreadEngine
@@ -109,8 +109,9 @@ class RankEngine(ThreadEngine):
             self._early.clear()
             self._hand_out(now)
 
-    def heard(self, number: int) -> None:
-        """Somebody told about task `number`, or a put has arrived. Errors are raised by `wait`."""
+    def heard(self, number: int, at_ns: int | None = None) -> None:
+        """Somebody told about task `number`, or a put has arrived, at that time of this computer's clock (None: now).
+        Errors are raised by `wait`."""
         with self._lock:
             if self._stopping:
                 return
@@ -120,12 +121,16 @@ class RankEngine(ThreadEngine):
                     assert not self._share.records, f"nobody here waits for task {number}"
                     self._early[number] += 1
                     return
-                now = self._now()
+                now = self._now() if at_ns is None else self._since_origin(at_ns)
                 self._board.heard(local, now)
                 self._hand_out(now)
             except BaseException as error:
                 # Whatever it was, `wait` raises it in the driving thread.
                 self.fail(error)
+
+    def _since_origin(self, at_ns: int) -> Time:
+        assert self._origin_ns is not None
+        return (at_ns - self._origin_ns) * 1000
 
     def fail(self, error: BaseException) -> None:
         """End the run: `wait` raises the first error. The lock is held, or nothing runs any more."""
@@ -184,3 +189,16 @@ class RankEngine(ThreadEngine):
             return board.story() if board.open and not board.running else ""
         finally:
             self._lock.release()
+
+
+class DeviceEngine(RankEngine):
+    """For a backend with `ended_ns`: by task, when the device had done it, if a device did it. Such a task ends then, not when its
+    thread has noticed; what it let start counts from then."""
+
+    _backend: Any
+
+    def _settle(self, task: Record, result: Result | None, error: BaseException | None, end: Time) -> None:
+        at_ns = self._backend.ended_ns.pop(task.number, None)
+        if at_ns is not None:
+            end = max(task.start_ps, min(end, self._since_origin(at_ns)))
+        super()._settle(task, result, error, end)

@@ -56,7 +56,10 @@ class MoELayers:
         self.counts: list[tuple[int, int, int, list[int]]] = []
         self._weights, self._rows, self.store = weights, rows, store
         self._own = SimpleNamespace(hidden=self.model.hidden, ffn=self.model.ffn, experts=order.experts_per_rank)
-        most = order.rows_of(rank)
+        self._make_room(order.rows_of(rank))
+
+    def _make_room(self, most: int) -> None:
+        """Intermediates of layers of so many rows."""
         self._normed = lasting("normed", (most, self.model.hidden))
         self._logits = lasting("logits", (most, self.model.experts))
         self._space = lasting("space", (space_floats(self.model.ffn),))
@@ -118,17 +121,24 @@ class MoELayers:
         routes = self.store.routes
         tokens = chunk_rows(len(routes.ids), task.microbatch, self.order.chunks)
         ids, server, first = self._serving(task.layer, routes.ids[tokens.start : tokens.stop])
-        offsets, positions = np.empty(first[-1] + 1, np.int32), np.empty(ids.shape, np.int32)
-        dispatch.place(ids, offsets, positions)
         piece = self._rows.send()
-        positions += server + np.int32(piece.first + 1)
-        dispatch.permute(routes.normed[tokens.start : tokens.stop], positions, self._rows.array)
+        offsets, positions = self._sort(routes.normed[tokens.start : tokens.stop], ids, server, first, piece)
         counts = np.diff(offsets)
         parts = tuple(
             Part(piece, piece.first + 1 + r + int(offsets[first[r]]), counts[first[r] : first[r + 1]]) for r in range(self.order.ranks)
         )
         self.counts.append((task.layer, task.step, task.microbatch, counts.tolist()))
         self.store.write(task.writes[0], Sent(piece, parts, positions, server, tokens.start))
+
+    def _sort(
+        self, rows: Floats, ids: NDArray[np.int16], server: NDArray[np.int32], first: Sequence[int], piece: Piece
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Write `rows` [t, H] into `piece`; offsets [copies + 1] of each copy's rows, and where each row's copies are [t, k]."""
+        offsets, positions = np.empty(first[-1] + 1, np.int32), np.empty(ids.shape, np.int32)
+        dispatch.place(ids, offsets, positions)
+        positions += server + np.int32(piece.first + 1)
+        dispatch.permute(rows, positions, self._rows.array)
+        return offsets, positions
 
     def _serving(self, layer: int, ids: NDArray[np.int16]) -> tuple[NDArray[np.int16], NDArray[np.int32], Sequence[int]]:
         """What serves each row: the copy [t, k] of its expert, that copy's rank [t, k]; and the first copy of each rank [ranks + 1],
@@ -221,8 +231,10 @@ class MoELayers:
                 returned.append(part.piece)
         assert moved[self.rank] == 0, (moved, sent)
         stop = sent.start + len(sent.positions)
-        weights = routes.weights[sent.start : stop]
-        out = self.store.hidden[sent.start : stop]
-        combine.forward(self._rows.array, sent.positions + moved[sent.server], weights, out)
+        self._sum(sent, moved, routes.weights[sent.start : stop], self.store.hidden[sent.start : stop])
         for piece in (sent.piece, *returned):
             self._rows.give(piece)
+
+    def _sum(self, sent: Sent, moved: NDArray[np.int32], weights: Floats, out: Floats) -> None:
+        """out [t, H] += weighted results. moved [ranks]: how far from its rows what each rank computed of them lies."""
+        combine.forward(self._rows.array, sent.positions + moved[sent.server], weights, out)

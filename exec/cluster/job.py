@@ -18,6 +18,7 @@ class Order:
     skew: experts are chosen about as often as 1 / (1 + number) ** skew (0: evenly).
     chunks: parts of a rank's rows that are under way at once; most_rows: rows of the largest message.
     threads: of each rank's compute lane. keep: hand back activations (layers) or logits (a model).
+    device: what computes, see `exec.cluster.device`; empty: the cores.
     """
 
     model: ModelSpec
@@ -33,6 +34,7 @@ class Order:
     most_rows: int = 1
     threads: int = 1
     keep: bool = False
+    device: str = ""
 
     @property
     def serves(self) -> bool:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from exec.cluster.header import DATA, HEADER, LAST, SIGNAL, counts_of, fill_header, header_of
 from exec.cluster.priority import SHORT_SLICE_NS, ask_for_slice
 from exec.cluster.rows import Floats, Piece, RowMemory
 
@@ -30,17 +32,13 @@ AHEAD = 4
 
 TAGS = 1 << 20
 THREADS = "/proc/self/task"
-HEADER = 4
-"""Fixed fields of a header, int32: kind, task number, rows, experts whose counts follow."""
-
-DATA, SIGNAL, LAST = 1, 2, 3
-
 
 
 class Landing(NamedTuple):
     """A put that has arrived: its rows begin behind the header row of `piece`, which may be longer.
 
-    counts: rows of each expert of the rank that computes them, as the sender wrote them.
+    counts: rows of each expert of the rank that computes them, as the sender wrote them. at_ns: when they were there by the
+    device's own stamps, on this computer's clock; None: now.
     """
 
     peer: int
@@ -48,15 +46,23 @@ class Landing(NamedTuple):
     piece: Piece
     rows: int
     counts: NDArray[np.int32]
+    at_ns: int | None = None
 
 
 def join_group(rank: int, ranks: int, timeout_s: float) -> None:
     """Enter the process group that the environment names (MASTER_ADDR, MASTER_PORT), over gloo."""
     if os.environ["MASTER_ADDR"].startswith("127.") or os.environ["MASTER_ADDR"] == "localhost":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    with short_slices():
+        dist.init_process_group("gloo", init_method="env://", rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout_s))
+
+
+@contextmanager
+def short_slices() -> Iterator[None]:
+    """For the threads that gloo starts meanwhile, which move the bytes."""
     before = set(os.listdir(THREADS)) if os.path.isdir(THREADS) else set()
-    dist.init_process_group("gloo", init_method="env://", rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout_s))
-    for thread in set(os.listdir(THREADS)) - before if before else ():  # gloo's own, which move the bytes
+    yield
+    for thread in set(os.listdir(THREADS)) - before if before else ():
         ask_for_slice(SHORT_SLICE_NS, int(thread))
 
 
@@ -134,13 +140,13 @@ class Mesh:
             try:
                 return self._group.send(message, peer, tag)
             except RuntimeError as error:
-                raise PeerLost(peer, _first_line(error)) from error
+                raise PeerLost(peer, first_line(error)) from error
 
     def _finish(self, peer: int, work: Any) -> None:
         try:
             work.wait()
         except RuntimeError as error:
-            raise PeerLost(peer, _first_line(error)) from error
+            raise PeerLost(peer, first_line(error)) from error
 
     # Receiving ----------------------------------------------------------------------------------
 
@@ -199,7 +205,7 @@ class Mesh:
             while self._take(peer):
                 pass
         except RuntimeError as error:
-            self._broke(PeerLost(peer, _first_line(error)))
+            self._broke(PeerLost(peer, first_line(error)))
         except BaseException as error:
             # Whatever went wrong on this thread, the run has to hear of it.
             self._broke(error)
@@ -217,9 +223,13 @@ class Mesh:
             self._post(peer)
             self._told(number)
             return True
+        self._arrived(peer, number, piece, count, experts)
+        return True
+
+    def _arrived(self, peer: int, number: int, piece: Piece, count: int, experts: int) -> None:
+        """A put's header, and here its rows too, are in `piece`."""
         self._post(peer)
         self._landed(Landing(peer, number, piece, count, counts_of(self._rows.of(piece), experts)))
-        return True
 
     def _drain(self, peer: int, piece: Piece) -> None:
         self._rows.give(piece)
@@ -256,23 +266,5 @@ class Counters:
         return counts[peer] % TAGS
 
 
-def fill_header(message: Floats, kind: int, number: int, rows: int, counts: Sequence[int]) -> None:
-    """Write the header into row 0 of a message. Its row must have room for HEADER + len(counts) numbers."""
-    header = message[0].view(np.int32)
-    assert len(header) >= HEADER + len(counts), f"a row of {len(header)} numbers holds no header with {len(counts)} counts"
-    header[:HEADER] = kind, number, rows, len(counts)
-    header[HEADER : HEADER + len(counts)] = counts
-
-
-def header_of(message: Floats) -> tuple[int, int, int, int]:
-    """kind, task number, rows, number of counts."""
-    kind, number, rows, counts = message[0].view(np.int32)[:HEADER].tolist()
-    return kind, number, rows, counts
-
-
-def counts_of(message: Floats, experts: int) -> NDArray[np.int32]:
-    return message[0].view(np.int32)[HEADER : HEADER + experts].copy()
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +11,18 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 
+class DeviceClock(NamedTuple):
+    """A device's clock against its host's in one run: how far off a time can be, and by how much they moved apart."""
+
+    uncertainty_us: float
+    moved_us: float
+
+
 @dataclass(frozen=True, slots=True)
 class Outputs:
     """counts: (layer, step, chunk, rows for each expert [experts]) of each permute. hidden: activations after the last layer
     [t, H]; tokens, logits: by request; where asked for. peak_rows: most rows of messages held at a time.
-    cpu_s: what all threads of the process computed meanwhile.
+    cpu_s: what all threads of the process computed meanwhile. clock: of the rank's device, where it has one.
     """
 
     counts: list[tuple[int, int, int, list[int]]]
@@ -23,3 +31,4 @@ class Outputs:
     logits: dict[int, Floats]
     peak_rows: int
     cpu_s: float
+    clock: DeviceClock | None = field(default=None, kw_only=True)

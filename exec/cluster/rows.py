@@ -7,7 +7,8 @@ wherever it landed, and the combine kernel sums it from there without a copy.
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +34,16 @@ class Piece(NamedTuple):
 class RowMemory:
     """array [rows, width] float32, handed out in pieces of two sizes, which never leave gaps between them.
 
-    landing, sending: (rows of a piece, how many there are) for what peers send and for what is sent.
+    landing, sending: (rows of a piece, how many there are) for what peers send and for what is sent. make(name, shape): where
+    it lies, by default in this computer's memory.
     """
 
-    def __init__(self, width: int, landing: tuple[int, int], sending: tuple[int, int]) -> None:
+    def __init__(
+        self, width: int, landing: tuple[int, int], sending: tuple[int, int], make: Callable[[str, tuple[int, ...]], Any] = lasting
+    ) -> None:
         self._sizes = landing, sending
         self._border = landing[0] * landing[1]
-        self.array = lasting("rows", (self._border + sending[0] * sending[1], width))
+        self.array = make("rows", (self._border + sending[0] * sending[1], width))
         self._lock = threading.Lock()
         self.peak = 0
         """Most rows that were taken at a time."""

@@ -59,11 +59,11 @@ def _kernels(name: str, model: ModelSpec, ranks: int, layers: int, chunks: int |
 
 def layers_setup(
     model: ModelSpec, tokens: Sequence[int], scheduler: str, *, layers: int | None = None, skew: float = 0.0, seed: int = 0,
-    chunks: int | None = None, threads: int = 1, keep: bool = False,
+    chunks: int | None = None, threads: int = 1, keep: bool = False, device: str = "",
 ) -> Setup:  # fmt: skip
     """MoE layers of a model's sizes over `tokens` [ranks] rows. layers: how many one after another; more than the model has
     go through its weights again."""
-    order = Order(model, len(tokens), seed, tokens=tuple(tokens), skew=skew, threads=threads, keep=keep)
+    order = Order(model, len(tokens), seed, tokens=tuple(tokens), skew=skew, threads=threads, keep=keep, device=device)
     requests = tuple(Request(r, n, 0) for r, n in enumerate(tokens))
     return _sized(Setup(order, requests, scheduler, layers or model.layers, chunks))
 

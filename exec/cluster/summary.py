@@ -24,7 +24,8 @@ def summarize(setup: Setup, done: Executed, difference: Difference | None, profi
 
     makespan_s: from the common start to the last end on any rank. layer_s: of one MoE layer, where only layers were run.
     comm_hidden: share of the time with a put to or from a rank in which the rank also computes. clock_offsets: see
-    `exec.cluster.clocks`. wire_bytes: rows that really went to another rank."""
+    `exec.cluster.clocks`; device_clocks: by rank, its device's clock on its host's, where it has a device. wire_bytes: rows
+    that really went to another rank."""
     order, run = setup.order, done.run
     makespan_s = run.makespan_ps / PS_PER_S
     generated = sum(len(t) for o in done.outputs.values() for t in o.tokens.values())
@@ -53,6 +54,7 @@ def summarize(setup: Setup, done: Executed, difference: Difference | None, profi
             }
             for rank, (b, a) in sorted(done.offsets.items())
         },
+        "device_clocks": {str(rank): o.clock._asdict() for rank, o in sorted(done.outputs.items()) if o.clock is not None},
         "max_difference": difference.largest if difference else None,
         "tokens_equal": difference.tokens_equal if difference else None,
     }  # fmt: skip
@@ -80,11 +82,16 @@ def wire_bytes(setup: Setup, done: Executed) -> int:
     return 2 * rows * order.model.hidden * order.model.dtype_bytes
 
 
-def timeline(setup: Setup, run: Run, offsets: dict[str, Any] | None = None) -> Timeline:
-    """The run of all ranks on the controller's clock; how sure that clock is stands in the metadata."""
+def timeline(setup: Setup, run: Run, offsets: dict[str, Any] | None = None, device_clocks: dict[str, Any] | None = None) -> Timeline:
+    """The run of all ranks on the controller's clock; how sure that clock is, and each device's on its host's, stands in the
+    metadata."""
     facts = {
         f"clock_offset.{rank}": f"{o['offset_us']:.1f} us +- {o['uncertainty_us']:.1f} us against the controller, by ping-pong"
         for rank, o in (offsets or {}).items()
+    }
+    facts |= {
+        f"device_clock.{rank}": f"events sure to {c['uncertainty_us']:.1f} us on the clock of its host, moved {c['moved_us']:+.1f} us"
+        for rank, c in (device_clocks or {}).items()
     }
     origin = f"really run {setup.scheduler} of {setup.order.model.name} on {setup.order.ranks} ranks"
     return timeline_of(run, Provenance("recorded", origin, "measured", facts=facts))

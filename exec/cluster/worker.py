@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from exec.cluster import wire
 from exec.cluster.backend import RankBackend
 from exec.cluster.engine import RankEngine
+from exec.cluster.job import Order
 from exec.cluster.machine import lanes_of
 from exec.cluster.mesh import Counters, Landing, Mesh, join_group
 from exec.cluster.profile import Unknown
@@ -35,6 +36,8 @@ class Worker:
         self._line, self._listener = line, listener
         self._counters = Counters()
         self._backend: RankBackend | None = None
+        self._device: Any = None
+        """(device, its links to those of the others), where an order asks for one."""
         self._join()
 
     def _join(self) -> None:
@@ -43,19 +46,31 @@ class Worker:
     def serve(self) -> None:
         while not isinstance(order := self._listener.orders.get(), wire.Bye):
             if isinstance(order, wire.Prepare):
-                self._backend = RankBackend(order.order, self.rank, self._backend)
+                self._backend = self._prepared(order.order)
                 with self._mesh(self._backend):
                     pass  # a first message each way: gloo connects a pair when it is used first
                 self._line.send(wire.Ready())
             elif isinstance(order, wire.Take):
                 self._run(order)
 
+    def _prepared(self, order: Order) -> RankBackend:
+        if not order.device:
+            return RankBackend(order, self.rank, self._backend)
+        from exec.cluster.device import RankDevice, open_device
+        from exec.cluster.device_backend import DeviceBackend
+        from exec.cluster.links import Links
+
+        if self._device is None:
+            device = RankDevice(open_device(order.device, self.rank))
+            self._device = device, Links(self.rank, self.ranks, order.device, device)
+        return DeviceBackend(order, self.rank, *self._device, self._backend)
+
     def _mesh(
         self, backend: RankBackend, landed: Callable[[Landing], None] = _unexpected, told: Callable[[int], None] = _unexpected,
         broke: Callable[[BaseException], None] | None = None,
     ) -> Mesh:  # fmt: skip
         broke = broke or self._listener.broken
-        return Mesh(self.rank, range(self.ranks), backend.rows, self._counters, landed=landed, told=told, broke=broke)
+        return backend.mesh(range(self.ranks), self._counters, landed=landed, told=told, broke=broke)
 
     def _run(self, order: wire.Take) -> None:
         backend = self._backend
@@ -63,12 +78,12 @@ class Worker:
         share = Split(order.plan).share(self.rank)
         backend.begin(order.plan, order.states)
         machine = lanes_of(self.rank, self.ranks)
-        engine = RankEngine(machine, backend, Unknown(), lambda rank, number: mesh.signal(rank, number))
+        engine = backend.engine(machine, backend, Unknown(), lambda rank, number: mesh.signal(rank, number))
         names = share.arrives
 
         def landed(landing: Landing) -> None:
             backend.moe.landed(names[landing.number], landing)
-            engine.heard(landing.number)
+            engine.heard(landing.number, landing.at_ns)
 
         mesh = self._mesh(backend, landed, engine.heard, engine.lost)
         backend.moe.mesh, backend.moe.numbers = mesh, share.numbers

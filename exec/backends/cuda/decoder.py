@@ -146,7 +146,7 @@ def dispatch(spec: Any, x: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tenso
 
 def combine(rows: torch.Tensor, back: torch.Tensor, weights: torch.Tensor, hidden: torch.Tensor) -> None:
     """hidden [T, H] += weighted rows of each token's experts, in one order from run to run: atomics would not be."""
-    hidden.add_((rows[back].view(*weights.shape, -1) * weights[..., None]).sum(1))
+    hidden.add_((rows[back].view(*weights.shape, rows.shape[1]) * weights[..., None]).sum(1))
 
 
 def sample(

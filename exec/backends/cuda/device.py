@@ -46,6 +46,13 @@ class Graph(Protocol):
         ...
 
 
+class ClockReading(NamedTuple):
+    """How far off `Device.host_ns` can be at the time of a reading, and by how much it had moved since the reading before."""
+
+    within_ns: int
+    moved_ns: int
+
+
 class Device(Protocol):
     """One accelerator. `torch_device`: where its tensors live."""
 
@@ -71,6 +78,10 @@ class Device(Protocol):
 
     def host_ns(self, event: Event) -> int:
         """When a completed event happened, on the clock of `time.perf_counter_ns`."""
+        ...
+
+    def read_clocks(self) -> ClockReading:
+        """Compare both clocks again: from here on `host_ns` counts from now."""
         ...
 
     def tick(self, there: torch.Tensor, wait_ns: int) -> None:

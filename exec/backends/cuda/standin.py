@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 import torch
 
+from exec.backends.cuda.device import ClockReading
+
 
 class StandInEvent:
     def __init__(self) -> None:
@@ -120,6 +122,10 @@ class StandIn:
 
     def host_ns(self, event: StandInEvent) -> int:
         return event.at_ns
+
+    def read_clocks(self) -> ClockReading:
+        """There is but one clock."""
+        return ClockReading(0, 0)
 
     def tick(self, there: torch.Tensor, wait_ns: int) -> None:
         time.sleep(wait_ns * 1e-9)

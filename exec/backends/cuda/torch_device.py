@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from exec.backends.cuda.device import ClockReading
 from exec.backends.cuda.grouped import numba_stream
 from kernels.fused_moe.gpu import BLOCKS_PER_SM
 
@@ -46,7 +47,7 @@ class CudaDevice:
         self._streams: list[CudaStream] = []
         self._graph_memory = torch.cuda.graph_pool_handle()
         """Graphs of one stream never run together: they share their temporaries."""
-        self._anchor, self._anchor_ns = self._read_both_clocks()
+        self._anchor, self._anchor_ns, _ = self._read_both_clocks()
 
     def allocate(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.torch_device)
@@ -74,6 +75,12 @@ class CudaDevice:
     def host_ns(self, event: torch.cuda.Event) -> int:
         return self._anchor_ns + int(self._anchor.elapsed_time(event) * 1e6)
 
+    def read_clocks(self) -> ClockReading:
+        event, ns, within_ns = self._read_both_clocks()
+        moved_ns = self.host_ns(event) - ns
+        self._anchor, self._anchor_ns = event, ns
+        return ClockReading(within_ns, moved_ns)
+
     def tick(self, there: torch.Tensor, wait_ns: int) -> None:
         from kernels.cuda.sync import tick
 
@@ -90,8 +97,8 @@ class CudaDevice:
         self._streams.clear()
         torch.cuda.set_per_process_memory_fraction(1.0, self.torch_device)
 
-    def _read_both_clocks(self) -> tuple[torch.cuda.Event, int]:
-        """An event, and the host's time of it to within half of the shortest try."""
+    def _read_both_clocks(self) -> tuple[torch.cuda.Event, int, int]:
+        """An event, the host's time of it, and how far off that can be: half of the shortest try."""
         best: tuple[int, torch.cuda.Event, int] | None = None
         for _ in range(ANCHORS):
             torch.cuda.synchronize(self.torch_device)
@@ -103,4 +110,4 @@ class CudaDevice:
             if best is None or took < best[0]:
                 best = took, event, before + took // 2
         assert best is not None
-        return best[1], best[2]
+        return best[1], best[2], -(-best[0] // 2)

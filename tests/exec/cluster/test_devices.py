@@ -1,0 +1,99 @@
+"""Ranks with a device each. Here a stand-in plays it: the same tensors, streams and links, late at random, rows over gloo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from exec import devices
+from exec.cluster import prices, runs, summary
+from exec.cluster.controller import Cluster
+from exec.cluster.device import CUDA, STAND_IN
+from exec.cluster.execute import Executed, execute
+from exec.cluster.links import MOST_RANKS, Links
+from exec.cluster.profile import Unknown
+from sim.engines.run import DONE
+from sim.errors import UserError
+from tests.exec.cluster.setups import layers
+
+SCHEDULERS = ("bulk-sync", "chunked", "overlapped")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(2) as ready:
+        yield ready
+
+
+def run(cluster: Cluster, setup: runs.Setup) -> Executed:
+    cluster.prepare(setup.order)
+    scheduler = setup.fresh()
+    return execute(cluster, scheduler, setup.requests, Unknown(), scheduler.lanes)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize(("tokens", "skew"), [([33, 20], 0.0), ([24, 24], 60.0), ([17, 0], 0.0), ([1, 2], 0.0)])
+def test_any_routing_gives_what_one_process_gives(cluster: Cluster, scheduler: str, tokens: list[int], skew: float) -> None:
+    """Uneven ranks, all rows to the same experts so that the others stay empty, a rank without rows, single rows."""
+    setup = layers(tokens, scheduler, layers=3, skew=skew, device=STAND_IN)
+    done = run(cluster, setup)
+    assert (done.run.status == DONE).all()
+    assert runs.compare(setup, done.outputs).largest < 1e-5
+    counts = sum(prices.rows_of(done.outputs).values())
+    assert counts.sum(axis=1).tolist() == [3 * 2 * t for t in tokens]  # layers x top-k
+    if skew:
+        assert (counts[:, 2:] == 0).all()
+
+
+def test_four_ranks_and_bulk_sync_with_cores_before_and_after() -> None:
+    """One cluster serves orders for devices and for cores in turn."""
+    with Cluster(4) as four:
+        for device in ("", STAND_IN, ""):
+            setup = layers([21, 0, 34, 16], "bulk-sync", layers=3, device=device)
+            done = run(four, setup)
+            assert runs.compare(setup, done.outputs).largest < 1e-5
+            assert (done.outputs[0].clock is not None) == bool(device)
+
+
+def test_nothing_starts_before_what_it_waits_for(cluster: Cluster) -> None:
+    setup = layers([30, 30], "overlapped", device=STAND_IN)
+    done = run(cluster, setup)
+    (plan,) = done.run.sources
+    sure_ps = 1000 * max(o.uncertainty_ns for pair in done.offsets.values() for o in pair)
+    for i in range(len(plan)):
+        for dep in plan.dep[plan.dep_ptr[i] : plan.dep_ptr[i + 1]].tolist():
+            assert done.run.start_ps[i] >= done.run.end_ps[dep - plan.first] - 2 * sure_ps
+
+
+def test_the_clock_of_each_device_stands_in_the_summary_and_the_timeline(cluster: Cluster) -> None:
+    setup = layers([8, 8], "chunked", device=STAND_IN)
+    done = run(cluster, setup)
+    found = summary.summarize(setup, done, None)
+    assert found["device_clocks"] == {str(r): {"uncertainty_us": 0.0, "moved_us": 0.0} for r in range(2)}
+    facts = summary.timeline(setup, done.run, found["clock_offsets"], found["device_clocks"]).provenance.facts
+    assert facts["device_clock.1"].startswith("events sure to 0.0 us on the clock of its host")
+
+
+def test_more_ranks_than_links_can_join_are_refused() -> None:
+    with pytest.raises(UserError, match=f"--ranks: is {MOST_RANKS + 1}"):
+        Links(0, MOST_RANKS + 1, STAND_IN, device=None)  # type: ignore[arg-type]
+
+
+GPUS = 0 if devices.missing() else torch.cuda.device_count()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPUS, reason=devices.missing())
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_on_gpus_over_nccl(scheduler: str) -> None:
+    """As many ranks as there are GPUs, up to four; rows that all go to few experts, and a rank without rows."""
+    ranks = max(n for n in (1, 2, 4) if n <= GPUS)
+    with Cluster(ranks) as cluster:
+        for tokens, skew in (([300 + r for r in range(ranks)], 0.0), ([64] * ranks, 60.0), ([17] + [0] * (ranks - 1), 0.0)):
+            setup = layers(tokens, scheduler, layers=3, skew=skew, device=CUDA)
+            done = run(cluster, setup)
+            assert runs.compare(setup, done.outputs).largest < 1e-4
+            assert np.all(done.run.status == DONE)
