@@ -94,10 +94,8 @@ def test_a_copy_on_its_way_is_not_waited_for(monkeypatch):
         return result
 
     monkeypatch.setattr(CpuBackend, "run", run_op)
-    start = time.monotonic()
-    with pytest.raises(TaskFailed, match="FloatingPointError"):
+    with pytest.raises(TaskFailed, match="FloatingPointError"):  # a lane that waits out its copy is RuntimeStuck
         execute("deepspeed", POLICY, WORK)
-    assert time.monotonic() - start < 30
     assert _no_lanes()
 
 

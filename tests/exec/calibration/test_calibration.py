@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,12 +91,15 @@ def test_traffic_is_what_explains_the_slowdown(scale: float) -> None:
     assert host._fit(rate, other, want / share, capacity) == pytest.approx(scale if want / share >= host.NOTICED else 0.0, abs=0.02)
 
 
-def test_timing_counts_only_the_call() -> None:
-    import time
+def test_timing_counts_only_the_call(monkeypatch) -> None:
+    clock, before = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now), []
+    monkeypatch.setattr(measure, "time", clock)
 
-    before = []
-    seconds = measure.solo(lambda: time.sleep(0.002), lambda: (before.append(1), time.sleep(0.01)), budget_s=0.01, least=3, most=3)
-    assert len(before) == 3 and seconds < 0.01
+    def passes(seconds: float) -> None:
+        clock.now += seconds
+
+    seconds = measure.solo(lambda: passes(2.0), lambda: (before.append(1), passes(10.0)), budget_s=0.01, least=3, most=3)
+    assert len(before) == 3 and seconds == 2.0
 
 
 def test_works_side_by_side_all_get_their_turns() -> None:

@@ -155,12 +155,13 @@ def never() -> Found:
 
 
 def test_an_answer_is_computed_once(kept, found: Found) -> None:
+    found = replace(found, wall_s=1e9)
     first, remark = stored.answer("a", lambda: found)
     assert (first, remark) == (found, "")
     again, remark = stored.answer("a", never)
     assert replace(again, wall_s=found.wall_s) == found
     assert "--no-cache" in remark
-    assert again.wall_s < 1
+    assert again.wall_s < found.wall_s  # what reading it took, not what the search took
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"{", b"[]", b'{"policy": {"batch": 0}}', b"\xff\xfe"])
