@@ -52,7 +52,7 @@ def together(works: Sequence[Work], *, budget_s: float = 0.6, threads: Sequence[
             decoder.set_threads(threads[i])
         works[i]()
         gate.wait()
-        while not stop.is_set():
+        while not stop.is_set() or not samples[i]:  # a computer that was halted meanwhile has run none
             start = time.perf_counter()
             works[i]()
             samples[i].append(time.perf_counter() - start)

@@ -12,7 +12,7 @@ Source = Annotated[str, Field(min_length=3, description="datasheet, paper, calib
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """As pydantic's, but what was derived from the old fields is not taken over."""

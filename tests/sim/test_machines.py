@@ -153,6 +153,14 @@ def test_zero_or_negative_capacity(tmp_path: Path, capacity: float) -> None:
         machines.load(write(tmp_path, values))
 
 
+def test_what_is_no_number(tmp_path: Path) -> None:
+    """As a calibration that went wrong would leave it."""
+    values = t4()
+    values["ops"][0]["latency_s"] = float("nan")
+    with pytest.raises(UserError, match=r"m\.yaml: ops\[0\]\.latency_s: .*finite number"):
+        machines.load(write(tmp_path, values))
+
+
 def test_implausible_capacity(tmp_path: Path) -> None:
     values = t4()
     values["resources"]["link.h2d"]["capacity"] = 1e15

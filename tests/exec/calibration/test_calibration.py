@@ -112,6 +112,11 @@ def test_works_side_by_side_all_get_their_turns() -> None:
     assert len(seconds) == 2 and min(calls) >= 4
 
 
+def test_whoever_had_no_time_has_run_once_all_the_same() -> None:
+    """As on a computer that was halted in between: a profile must not hold the median of nothing."""
+    assert all(s >= 0 for s in measure.together([lambda: None, lambda: None], budget_s=0.0))
+
+
 @pytest.mark.parametrize("pace", [None, 1e9])
 def test_loads_from_disk_are_measured(pace: float | None) -> None:
     row, rate = storage.measure(pace)
