@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.engines.run import DONE, SKIPPED, STATUSES, Run
+from sim.engines.run import SKIPPED, STATUSES, Run
 from sim.models.spec import ModelSpec
 from sim.ops import COMPUTE, components
 from sim.plan import PHASES, Plan, plan_of
@@ -121,39 +121,11 @@ def dependencies_of(run: Run) -> Dependencies:
     return Dependencies(numbers, ptr, dep, holds.task, holds.pool, holds.releaser, holds.pool[holds.released])
 
 
-def pool_use(run: Run) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Units in use of each pool: times in picoseconds, ascending, and the units held from each on.
-
-    A task holds from its start until the first of the tasks that release it ends; one that failed
-    or was cancelled holds until its own end.
-    """
-    holds = _holds(_plans(run))
-    taker = np.searchsorted(run.number, holds.task)
-    begin, until = run.start_ps[taker], np.full(len(taker), np.iinfo(np.int64).max)
-    np.minimum.at(until, holds.released, run.end_ps[np.searchsorted(run.number, holds.releaser)])
-    lost = run.status[taker] != DONE
-    until[lost] = run.end_ps[taker[lost]]
-    kept = until > begin
-    return {name: _level(begin[mine], until[mine], holds.units[mine])
-            for code, name in enumerate(holds.pools) if (mine := kept & (holds.pool == code)).any()}  # fmt: skip
-
-
-def _level(begin: NDArray[np.int64], until: NDArray[np.int64], units: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sum of the units held, at each instant at which it changes."""
-    ended = until < np.iinfo(np.int64).max
-    times, at = np.unique(np.concatenate([begin, until[ended]]), return_inverse=True)
-    change = np.zeros(len(times), np.int64)
-    np.add.at(change, at, np.concatenate([units, -units[ended]]))
-    return times, np.cumsum(change)
-
-
 class _Holds(NamedTuple):
-    """h holds: task [h] takes units [h] of pool [h]. releaser [r] gives back the hold number released [r]."""
+    """h holds: task [h] takes of pool [h]. releaser [r] gives back the hold number released [r]."""
 
-    pools: tuple[str, ...]
     task: NDArray[np.int64]
     pool: NDArray[np.int64]
-    units: NDArray[np.int64]
     releaser: NDArray[np.int64]
     released: NDArray[np.int64]
 
@@ -161,14 +133,14 @@ class _Holds(NamedTuple):
 def _holds(plans: Sequence[Plan]) -> _Holds:
     pools = _Codes()
     pool = _joined(np.array([pools[name] for name in p.pools], np.int64)[p.take_pool] for p in plans)
-    task, units = _joined(_owners(p, p.take_ptr) for p in plans), _joined(p.take_units for p in plans)
+    task = _joined(_owners(p, p.take_ptr) for p in plans)
     releaser, holder = _joined(_owners(p, p.release_ptr) for p in plans), _joined(p.release for p in plans)
     # Each release gives back all that its holder took: join the two lists on the holder. Tasks ascend.
     first, last = (np.searchsorted(task, holder, side) for side in ("left", "right"))
     taken = last - first
     before = np.cumsum(taken) - taken
     released = np.repeat(first - before, taken) + np.arange(int(taken.sum()))
-    return _Holds(tuple(pools), task, pool, units, np.repeat(releaser, taken), released)
+    return _Holds(task, pool, np.repeat(releaser, taken), released)
 
 
 def _plans(run: Run) -> list[Plan]:

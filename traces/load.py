@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from traces import files
 from traces.errors import TraceError
 from traces.files import Provenance, in_range, integers
-from traces.routing import Routing
 
 KIND = "load"
 VERSION = 1
@@ -28,18 +27,6 @@ class Load:
 
     counts: NDArray[np.int64]
     provenance: Provenance
-
-
-def load_of(routing: Routing, steps_per_window: int = 1) -> Load:
-    """Count a routing trace in windows of so many steps; the prefill is the first window's first step."""
-    shape = routing.shape
-    assert steps_per_window >= 1, f"steps_per_window={steps_per_window} must be at least 1"
-    window = routing.step.astype(np.int64) // steps_per_window
-    windows = int(window.max(initial=-1)) + 1
-    place = (window * shape.layers + routing.layer)[:, None] * shape.experts + routing.experts
-    counts = np.bincount(place.ravel(), minlength=windows * shape.layers * shape.experts)
-    facts = {**routing.provenance.facts, "steps_per_window": str(steps_per_window)}
-    return Load(counts.reshape(windows, shape.layers, shape.experts), replace(routing.provenance, facts=facts))
 
 
 def to_table(load: Load) -> pa.Table:

@@ -77,13 +77,6 @@ def recorded(path: str | Path) -> Iterator[Event]:
         yield _event(*key, np.concatenate(waiting))
 
 
-def one_by_one(source: Iterable[Event]) -> Iterator[Event]:
-    """The same events with each expert asked for alone, in ascending order: how *not* to replay a batch; for comparison."""
-    for e in source:
-        for expert in e.experts:
-            yield Event(e.step, e.layer, np.array([expert]), e.tokens)
-
-
 def _runs(keys: NDArray[np.integer]) -> Iterator[tuple[int, int]]:
     """Ranges of equal neighbouring columns of keys [fields, n]."""
     n = keys.shape[1]
@@ -121,11 +114,6 @@ class Replay:
     @property
     def hit_ratio(self) -> float:
         return self.hits / self.accesses if self.accesses else 0.0
-
-    @property
-    def fetched_per_token(self) -> float:
-        """Experts fetched for each token that passed layer 0."""
-        return self.misses / self.tokens if self.tokens else 0.0
 
 
 def quantile(values: Sequence[int], q: float) -> float:

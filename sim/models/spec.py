@@ -179,10 +179,6 @@ class ModelSpec:
         """Bytes of all routed experts of one MoE layer."""
         return self.experts * self.expert_bytes
 
-    def expert_bytes_of(self, layer: int) -> int:
-        """Bytes of the routed experts of `layer`: 0 for a leading dense layer."""
-        return self.layer_expert_bytes if layer >= self.dense_layers else 0
-
     @property
     def layer_dense_bytes(self) -> int:
         """Bytes of one MoE layer without its routed experts: attention, norms, router, shared experts."""

@@ -10,9 +10,9 @@ from sim.ops import components
 from sim.plan import PlanBuilder
 from sim.report.critical import critical_path
 from sim.schedulers.policy import Policy
-from sim.simulate import pools_of, simulate
+from sim.simulate import simulate
 from sim.tasks import Task, Work
-from sim.timeline import dependencies_of, pool_use, timeline_of
+from sim.timeline import dependencies_of, timeline_of
 from traces.files import Provenance
 from traces.timeline import read_timeline, strings, write_timeline
 
@@ -70,25 +70,9 @@ def test_dependencies_and_who_gives_back_what():
     assert sorted(zip(d.release_task.tolist(), d.release_pool.tolist(), strict=True)) == [(3, 0), (4, 0), (4, 1)]
 
 
-def test_pools_are_held_from_the_start_to_the_releasing_end():
-    used = pool_use(run())
-    assert set(used) == {"pages"}, "the cancelled task 4 never held its pinned slots"
-    times, units = used["pages"]
-    assert times.tolist() == [5, 20] and units.tolist() == [1, 0]
-
-
 @pytest.fixture(scope="module")
 def simulated():
     return simulate("tiny-mixtral", "l4", workloads.load("mtbench").with_generation(6), "cgopipe", Policy(batch=24, microbatch=6))
-
-
-def test_real_schedule_keeps_its_pools_within_capacity_and_gives_all_back(simulated):
-    capacities = pools_of(simulated.job, simulated.job.fresh())
-    used = pool_use(simulated.run)
-    assert {"gpu_pages", "pinned_slots"} <= set(used)
-    for name, (times, units) in used.items():
-        assert units.max() <= capacities[name] and units.min() >= 0, name
-        assert (np.diff(times) > 0).all()
 
 
 def test_critical_path_of_a_real_schedule_never_waits(simulated):

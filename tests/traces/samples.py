@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from traces.files import Provenance
+from traces.load import Load
 from traces.requests import Requests
 from traces.routing import Routing, Shape
 from traces.timeline import Timeline
@@ -43,3 +44,7 @@ def requests(n: int = 5) -> Requests:
         request_id=np.arange(n, dtype=np.int64), arrival_ns=np.arange(n, dtype=np.int64) * 10**9, prompt_tokens=np.full(n, 77, np.int32),
         output_tokens=np.full(n, 32, np.int32), provenance=SOURCE,
     )  # fmt: skip
+
+
+def load(windows: int = 2, layers: int = 3, experts: int = 4) -> Load:
+    return Load(np.arange(windows * layers * experts).reshape(windows, layers, experts), SOURCE)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.traces import samples, sources
 from traces.cli import main
-from traces.load import load_of, write_load
+from traces.load import write_load
 from traces.requests import write_requests
 from traces.routing_file import read_routing, write_routing
 from traces.timeline import write_timeline
@@ -22,7 +22,7 @@ def placed(folder: Path) -> dict[str, Path]:
     files = {kind: folder / f"{kind}.parquet" for kind in ("routing", "requests", "load", "timeline")}
     write_routing(files["routing"], samples.routing())
     write_requests(files["requests"], samples.requests())
-    write_load(files["load"], load_of(samples.routing()))
+    write_load(files["load"], samples.load())
     write_timeline(files["timeline"], samples.timeline(40))
     return files
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.traces import samples
 from traces.errors import TraceError
-from traces.load import Load, load_of, read_load, write_load
+from traces.load import Load, read_load, write_load
 from traces.requests import read_requests, to_table, write_requests
 
 
@@ -46,20 +46,6 @@ def test_request_ids_are_unique(tmp_path):
     r = samples.requests(3)
     with pytest.raises(TraceError, match="column request_id: 7 stands there twice"):
         write_requests(tmp_path / "q.parquet", replace(r, request_id=np.array([7, 1, 7])))
-
-
-def test_load_counts_windows_of_a_routing_trace(tmp_path):
-    r = samples.routing()
-    load = load_of(r, steps_per_window=2)
-    assert load.counts.shape == (2, 2, 6)
-    for window in range(2):
-        for layer in range(2):
-            rows = (r.step // 2 == window) & (r.layer == layer)
-            assert load.counts[window, layer].tolist() == [int((r.experts[rows] == e).sum()) for e in range(6)]
-    write_load(tmp_path / "l.parquet", load)
-    back = read_load(tmp_path / "l.parquet")
-    assert np.array_equal(back.counts, load.counts) and back.provenance.facts["steps_per_window"] == "2"
-    assert pq.read_schema(tmp_path / "l.parquet").names == ["window", "layer", "expert", "count"]
 
 
 def test_load_keeps_windows_and_experts_that_saw_nothing(tmp_path):
