@@ -107,13 +107,17 @@ def validate(
     grid: Annotated[Path | None, typer.Option(help="YAML with the configurations; the default grid comes with Tandem.")] = None,
     device: Device = DeviceName.cpu,
     ranks: Annotated[str | None, typer.Option(help="Numbers of processes that share the experts of MoE layers, as in 2,4.")] = None,
+    placement: Annotated[str | None, typer.Option(help="With --ranks: serve traces, experts placed by a policy of sim place.")] = None,
     json: options.Json = False,
 ) -> None:
     """Run configurations that calibration never saw on both clocks, and report the simulator's error."""
-    from exec.cli import clustering, validating
+    from exec.cli import clustering, placing, validating
 
     if (place := clustering.place(None)) is not None and place[0] > 0:
         clustering.serve_as_rank(*place)
+    if placement is not None:
+        placing.validate(ranks, placement, machine, grid, json)
+        return
     if ranks is not None or place is not None:
         clustering.validate(ranks or str(place[1]), machine, grid, json)
         return

@@ -28,67 +28,56 @@ def run(
     from exec.cluster.losses import RunStopped
     from exec.cluster.phases import summarize
     from exec.cluster.placing import largest_difference
+    from exec.cluster.traffic import Traffic
 
     out.check_writable("--timeline", timeline, options.TIMELINE_SUFFIXES)
     profile = _profile(machine, ranks)
-    serving = _serving(
-        ranks, model, placement, trace=trace, skew=skew, shift=shift, requests=requests, seats=-(-(batch or 64 * ranks) // ranks),
-        steps=gen or 16, spares=spares, every=every, hysteresis=hysteresis, seed=seed,
+    traffic = Traffic(
+        model=model, batch=batch, gen=gen or 16, requests=requests, shift=shift, trace=trace, skew=skew, spares=spares,
+        rebalance_every=every, hysteresis=hysteresis, kill=kill, seed=seed,
     )  # fmt: skip
-    drill = _drill(kill, ranks, recover)
+    serving, drill = traffic.serving(ranks, placement), traffic.drill(ranks)
+    if drill is not None and not recover:
+        raise UserError("--kill: ends the run, as nobody is to go on; add --on-rank-loss recover")
     try:
         real = _really(serving, recover, drill)
     except RunStopped as stopped:
         tell_loss(stopped, timeline, lambda run: _timeline(serving, run))
         raise typer.Exit(1) from None
     twins = _twins(serving, profile, real, drill) if profile is not None else []
-    found = summarize(serving, real, twins, largest_difference(serving, real.answers) if check else None)
+    found = summarize(serving, [real], twins, largest_difference(serving, [real.answers]) if check else None)
     if timeline is not None:
         write(timeline, _timeline(serving, real.run))
     out.print_json(found) if as_json else _show(found, placement)
+
+
+def validate(ranks: str | None, placement: str, machine: str | None, grid: Path | None, as_json: bool) -> None:
+    """Each number of ranks in turn. Exits with 1 where they cannot go on."""
+    from exec.cli.clustering import _numbers, _say_failed
+    from exec.cluster.losses import RunStopped
+    from exec.validation import placed
+
+    if ranks is None:
+        raise UserError("--placement: needs ranks that this command starts; leave torchrun out and give --ranks")
+    rounds, cases = placed.load_grid(grid)
+    found = []
+    try:
+        with out.steps(f"validating {len(cases)} cases on {ranks} ranks, {rounds} rounds each") as say:
+            for number in _numbers(ranks):
+                found.append(placed.validate(number, placement, cases, rounds, _profile(machine, number), say))
+    except RunStopped as stopped:
+        _say_failed(str(stopped))
+    if as_json:
+        out.print_json({"ranks": found})
+        return
+    for one in found:
+        _show_validated(one)
 
 
 def _profile(machine: str | None, ranks: int) -> Machine | None:
     from exec.cli.clustering import _profile as of_ranks
 
     return None if machine is None else of_ranks(machine, [ranks])
-
-
-def _serving(
-    ranks: int, model: str, placement: str, *, trace: Path | None, skew: float, shift: int | None, requests: int | None, seats: int,
-    steps: int, spares: int, every: int, hysteresis: float, seed: int,
-) -> Serving:  # fmt: skip
-    from exec.cluster.calibrate import threads_of
-    from exec.cluster.placing import Serving
-    from exec.execute import spec_of
-    from sim.ep.chosen import drawn, onto_one_rank, recorded
-    from sim.placement.policy import load as load_policy
-    from sim.placement.rebalance import Rebalancer
-    from sim.schedulers.ep.rebalancing import Settings
-
-    spec = spec_of(model)
-    count = requests or 4 * ranks * seats
-    at = count if shift is None else min(shift, count)
-    chosen = recorded(trace, spec, count, steps) if trace is not None else drawn(spec, count, steps, skew, seed)
-    rebalancer = Rebalancer(load_policy(placement, "--placement"), -(-(spec.experts + spares) // ranks), hysteresis, seed)
-    before = chosen.counts(slice(0, at))
-    chosen = chosen.shifted(at, onto_one_rank(before, rebalancer.first(before, ranks)))
-    settings = Settings(seats, every=every, most_rows=seats * spec.top_k)
-    return Serving(spec, ranks, chosen, at, rebalancer, settings, (steps,) * count, seed=seed, threads=threads_of(ranks))
-
-
-def _drill(kill: str | None, ranks: int, recover: bool) -> Kill | None:
-    """From RANK@STEP."""
-    from exec.cluster.recovering import Kill
-
-    if kill is None:
-        return None
-    rank, _, step = kill.partition("@")
-    if not (rank.isdecimal() and step.isdecimal() and int(rank) < ranks):
-        raise UserError(f"--kill: is {kill!r}; RANK@STEP is needed, as in 1@20, with a rank of 0 to {ranks - 1}")
-    if not recover:
-        raise UserError("--kill: ends the run, as nobody is to go on; add --on-rank-loss recover")
-    return Kill(int(rank), int(step))
 
 
 def _really(serving: Serving, recover: bool, drill: Kill | None) -> Served:
@@ -118,10 +107,20 @@ def _timeline(serving: Serving, run: Run) -> Timeline:
     return timeline_of(run, Provenance("recorded", origin, "measured"))
 
 
+def _show_validated(found: dict[str, Any]) -> None:
+    from exec.cli.clustering import tell_disturbed
+
+    for case in found["cases"]:
+        _show(case, found["placement"])
+        print()
+    tell_disturbed(found)
+    print(f"{found['disturbed']} of {found['runs']} plans and probes were disturbed and do not count")
+
+
 def _show(found: dict[str, Any], placement: str) -> None:
-    columns = ("", "plans", "rows/s measured", "simulated", "error")
+    columns = ("", "plans", "disturbed", "rows/s measured", "simulated", "error")
     rows = [
-        (p["phase"], p["plans"], _rate(p["measured_rows_per_s"]), _rate(p["simulated_rows_per_s"]),
+        (p["phase"], p["plans"], p["disturbed"], _rate(p["measured_rows_per_s"]), _rate(p["simulated_rows_per_s"]),
          "" if p["error"] is None else f"{p['error']:+.1%}")
         for p in found["phases"] if p["plans"]
     ]  # fmt: skip
@@ -132,10 +131,9 @@ def _show(found: dict[str, Any], placement: str) -> None:
         f"{moved}, {found['loads']} loaded anew"
     )
     for rank, after_s in zip(found["joined_ranks"], found["replaced_s"], strict=False):
-        print(
-            f"rank {rank} was lost and replaced within {out.seconds(after_s)}; {found['replayed_rows']} rows were computed again, "
-            f"{found['handed_over']} requests went to other ranks"
-        )
+        print(f"rank {rank} was lost and replaced within {out.seconds(after_s)}")
+    if found["lost_ranks"]:
+        print(f"{found['replayed_rows']} rows were computed again, {found['handed_over']} requests went to other ranks")
     print(f"plans ran for {out.seconds(found['running_s'])} of {out.seconds(found['wall_s'])}; between them they were handed out and in")
     if found["max_relative_difference"] is not None:
         print(f"largest difference from a single process: {found['max_relative_difference']:.1e} of the largest activation")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,12 +21,13 @@ from exec.cluster import transport
 from exec.cluster.controller import Cluster
 from exec.cluster.experts import run_experts, space_floats
 from exec.cluster.fit import fitted
+from exec.cluster.job import Order
 from exec.cluster.machine import Place
 from exec.cluster.observe import against_the_best, observe
 from exec.cluster.probes import PROBES, setup_of, sized, threads_of
 from exec.cluster.reference import Reference
 from exec.cluster.rows import lasting
-from exec.cluster.shards import kept
+from exec.cluster.shards import drawn_expert, kept
 from exec.weights import expert_floats, random_dense, random_weights
 from sim import models
 from sim.ep import names
@@ -42,6 +44,8 @@ TURNS = 3
 """How often all sizes are gone through: who disturbs one turn for a moment does not move the median."""
 NARROW, MANY = 4, 64
 """How much narrower the other model is, and the rows from which an expert's time grows with them."""
+DRAWN = 5
+"""Experts that are loaded."""
 OPS = ("gate", "permute", "experts", "unpermute")
 WOKEN = ("host", (names.host(0),)), ("comm", (names.comm(0), names.host(0)))
 """Lanes on which tasks are timed in turn: launches follow one another, to enter a collective takes another thread."""
@@ -78,8 +82,27 @@ def _ops(threads: int, at_once: float, say: Say) -> Iterator[OpRate]:
     for row in curves.measure(spec, random_dense(spec, 0, ()), "gpu", threads, MEASURED):
         say(f"{row.op} alone")
         yield row
+    say("an expert from where weights are kept")
+    yield _load(spec)
     say("expert_ffn on all cores")
     yield from _experts(spec, threads, at_once)
+
+
+def _load(spec: ModelSpec) -> OpRate:
+    """Seconds of a core by bytes: what a rank does for an expert that nobody else holds."""
+    sizes = [replace(spec, hidden=spec.hidden // k) for k in (4, 1)]
+    curve = tuple((float(one.expert_bytes), _drawn_s(Order(one, 1, 0))) for one in sizes)
+    return OpRate(op="load", lane="host", curve=curve, source="calibrated: weights drawn, one core alone")
+
+
+def _drawn_s(order: Order) -> float:
+    """Median."""
+    took = []
+    for expert in range(DRAWN):
+        start = time.perf_counter()
+        drawn_expert(order, 0, expert)
+        took.append(time.perf_counter() - start)
+    return float(np.median(took))
 
 
 def _experts(spec: ModelSpec, threads: int, at_once: float) -> Iterator[OpRate]:

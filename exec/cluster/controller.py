@@ -308,12 +308,15 @@ class Cluster:
                     return sent, message.ns, time.perf_counter_ns()
                 assert isinstance(message, wire.Pong), f"rank {rank} said {message}, while clocks were compared"
 
-    def start(self, plan: Plan, stamps: Stamps, origin_ns: int | None, states: Any = None) -> tuple[int, dict[int, Offset]]:
+    def start(
+        self, plan: Plan, stamps: Stamps, origin_ns: int | None, states: Any = None, before: dict[int, Offset] | None = None
+    ) -> tuple[int, dict[int, Offset]]:
         """Hand a plan out and let all ranks begin together, or, where the run's clock has an origin already, at once. states: see
-        `wire.Take`. Returns the origin on this process's clock, and the offsets of the ranks' clocks."""
+        `wire.Take`. before: offsets of the ranks' clocks, where they have just been compared. Returns the origin on this
+        process's clock, and the offsets."""
         self.tell_all(wire.Take(plan, states))
         self.gather(wire.Ready, "taking the plan")
-        before = self.offsets()
+        before = before or self.offsets()
         self._stamps = stamps
         for member in self._members.values():
             member.heard = time.monotonic()

@@ -13,8 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -24,14 +23,13 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from exec.cluster.header import DATA, HEADER, LAST, SIGNAL, counts_of, fill_header, header_of
-from exec.cluster.priority import SHORT_SLICE_NS, ask_for_slice
+from exec.cluster.priority import SHORT_SLICE_NS, ask_for_slice, short_slices
 from exec.cluster.rows import Floats, Piece, RowMemory
 
 AHEAD = 4
 """Receives posted ahead for each peer. More messages that nobody has read yet still arrive, only later."""
 
 TAGS = 1 << 20
-THREADS = "/proc/self/task"
 
 
 class Landing(NamedTuple):
@@ -55,15 +53,6 @@ def join_group(rank: int, ranks: int, timeout_s: float) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with short_slices():
         dist.init_process_group("gloo", init_method="env://", rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout_s))
-
-
-@contextmanager
-def short_slices() -> Iterator[None]:
-    """For the threads that gloo starts meanwhile, which move the bytes."""
-    before = set(os.listdir(THREADS)) if os.path.isdir(THREADS) else set()
-    yield
-    for thread in set(os.listdir(THREADS)) - before if before else ():
-        ask_for_slice(SHORT_SLICE_NS, int(thread))
 
 
 class PeerLost(ConnectionError):

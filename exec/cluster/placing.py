@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from exec.cluster import shards
 from exec.cluster.losses import RunStopped
+from exec.cluster.observe import Sample, Watch
 from exec.cluster.outputs import Floats
 from exec.cluster.placed import PlacedOrder, States
 from exec.cluster.prices import SPREAD, HostPrices, _drawn, words_of
@@ -83,28 +84,33 @@ class Serving:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A run on either clock. answers: row of each answered request, none in the twin."""
+    """A run on either clock. answers: row of each answered request, none in the twin. samples: what the computer was like around
+    a Plan, by its first number, where that was watched."""
 
     scheduler: Rebalancing
     run: Run
     log: Log
     answers: States
     replaced_s: Sequence[float]
+    samples: Mapping[int, Sample] = field(default_factory=dict)
 
 
-def serve(cluster: StandingCluster, serving: Serving, profile: Profile, kill: Kill | None = None, say: Say = lambda text: None) -> Served:
+def serve(
+    cluster: StandingCluster, serving: Serving, profile: Profile, kill: Kill | None = None, say: Say = lambda text: None,
+    watch: Watch | None = None,
+) -> Served:  # fmt: skip
     """Really, on a cluster that is entered. Raises what `StandingCluster` raises but RankGone: with all that
     happened until then, not the last Plan alone."""
     scheduler, log = serving.fresh(), Log()
     cluster.prepare(serving.order(scheduler.held), serving.order(None))
-    engine = RecoveringEngine(cluster, profile, serving.requests, scheduler.lanes, serving.first_states(), kill, say)
+    engine = RecoveringEngine(cluster, profile, serving.requests, scheduler.lanes, serving.first_states(), kill, say, watch)
     try:
         drive(scheduler, engine, log)
     except RunStopped as stopped:
         stopped.run = engine.story()
         raise
     answers = {q: engine.states[q] for q in scheduler.answered}
-    return Served(scheduler, engine.run(), log, answers, tuple(engine.replaced_s))
+    return Served(scheduler, engine.run(), log, answers, tuple(engine.replaced_s), engine.samples)
 
 
 class DrawnCosts(PlacedCosts):
@@ -182,7 +188,8 @@ def single_process(serving: Serving) -> Floats:
     return rows
 
 
-def largest_difference(serving: Serving, answers: States) -> float:
-    """Of the answers from those of one process, over the largest number among these."""
+def largest_difference(serving: Serving, answers: Sequence[States]) -> float:
+    """Of the answers of several runs from those of one process, over the largest number among these."""
     alone = single_process(serving)
-    return max((float(np.abs(row - alone[q]).max()) for q, row in answers.items()), default=0.0) / float(np.abs(alone).max())
+    off = (float(np.abs(row - alone[q]).max()) for run in answers for q, row in run.items())
+    return max(off, default=0.0) / float(np.abs(alone).max())

@@ -86,6 +86,8 @@ class HostPrices:
         where = self.machine.lane[lane]
         if work.op == "put":
             return self._put(where, work)
+        if work.op == "load":
+            return self._passed(where, [(self.table.row(where, work), float(work.bytes), 1.0)])
         if work.op in ("launch", "enter"):
             row = self.table.row(where, work)
             return self._passed(where, [(row, 1.0, 1.0), *self._words(where, work)])

@@ -15,19 +15,26 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from exec.cluster import wire
 from exec.cluster.conductor import ClusterEngine
 from exec.cluster.merge import Stamps
+from exec.cluster.observe import Sample, Watch
 from exec.cluster.placed import PlacedOutputs, States
 from exec.cluster.standing import RankGone, StandingCluster
 from exec.cluster.wire import HEARTBEAT_S
 from sim.engines.run import Run
 from sim.ep import names
+from sim.errors import UserError
 from sim.events import Changed, Event, Finished, Profile, Request
 from sim.plan import Plan
-from sim.tasks import Cancel, Command, Time
+from sim.tasks import PS_PER_S, Cancel, Command, Time
 
 Say = Callable[[str], None]
+
+NO_TASKS = np.empty(0)
+"""Samples of Plans are for comparing whole ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +44,31 @@ class Kill:
     rank: int
     step: int
 
+    @staticmethod
+    def of(text: str, ranks: int) -> Kill:
+        """From RANK@STEP. Raises UserError."""
+        rank, _, step = text.partition("@")
+        if not (rank.isdecimal() and step.isdecimal() and int(rank) < ranks):
+            raise UserError(f"--kill: is {text!r}; RANK@STEP is needed, as in 1@20, with a rank of 0 to {ranks - 1}")
+        return Kill(int(rank), int(step))
+
 
 class RecoveringEngine(ClusterEngine):
     """states: row of each request after the last Plan that counts; of those that never ran, what they begin with. replaced_s: from a loss
-    to when its replacement was ready."""
+    to when its replacement was ready. watch: looks at the computer around each Plan, but while a replacement starts, for which it would
+    wait; samples: what it saw, by the Plan's first number."""
 
     _cluster: StandingCluster
 
     def __init__(
         self, cluster: StandingCluster, profile: Profile, requests: Sequence[Request], lanes: Sequence[str], states: States,
-        kill: Kill | None = None, say: Say = lambda text: None,
+        kill: Kill | None = None, say: Say = lambda text: None, watch: Watch | None = None,
     ) -> None:  # fmt: skip
         super().__init__(cluster, profile, requests, lanes)
         self.states = states
         self.replaced_s: list[float] = []
+        self.samples: dict[int, Sample] = {}
+        self._watch = self._watching = watch
         self._kill, self._say = kill, say
         self._events: list[tuple[Time, int, Event]] = []
         """Of the Plan that runs, to be told when it counts."""
@@ -82,12 +100,17 @@ class RecoveringEngine(ClusterEngine):
     # One Plan -----------------------------------------------------------------------------------
 
     def _start(self, plan: Plan) -> None:
+        self._watching = self._watch if not self._lost_at else None
+        if self._watching is not None:
+            self._watching.calm()
         self._stamps.append(Stamps(plan, self._lanes))
         self._open = set(self._cluster.members)
         self.outputs = {}
         states = {q: self.states[q] for group in plan.groups for q in group}
-        self._origin_ns, self.before = self._cluster.start(plan, self._stamps[-1], self._origin_ns, states)
+        self._origin_ns, self.before = self._cluster.start(plan, self._stamps[-1], self._origin_ns, states, self.after)
         self._moved = time.monotonic()
+        if self._watching is not None:
+            self._watching.begin()
 
     def _listen(self) -> None:
         super()._listen()
@@ -101,7 +124,11 @@ class RecoveringEngine(ClusterEngine):
             super()._heard(rank, message)
 
     def _close(self) -> None:
+        pace = self._watching.end(self.outputs) if self._watching is not None else None
         super()._close()
+        if pace is not None:
+            run, first = self._runs[-1], self._stamps[-1].plan.first
+            self.samples[first] = Sample(float(run.end_ps.max() - run.start_ps.min()) / PS_PER_S, NO_TASKS, *pace)
         for outputs in self.outputs.values():
             assert isinstance(outputs, PlacedOutputs)
             self.states.update(outputs.states)
@@ -141,6 +168,7 @@ class RecoveringEngine(ClusterEngine):
         self._end_run()
         self._open = set()
         self._events = []
+        self.after = {}
         if self._told - set(self._cluster.members):
             self._waiting.clear()
 
@@ -165,7 +193,8 @@ class RecoveringEngine(ClusterEngine):
         self._tell()
 
     def _tell(self) -> None:
-        """The scheduler hears which ranks have gone and come since it heard last."""
+        """The scheduler hears which ranks have gone and come since it heard last. Clocks of those that come are not known."""
+        self.after = {}
         members = set(self._cluster.members)
         for rank in sorted(members - self._told):
             self.replaced_s.append(time.monotonic() - self._lost_at.pop(rank))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cache
 
 from exec.runtime.records import Record, record_of, records_of
 from sim.errors import UserError
@@ -63,6 +64,7 @@ def end_of(lane: str) -> int:
     return _ranks(lane)[-1]
 
 
+@cache
 def _ranks(lane: str) -> tuple[int, ...]:
     kind, *ranks = lane.split(".")
     if not ranks or not all(r.isdecimal() for r in ranks) or len(ranks) != (2 if kind == "put" else 1):

@@ -13,9 +13,11 @@ import torch.distributed as dist
 from exec.cluster import wire
 from exec.cluster.backend import RankBackend
 from exec.cluster.engine import RankEngine, Stamp
+from exec.cluster.job import Order
 from exec.cluster.launch import STORE
 from exec.cluster.mesh import Counters, Landing, Mesh, PeerLost, World
-from exec.cluster.placed import PlacedBackend
+from exec.cluster.placed import PlacedBackend, PlacedOrder
+from exec.cluster.priority import short_slices
 from exec.cluster.rank import GivenUp
 from exec.cluster.rows import Floats
 from exec.cluster.worker import Worker, _unexpected
@@ -33,7 +35,8 @@ class Members(World):
     def __init__(self, store: Any, epoch: int, rank: int, members: tuple[int, ...]) -> None:
         self._place = {r: i for i, r in enumerate(members)}
         kept = dist.PrefixStore(f"epoch-{epoch}", store)
-        self._group = dist.ProcessGroupGloo(kept, self._place[rank], len(members), timedelta(seconds=wire.GROUP_S))
+        with short_slices():
+            self._group = dist.ProcessGroupGloo(kept, self._place[rank], len(members), timedelta(seconds=wire.GROUP_S))
         self._group._set_default_timeout(FOREVER)
         self.ranks = members
 
@@ -63,7 +66,7 @@ class StandingWorker(Worker):
 
     def _obey(self, order: object) -> None:
         if isinstance(order, wire.Prepare):
-            self._backend = PlacedBackend(order.order, self.rank)
+            self._backend = self._prepared(order.order)
             self._line.send(wire.Ready())
         elif isinstance(order, wire.Regroup):
             self._regroup(order)
@@ -72,6 +75,11 @@ class StandingWorker(Worker):
         else:
             assert isinstance(order, wire.Halt), order
             self._line.send(wire.Halted(order.number, self._left()))
+
+    def _prepared(self, order: Order) -> RankBackend:
+        """Placed experts, or any other order."""
+        self._backend = None  # whose weights are others, and whose memory is wanted
+        return PlacedBackend(order, self.rank) if isinstance(order, PlacedOrder) else super()._prepared(order)
 
     def _regroup(self, order: wire.Regroup) -> None:
         try:

@@ -23,7 +23,8 @@ from sim.plan import Plan
 from sim.tasks import PS_PER_S, Task, Work
 
 LOAD_BYTES_PER_S = 1e9
-"""Rate at which an expert that nobody alive holds comes from where weights are kept (guessed: it is in no figure that is compared)."""
+"""Rate at which an expert that nobody alive holds comes from where weights are kept, where the machine's op table has no `load`
+(guessed)."""
 
 Parts = dict[tuple[int, int, int], Ints]
 """(step, layer, source) -> rows that each copy serves [copies]."""
@@ -50,7 +51,7 @@ class PlacedCosts(EpCosts):
         super().__init__(machine, layer, np.zeros((ranks, layer.experts), np.int64), Kernels({}))
         if prices is not None:
             self.prices = prices  # type: ignore[assignment]
-        self.ranks, self.chosen, self._header_rows = ranks, chosen, header_rows
+        self.ranks, self.chosen, self._header_rows, self._guessed = ranks, chosen, header_rows, prices is None
 
     @cached_property
     def digest(self) -> str:
@@ -66,7 +67,7 @@ class PlacedCosts(EpCosts):
         return Result(experts=tuple(np.bincount(ids.ravel(), minlength=self.layer.experts).tolist()))
 
     def _price(self, lane: str | None, work: Work) -> Row:
-        if work.op == "load":
+        if work.op == "load" and self._guessed:
             return round(work.bytes / LOAD_BYTES_PER_S * PS_PER_S), []
         return super()._price(lane, work)
 

@@ -51,7 +51,7 @@ def serving(slots: int = 6, every: int = 1) -> Serving:
 
 def check(job: Serving, done: Served) -> None:
     assert sorted(done.scheduler.answered) == list(range(REQUESTS))
-    assert largest_difference(job, done.answers) < 1e-5
+    assert largest_difference(job, [done.answers]) < 1e-5
 
 
 def test_experts_move_while_they_serve_and_answers_stay_those_of_one_process(cluster: StandingCluster) -> None:
@@ -61,7 +61,7 @@ def test_experts_move_while_they_serve_and_answers_stay_those_of_one_process(clu
     assert done.scheduler.tally.moves > 0
     assert (done.run.status == DONE).all()
     replay(done.log, job.fresh())
-    found = summarize(job, done, [], None)
+    found = summarize(job, [done], [], None)
     assert (found["answered"], found["lost"], found["duplicated"]) == (REQUESTS, 0, 0)
     assert next(p for p in found["phases"] if p["phase"] == MOVING)["measured_rows_per_s"] > 0
 
@@ -79,7 +79,7 @@ def test_a_killed_rank_is_replaced_and_no_request_is_lost(cluster: StandingClust
     assert len(done.replaced_s) == 1
     short = [p for p in tally.served if p.living == 1]
     assert bool(short) == (slots >= MODEL.experts)
-    assert len(phases(job, done)[SHORT].rates) == sum(p.rows == 8 for p in short)
+    assert len(phases(job, [done])[SHORT].rates) == sum(p.rows == 8 for p in short)
     assert not short or short[0].rows == 8  # 4 seats, 2 steps
     assert np.isin([p.first for p in tally.served], done.run.number).all()
 

@@ -48,7 +48,9 @@ class Scripted:
             self.members, self._said = [r for r in self.members if r != rank], []
             raise RankGone(rank, "so the script")
 
-    def start(self, plan: Plan, stamps: object, origin_ns: int | None, states: States) -> tuple[int, dict[int, Any]]:
+    def start(
+        self, plan: Plan, stamps: object, origin_ns: int | None, states: States, before: dict[int, Any]
+    ) -> tuple[int, dict[int, Any]]:  # fmt: skip
         assert set(plan.rank[plan.rank >= 0].tolist()) <= set(self.members), "a plan for a rank that is not there"
         self.plans.append(plan)
         self._count("start")

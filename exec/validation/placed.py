@@ -1,0 +1,89 @@
+"""How far the simulator is off for placed experts: serving while experts move and ranks are lost, in turn with calibration.
+
+Rounds of serving take turns with probes, so that what is predicted and what it is predicted from saw the same computer. The
+profile is fitted to the probes alone; of the Plans served and of the probes count those that nothing disturbed, by one rule
+(`exec.cluster.observe.calmest`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from exec.cluster.calibrate import draft
+from exec.cluster.fit import fitted
+from exec.cluster.observe import Observed, Watch, against_the_best, observe
+from exec.cluster.phases import summarize
+from exec.cluster.placing import Served, Serving, largest_difference, serve, simulate, when_lost
+from exec.cluster.probes import PROBES, setup_of
+from exec.cluster.profile import Unknown
+from exec.cluster.recovering import Kill
+from exec.cluster.reference import Reference
+from exec.cluster.standing import StandingCluster
+from exec.cluster.traffic import Traffic
+from exec.validation.grid import DISTURBED, Grid, product
+from sim import configuration
+from sim.machines.schema import Machine
+
+Say = Callable[[str], None]
+
+
+def load_grid(path: Path | None) -> tuple[int, list[Traffic]]:
+    """(rounds, cases) of a YAML grid; without a path, the one that comes with Tandem. Raises UserError naming each wrong field."""
+    path = path or Path(__file__).with_name("grid_placed.yaml")
+    grid = configuration.load(path, Grid)
+    rows = [one for row in grid.cases for one in product(row)]
+    return grid.repeats, [configuration.parse(f"{path}: case {i}", row, Traffic) for i, row in enumerate(rows)]
+
+
+def validate(
+    ranks: int, placement: str, cases: Sequence[Traffic], rounds: int, machine: Machine | None = None, say: Say = lambda text: None
+) -> dict[str, Any]:
+    """The object of `validate --placement --json`, of one number of ranks. machine: profile to test as it is; without one, it is
+    made in between. counts: whether few enough Plans and probes were disturbed. Raises UserError for a case that cannot be served,
+    and what `StandingCluster` raises."""
+    jobs = [(case.serving(ranks, placement), case.drill(ranks)) for case in cases]
+    with StandingCluster(ranks) as cluster:
+        unfitted = draft(cluster, say) if machine is None else machine
+        reference = Reference()
+        served, probed = _rounds(cluster, jobs, rounds, machine is None, reference, say)
+    best_s = reference.best_s
+    seen = against_the_best(probed, best_s)
+    say("simulating the same")
+    profile = fitted(unfitted, seen) if machine is None else machine
+    rows = [_row(serving, kill, runs, profile, best_s, say) for (serving, kill), runs in zip(jobs, served, strict=True)]
+    phases = [phase for row in rows for phase in row["phases"]]
+    disturbed = sum(p["disturbed"] for p in phases) + sum(one.disturbed for one in seen)
+    everything = sum(p["plans"] + p["disturbed"] for p in phases) + sum(len(one.samples) for one in seen)
+    return {
+        "ranks": ranks, "placement": placement, "machine": profile.name, "rounds": rounds, "cases": rows, "runs": everything,
+        "disturbed": disturbed, "counts": disturbed <= DISTURBED * everything,
+    }  # fmt: skip
+
+
+def _rounds(
+    cluster: StandingCluster, jobs: Sequence[tuple[Serving, Kill | None]], rounds: int, probing: bool, reference: Reference, say: Say
+) -> tuple[list[list[Served]], list[Observed]]:
+    """Runs of each case, and probes, each of which is taken in one of the rounds. Ranks are lost in the last round alone: who starts
+    meanwhile takes cores."""
+    served: list[list[Served]] = [[] for _ in jobs]
+    setups = [setup_of(probe, cluster.ranks) for probe in PROBES] if probing else []
+    seen = []
+    for turn in range(rounds):
+        for setup in setups[turn::rounds]:
+            say(f"round {turn + 1} of {rounds}: whole layers, {setup.scheduler}")
+            seen.append(observe(cluster, setup, reference))
+        for k, (serving, kill) in enumerate(jobs):
+            if kill is None or turn == rounds - 1:
+                say(f"round {turn + 1} of {rounds}: {len(serving.lengths)} requests{', a rank is killed' if kill else ''}")
+                served[k].append(serve(cluster, serving, Unknown(), kill, watch=Watch(reference)))
+    return served, seen
+
+
+def _row(serving: Serving, kill: Kill | None, runs: Sequence[Served], profile: Machine, best_s: float, say: Say) -> dict[str, Any]:
+    """Of one case. A rank that was killed is lost at the same step in the twin, and comes as long after as it did in the first run."""
+    changes = when_lost(serving, profile, kill, runs[0].replaced_s) if kill is not None else ()
+    twins = simulate(serving, profile, changes)
+    say("comparing the answers with those of one process")
+    return summarize(serving, runs, twins, largest_difference(serving, [run.answers for run in runs]), best_s)
