@@ -62,9 +62,9 @@ class Changes:
         return [c for job in group.hand_over() for c in self.requests.redirect(now, job)]
 
     def leave(self, now: Time, group: Group) -> list[Command]:
-        """A node that will be taken away is emptied while it serves on."""
+        """A node that will be taken away is emptied while it serves on; the same for one that may be used again."""
         target = self.placer.target(self.scopes[group.name], group.home, group) if group.up else None
-        if target is None or group.name in self.migrations:
+        if target is None or group.name in self.migrations or (target == group.held).all():
             return []
         return self._propose(now, group, group.home, target, False)
 

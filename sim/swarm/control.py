@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,11 +35,12 @@ class Change:
         return Value(self.request, digest, len(bits))
 
 
-def seats(plant: Plant, tolerate: int) -> tuple[str, ...]:
+def seats(plant: Plant, tolerate: int, kept: Collection[int] | None = None) -> tuple[str, ...]:
     """Where the replicas are: the coordinator first, then a node of each region, the nearest first, and again; 3f + 1 of them, with the
-    greatest f that is wanted and that the cluster has nodes for."""
+    greatest f that is wanted and that the cluster has nodes for. kept: only these nodes, as others may be given back."""
     here = plant.cluster.coordinator
-    near = sorted((n for n in plant.nodes if n != here), key=lambda n: (plant.network.rtt_s(here, n), n))
+    able = [n for i, n in enumerate(plant.nodes) if n != here and (kept is None or i in kept)]
+    near = sorted(able, key=lambda n: (plant.network.rtt_s(here, n), n))
     turn = {n: sum(plant.cluster.node[m].region == plant.cluster.node[n].region for m in near[:i]) for i, n in enumerate(near)}
     names = (here, *sorted(near, key=lambda n: turn[n]))
     return names[: 3 * min(tolerate, (len(names) - 1) // 3) + 1]
@@ -55,10 +56,11 @@ class ControlPlane:
     tolerate: int = 1
     silent: int = 0
     seed: int = 0
+    kept: Collection[int] | None = None
     waits_s: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.names = seats(self.plant, self.tolerate)
+        self.names = seats(self.plant, self.tolerate, self.kept)
         self.committee = Committee(self.names, Keys.of(self.names, self.seed))
         self._proposed: dict[Value, tuple[Time, Change]] = {}
         members: dict[str, Member] = {n: Replica(n, self.committee, acceptable=self._acceptable) for n in self.names}

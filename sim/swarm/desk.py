@@ -27,10 +27,11 @@ class Desk:
         """Tasks that are not done."""
         return set(self._then)
 
-    def timer(self, after_s: float, then: Then) -> Task:
+    def timer(self, after_s: float, then: Then, op: str = "timer") -> Task:
+        """op: "market": the world tells what nodes cost and which are to be had, when it rings."""
         number = next(self.numbers)
         self._then[number] = then
-        return Task(number, Work("timer", latency_ps=max(1, round(after_s * PS_PER_S))), notify=True)
+        return Task(number, Work(op, latency_ps=max(1, round(after_s * PS_PER_S))), notify=True)
 
     def send(self, a: str, b: str, size: int, op: str, then: Then) -> Task:
         """Bytes from node to node; what they are carried on is counted."""

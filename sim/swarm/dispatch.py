@@ -26,13 +26,13 @@ class Dispatcher:
 
     def choose(self, now: Time, job: Job) -> Group | None:
         """Among groups that are up; None: there is none."""
-        up = [g for g in self.groups if g.up]
+        up = [g for g in self.groups if g.up and not g.closed] or [g for g in self.groups if g.up]
         if len(up) < 2:
             return up[0] if up else None
         rtt = {g.name: self.plant.network.rtt_s(job.origin, self.plant.nodes[g.home]) for g in up}
         closest = min(up, key=lambda g: (rtt[g.name], g.name))
         if self.settings.design != "edge" and self.settings.routing == "nearest":
-            return closest
+            return self._nearest(now, [g for g in up if rtt[g.name] == rtt[closest.name]], job)
         wait = {g.name: self._wait_s(now, job.origin, g) for g in up}
         if self.settings.design == "edge":
             return _redirected(up, rtt, wait, closest)
@@ -42,6 +42,12 @@ class Dispatcher:
             return self._two_choices(up, wait, job)
         speeds = np.cumsum([self._speed(g) for g in up])
         return up[int(np.searchsorted(speeds, uniform(self.settings.seed, job.number, job.moves) * speeds[-1]))]
+
+    def _nearest(self, now: Time, close: Sequence[Group], job: Job) -> Group:
+        """Of those that are equally near the less loaded of two."""
+        if len(close) == 1:
+            return close[0]
+        return self._two_choices(close, {g.name: self._wait_s(now, job.origin, g) for g in close}, job)
 
     def _two_choices(self, up: Sequence[Group], wait: Mapping[str, float], job: Job) -> Group:
         """The less loaded of two different ones drawn by lot (Mitzenmacher 2001)."""

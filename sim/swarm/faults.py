@@ -33,11 +33,13 @@ class Faults:
         self.requests, self.running, self.changes, self.outcome = requests, running, changes, outcome
         self.plant = placer.plant
         self._heard: list[Time] = [0] * len(self.plant.nodes)
+        self._since: list[Time] = [0] * len(self.plant.nodes)
         self._versions = [0] * len(self.plant.nodes)
         self._boots = [0] * len(self.plant.nodes)
         self._kept: dict[int, list[tuple[Group, NDArray[np.bool_]]]] = {}
         self._empty: set[int] = set()
         """Nodes that have come back with void memory, until a placement uses them."""
+        self._missed: set[int] = set()
 
     # What gossip tells --------------------------------------------------------------------------
 
@@ -45,8 +47,8 @@ class Faults:
         """Take in what is new, and give up nodes of which nothing was new for too long."""
         commands: list[Command] = []
         for node in range(len(self.plant.nodes)):
-            entry = self.views.entry(self.views.here, node)
-            if entry is not None and entry.version > self._versions[node]:
+            entry = None if node in self.placer.absent else self.views.entry(self.views.here, node)
+            if entry is not None and entry.version > self._versions[node] and entry.stamp >= self._since[node]:
                 self._versions[node] = entry.version
                 commands += self._hear(now, node, entry)
         for node, heard in enumerate(self._heard):
@@ -82,11 +84,12 @@ class Faults:
         """The node is taken for dead: its copies are void, what needs it stops, its groups ask for another placement, and others
         fetch from it no more."""
         self.placer.dead.add(node)
+        self._missed.add(node)
         self.outcome.suspected += 1
         commands: list[Command] = []
         mine = self.plant.node_of == node
         for group in self.groups:
-            if node not in group.nodes_used() and not self._comes_to(group, node):
+            if not self.uses(group, node):
                 commands += self.changes.lose(group, node)
                 continue
             self._kept.setdefault(node, []).append((group, group.held[:, :, mine].copy()))
@@ -100,8 +103,20 @@ class Faults:
             commands += self.changes.replace(now, group, lost_home=home_lost or group.home in self.placer.dead)
         return [*commands, *self.requests.rescue(now, node)]
 
-    def _comes_to(self, group: Group, node: int) -> bool:
-        """Whether a placement that is loaded or proposed for the group uses the node."""
+    def comes(self, now: Time, node: int) -> None:
+        """A node is another machine from now on: what was said before is not of it."""
+        self._since[node] = now
+
+    def given_back(self, node: int) -> None:
+        """A node is rented no more: nothing of it is known when it comes again."""
+        self._kept.pop(node, None)
+        self._empty.discard(node)
+        self._missed.discard(node)
+
+    def uses(self, group: Group, node: int) -> bool:
+        """Whether a group uses the node, or will by a placement that is loaded or proposed for it."""
+        if node in group.nodes_used():
+            return True
         coming = self.changes.migrations.get(group.name), self.changes.wanted.get(group.name)
         mine = self.plant.node_of == node
         wanted = self.changes.wanted.get(group.name)
@@ -116,7 +131,9 @@ class Faults:
         """A node is heard of again: what it holds still counts if it was only out of reach. Its groups settle a period later, when
         its neighbours may be back as well."""
         self.placer.dead.discard(node)
-        self.outcome.rejoined += 1
+        if node in self._missed:
+            self._missed.discard(node)
+            self.outcome.rejoined += 1
         kept = {group.name: copies for group, copies in self._kept.pop(node, [])}
         commands: list[Command] = []
         mine = self.plant.node_of == node

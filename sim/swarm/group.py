@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.swarm.choice import View, lp_shares
-from sim.swarm.jobs import Job, Step, Waiting
+from sim.swarm.jobs import Job, Served, Step, Waiting
 from sim.swarm.plant import Plant
 from sim.swarm.routes import Counts, Routes
 from sim.swarm.steps import StepTasks
@@ -38,7 +38,7 @@ class Group:
     """One group.
 
     held [layers, experts, gpus] bool: live copies that it may use, over all GPUs of the plant. ready: every expert has one. loads: what
-    a home knows of the GPUs' load.
+    a home knows of the GPUs' load. closed: takes no newcomers while another group does.
     """
 
     def __init__(
@@ -51,7 +51,9 @@ class Group:
         self.active: list[Job] = []
         self.running: Step | None = None
         self.observed = np.zeros((plant.model.moe_layers, plant.model.experts))
+        self.served = Served()
         self.up = True
+        self.closed = False
         self._crosses = False
         self.move(home, held)
 
@@ -73,6 +75,10 @@ class Group:
 
     def nodes_used(self) -> set[int]:
         return {self.home, *self.plant.node_of[np.flatnonzero(self.held.any(axis=(0, 1)))].tolist()}
+
+    def holds(self, node: int) -> bool:
+        """Whether it has copies on the node."""
+        return bool(self.held[:, :, self.plant.node_of == node].any())
 
     # Stepping -----------------------------------------------------------------------------------
 
@@ -175,8 +181,11 @@ class Group:
             job.produced += steps
             if job.first < 0:
                 job.first = now
+                self.served.first(now - job.arrival)
         done = [j for j in self.active if j.done]
         self.active = [j for j in self.active if not j.done]
+        for job in done:
+            self.served.ended(job)
         return done
 
     def abandon(self) -> list[Command]:

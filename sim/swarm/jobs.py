@@ -10,7 +10,7 @@ import numpy as np
 
 from sim.clusters.network import Path
 from sim.swarm.meter import Charge, Meter
-from sim.tasks import Time
+from sim.tasks import PS_PER_S, Time
 
 
 @dataclass(eq=False, slots=True)
@@ -73,6 +73,26 @@ def _wanted(job: Job) -> int:
     return job.tokens - job.resident + job.output - job.produced
 
 
+@dataclass(slots=True)
+class Served:
+    """Counts of a group: first tokens and the sum of their times; requests that are done, and their tokens."""
+
+    firsts: int = 0
+    ttft_s: float = 0.0
+    done: int = 0
+    prompt: int = 0
+    output: int = 0
+
+    def first(self, waited: Time) -> None:
+        self.firsts += 1
+        self.ttft_s += waited / PS_PER_S
+
+    def ended(self, job: Job) -> None:
+        self.done += 1
+        self.prompt += job.prompt
+        self.output += job.output
+
+
 @dataclass(eq=False, slots=True)
 class Step:
     """What runs: numbers of its tasks, the last one, and how many steps it stands for. charge: what its nodes work for it; floor_s:
@@ -93,7 +113,8 @@ class Step:
 
 @dataclass(eq=False, slots=True)
 class Tally:
-    """What was simulated and what it took. wire_bytes: by link class; flows: by kind of traffic and link between regions."""
+    """What was simulated and what it took. wire_bytes: by link class; flows: by kind of traffic and link between regions;
+    entered: requests by the node where they came in."""
 
     steps: int = 0
     tasks: int = 0
@@ -104,6 +125,7 @@ class Tally:
     wire_bytes: dict[str, float] = field(default_factory=dict)
     flows: dict[tuple[str, str], float] = field(default_factory=dict)
     egress_usd: float = 0.0
+    entered: dict[str, int] = field(default_factory=dict)
     meter: Meter = field(default_factory=lambda: Meter(np.zeros(0, np.int64)))
 
     def carry(self, path: Path, size: float, kind: str) -> None:

@@ -23,7 +23,8 @@ Scope: TypeAlias = frozenset[int]
 class Placer:
     """Asks the policy for placements on the nodes that are taken for alive.
 
-    dead: nodes that are taken for dead; leaving: those that will be taken away. A scope is the set of nodes that a group may use.
+    dead: nodes that are taken for dead; leaving: those that will be taken away; absent: those that are not rented, all of
+    them dead. A scope is the set of nodes that a group may use.
     """
 
     plant: Plant
@@ -32,6 +33,7 @@ class Placer:
     settings: Settings
     dead: set[int] = field(default_factory=set)
     leaving: set[int] = field(default_factory=set)
+    absent: set[int] = field(default_factory=set)
 
     def alive(self, scope: Scope) -> NDArray[np.int64]:
         """GPUs of live nodes of a scope."""

@@ -68,6 +68,8 @@ class Requests:
         origin = self.origins(r.request_id)
         if origin in self.plant.nodes and self.plant.nodes.index(origin) in self.dead:
             origin = self.plant.cluster.coordinator
+        entered = self.desk.tally.entered
+        entered[origin] = entered.get(origin, 0) + 1
         job = Job(r.request_id, origin, now, r.prompt_tokens, r.output_tokens or r.max_output_tokens)
         self.jobs[job.number] = job
         self.open += 1
@@ -164,6 +166,10 @@ class Requests:
         job.deliveries += 1
         self.open -= 1
         self.quiet_since = now
+
+    def touches(self, node: int) -> bool:
+        """Whether a request is on its way to the node or an answer on its way from it."""
+        return any(to == node for _, _, to in self._forwards.values()) or any(source == node for _, _, source in self._answers.values())
 
     # Lost nodes ---------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ has decided them. Answers are taken once by the request's number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -21,11 +21,12 @@ from sim.swarm.control import ControlPlane
 from sim.swarm.desk import Desk
 from sim.swarm.dispatch import Dispatcher
 from sim.swarm.faults import Faults
+from sim.swarm.fleet.fleet import Fleet, rented
 from sim.swarm.group import Group
 from sim.swarm.history import History
 from sim.swarm.jobs import Tally
 from sim.swarm.meter import Meter
-from sim.swarm.placing import Placer, scopes
+from sim.swarm.placing import Placer, Scope, scopes
 from sim.swarm.plant import Plant
 from sim.swarm.requests import Requests, Running
 from sim.swarm.routes import Routes
@@ -46,35 +47,44 @@ class Server:
         self.outcome = Outcome()
         self.desk = Desk(plant, self.tally)
         self.placer = Placer(plant, routes, policy, settings)
+        reach = scopes(plant, settings.design)
+        pool, sizes = rented(self.placer, reach, settings.autoscale) if settings.autoscale else (None, None)
         self.groups: list[Group] = []
         self.views = Views(plant, settings, self.tally, self.desk.numbers, self.groups)
-        self.groups += self._form(routes)
-        self.control = ControlPlane(plant, self.desk.numbers, self.tally, settings.tolerate, settings.silent, settings.seed)
+        self.groups += self._form(routes, reach)
+        kept = pool.kept if pool else None
+        self.control = ControlPlane(plant, self.desk.numbers, self.tally, settings.tolerate, settings.silent, settings.seed, kept)
         self.shelves = Shelves(plant, settings.seed)
         for group in self.groups:
-            self.shelves.holds(group.held, group.home)
+            if group.up:
+                self.shelves.holds(group.held, group.home)
         self.running = Running()
         dispatcher = Dispatcher(plant, settings, self.groups, self.views)
         self.requests = Requests(plant, self.desk, dispatcher, self.running, self.outcome, origins, self.placer.dead)
-        reach = scopes(plant, settings.design)
         self.changes = Changes(self.placer, self.desk, self.requests, self.running, self.control, self.shelves, self.outcome, reach)
         self.faults = Faults(
             settings, self.groups, self.placer, self.desk, self.views, self.requests, self.running, self.changes, self.outcome
         )
+        self.fleet = Fleet(settings.autoscale, pool, sizes, self.faults) if settings.autoscale and pool and sizes else None
         self.over = False
 
-    def _form(self, routes: Routes) -> list[Group]:
-        """Groups with their first placements, which are loaded before the study begins."""
+    def _form(self, routes: Routes, reach: Mapping[str, Scope]) -> list[Group]:
+        """Groups with their first placements, which are loaded before the study begins; down where not enough of their nodes are
+        rented yet."""
         tasks = StepTasks(self.plant, self.tally, self.desk.numbers, self.settings.loss, self.settings.seed)
         choose, loads = load_choice(self.settings.routing), self.views.busy
         out = []
-        for name, scope in scopes(self.plant, self.settings.design).items():
+        empty = np.zeros((self.plant.model.moe_layers, self.plant.model.experts, len(self.plant.node_of)), np.bool_)
+        for name, scope in reach.items():
             home = self.placer.home(scope)
             target = self.placer.target(scope, home, None) if home is not None else None
-            if home is not None and target is not None:
-                out.append(Group(name, self.plant, routes, home, target, choose, tasks, loads, self.settings.seed))
-        if not out:
-            where = "the cluster" if self.settings.design == "spread" else "any region"
+            if target is None and not (self.placer.absent & scope and self.placer.fits(scope)):
+                continue
+            held, at = (empty, min(scope)) if home is None or target is None else (target, home)
+            out.append(Group(name, self.plant, routes, at, held, choose, tasks, loads, self.settings.seed))
+            out[-1].up = target is not None
+        if not any(group.up for group in out):
+            where = {"spread": "the cluster", "nodes": "any node"}.get(self.settings.design, "any region")
             found = f"{self.plant.model.name} does not fit into {where} of {self.plant.cluster.name}"
             raise UserError(f"--model: {found}; a smaller one is needed")
         return out
@@ -99,6 +109,9 @@ class Server:
 
     def _begin(self, now: Time) -> list[Command]:
         commands = [*self.views.mail.start(now), self.desk.timer(self.settings.gossip_s, self._watch)]
+        if self.fleet is not None:
+            self.views.mail.down |= {self.plant.nodes[n] for n in self.placer.absent}
+            commands.append(self.fleet.begin())
         if self.settings.rebalance_s:
             commands.append(self.desk.timer(self.settings.rebalance_s, self._rebalance))
         return commands
@@ -112,7 +125,8 @@ class Server:
         kind, _, node = event.resource.partition(".")
         if kind != "node":
             return []
-        return [*self.views.mail.changed(now, node, event.capacity > 0), *self.control.changed(now, node, event.capacity > 0)]
+        up = event.capacity > 0 and (self.fleet is None or self.fleet.runs(self.plant.nodes.index(node)))
+        return [*self.views.mail.changed(now, node, up), *self.control.changed(now, node, event.capacity > 0)]
 
     def _rebalance(self, now: Time, _: Result) -> Sequence[Command]:
         return [*self.changes.rebalance(now, self.groups), self.desk.timer(self.settings.rebalance_s, self._rebalance)]

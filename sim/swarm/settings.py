@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sim.swarm.fleet.policy import Autoscaler
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How a swarm is run.
 
+    autoscale: which nodes are rented; None: all of the cluster's, all the time.
+
     design: "spread": one group, experts over the whole cluster; "replicas": a full copy in each region that holds one; "edge": the
-    same, requests go to the nearest and on to a better one if that is worth the way. spares: copies a layer beyond one of each
+    same, requests go to the nearest and on to a better one if that is worth the way; "nodes": a full copy on each node that holds one.
+    spares: copies a layer beyond one of each
     expert (spread; replicas use the memory that they have). routing: among copies of an expert, and among groups.
 
     gossip_s, fan_out, adaptive: as `sim.swarm.gossip.Settings` has them; fresh_loads: loads are read as they are, by an oracle, and
@@ -38,6 +45,7 @@ class Settings:
     duration_s: float | None = None
     patience_s: float = 3600.0
     seed: int = 0
+    autoscale: Autoscaler | None = None
 
 
 @dataclass(eq=False, slots=True)

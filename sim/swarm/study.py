@@ -1,10 +1,10 @@
-"""A study of a swarm: the design asked for and the two that a sane operator would run, on the same requests and troubles."""
+"""A study of a swarm: one design serves requests on a cluster, with what goes wrong."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sim.drive import Log, drive
 from sim.engines.run import Run
@@ -12,19 +12,23 @@ from sim.engines.simpy_engine import SimPyEngine
 from sim.events import Request, Result
 from sim.placement import Policy
 from sim.swarm.dice import below
+from sim.swarm.fleet.fleet import MARKET
 from sim.swarm.mail import OP, losses
 from sim.swarm.plant import Plant
 from sim.swarm.routes import Routes
 from sim.swarm.server import Server
 from sim.swarm.settings import Settings
-from sim.swarm.trouble import Trouble, changes, told
+from sim.swarm.trouble import Trouble, changes, market, told
 from sim.tasks import PS_PER_S, Task
 from traces.requests import Requests
 
 LOSSY = (OP, "forward", "answer", "load")
 """Messages that a network may lose."""
-DESIGNS = ("spread", "replicas", "edge")
-DESIGN_WORDS = {"spread": "experts over all regions", "replicas": "a full replica per region", "edge": "replicas, edge redirection"}
+DESIGN_WORDS = {
+    "spread": "experts over all regions", "replicas": "a full replica per region", "edge": "replicas, edge redirection",
+    "nodes": "a full replica per node",
+}  # fmt: skip
+DESIGNS = tuple(DESIGN_WORDS)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -85,7 +89,9 @@ def simulate(study: Study, settings: Settings, prepare: Callable[[Server], None]
     lost = losses(plant.network, settings.seed, settings.loss, LOSSY)
 
     def outcome(task: Task) -> Result:
-        """What a node's own alarm tells it of its machine, and which messages are lost."""
+        """What a node's own alarm tells it of its machine, what the market tells, and which messages are lost."""
+        if task.op == MARKET:
+            return Result(facts=market(study.troubles, plant, engine.now / PS_PER_S))
         if task.op != "timer" or not task.work.variant:
             return lost(task)
         return Result(facts=told(study.troubles, task.work.variant, engine.now / PS_PER_S))
@@ -100,20 +106,3 @@ def simulate(study: Study, settings: Settings, prepare: Callable[[Server], None]
     if settings.duration_s is not None:
         end_s = min(end_s, settings.duration_s)
     return Finished(server, log, engine.run, end_s, time.perf_counter() - began)
-
-
-def compare(study: Study, settings: Settings, tell: Callable[[str], None]) -> list[tuple[str, Finished | str]]:
-    """The design asked for first, then the baselines; one that the model does not fit says so."""
-    from sim.errors import UserError
-
-    order = [settings.design, *(d for d in ("replicas", "edge") if d != settings.design)]
-    out: list[tuple[str, Finished | str]] = []
-    for design in order:
-        tell(DESIGN_WORDS[design])
-        try:
-            out.append((design, simulate(study, replace(settings, design=design))))
-        except UserError as e:
-            if design == settings.design:
-                raise
-            out.append((design, str(e)))
-    return out

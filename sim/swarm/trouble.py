@@ -89,6 +89,24 @@ def changes(events: tuple[Trouble, ...], plant: Plant) -> list[Change]:
     return out
 
 
+def market(events: tuple[Trouble, ...], plant: Plant, now_s: float) -> dict[str, Any]:
+    """What anybody can ask of the provider: of each node what an hour costs, and whether it is to be had."""
+    groups = [plant.cluster.node[n].group for n in plant.nodes]
+    usd = {n: g.price.usd_per_hour if g.price else 0.0 for n, g in zip(plant.nodes, groups, strict=True)}
+    down: set[str] = set()
+    for event in events:
+        if event.at_s > now_s or event.node is None:
+            continue
+        if event.what == "price":
+            assert event.usd_per_hour is not None
+            usd[event.node] = event.usd_per_hour
+        elif event.what == "rejoin":
+            down.discard(event.node)
+        elif event.what in ("crash", "preempt"):
+            down.add(event.node)
+    return {"usd": list(usd.values()), "up": [n not in down for n in plant.nodes]}
+
+
 def told(events: tuple[Trouble, ...], node: str, now_s: float) -> dict[str, Any]:
     """What a node can read of its own machine: boot: how often it has come up again (its memory is void each time), disk: the share
     of the checkpoint that was on its disk then, leaving: it was told that it will be taken away."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from sim.swarm.dice import uniform
 from sim.swarm.gossip import Entry, Gossip
 from sim.swarm.gossip import Settings as GossipSettings
 from sim.swarm.group import Group
-from sim.swarm.jobs import Tally
+from sim.swarm.jobs import Served, Tally
 from sim.swarm.mail import Mail
 from sim.swarm.plant import Plant
 from sim.swarm.settings import Settings
@@ -21,12 +22,23 @@ from sim.tasks import PS_PER_S, Time
 
 
 @dataclass(frozen=True, slots=True)
+class GroupState:
+    """What is told of a group: backlog: tokens that it has to do; waiting: requests without a step; served: counts so far."""
+
+    backlog: float
+    waiting: int
+    served: Served
+
+
+@dataclass(frozen=True, slots=True)
 class NodeState:
-    """What a node says of itself. busy: share of the time since it last said; backlog: tokens of the groups that live on it;
-    boot: starts of the node so far; disk: share of the checkpoint that it found on its disk then; leaving: it will be taken away."""
+    """What a node says of itself. busy: share of the time since it last said; groups: those that live on it; entered: requests that
+    came in at it so far; boot: starts of the node so far; disk: share of the checkpoint that it found on its disk then; leaving: it
+    will be taken away."""
 
     busy: float
-    backlog: Mapping[str, float] = field(default_factory=dict)
+    groups: Mapping[str, GroupState] = field(default_factory=dict)
+    entered: int = 0
     boot: int = 0
     disk: float = 0.0
     leaving: bool = False
@@ -45,6 +57,8 @@ class Views:
             for i, name in enumerate(names)
         }
         self.mail = Mail(self.members, numbers, lambda a, b, size: tally.carry(plant.network.path(a, b), size, "gossip"))
+        self.starts = [0] * len(plant.nodes)
+        """How often each was rented anew, another machine each time."""
         self._said = [(0, 0.0)] * len(names)
         self._age_s, self._looks = 0.0, 0
 
@@ -63,8 +77,9 @@ class Views:
             self._said[node] = (now, self.tally.meter.node_s(now, node))
             share = max(0.0, self._said[node][1] - busy_s) * PS_PER_S / max(now - since, 1)
             told = self.mail.told.get(name, {})
-            backlog = {g.name: float(g.backlog_tokens) for g in self.groups if g.home == node}
-            state = NodeState(share, backlog, int(told.get("boot", 0)), float(told.get("disk", 0.0)), bool(told.get("leaving")))
+            groups = {g.name: GroupState(float(g.backlog_tokens), len(g.waiting), copy(g.served)) for g in self.groups if g.home == node}
+            boot, disk = int(told.get("boot", 0)) + self.starts[node], 0.0 if self.starts[node] else float(told.get("disk", 0.0))
+            state = NodeState(share, groups, self.tally.entered.get(name, 0), boot, disk, bool(told.get("leaving")))
             return state, 1.0 if state.leaving or share > 0.9 else share
 
         return sense
@@ -81,7 +96,8 @@ class Views:
         if entry is None:
             return 0.0
         self._looked(now, entry)
-        return float(entry.value.backlog.get(group.name, 0.0))
+        told: GroupState | None = entry.value.groups.get(group.name)
+        return told.backlog if told is not None else 0.0
 
     def busy(self, now: Time, at: int) -> NDArray[np.float64]:
         """Load of every GPU [gpus] as node `at` knows it."""

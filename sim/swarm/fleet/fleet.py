@@ -1,0 +1,230 @@
+"""The fleet: at the coordinator, looks at the swarm, orders nodes, empties others and gives them back.
+
+A node that is ordered starts, and is then heard of by gossip like one that comes back from a crash: its group asks the control plane
+for a placement, which is loaded over the links that traffic uses. A node that shall go is drained: its group takes no newcomers and
+finishes what it has, or, where its group lives on elsewhere, its experts are moved away while it serves on. What is not rented
+counts as dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from sim.events import Result
+from sim.swarm.faults import Faults
+from sim.swarm.fleet.gauge import Gauge
+from sim.swarm.fleet.policy import Autoscaler, Seen
+from sim.swarm.fleet.pool import Pool
+from sim.swarm.fleet.sizes import Sizes
+from sim.swarm.group import Group
+from sim.swarm.placing import Placer, Scope
+from sim.tasks import PS_PER_S, Command, Task, Time
+
+MARKET = "market"
+"""Op of a look: the world tells what nodes cost and which are to be had."""
+EPSILON = 1e-9
+
+
+def rented(placer: Placer, reach: Mapping[str, Scope], policy: Autoscaler) -> tuple[Pool, Sizes]:
+    """What is rented when the study begins: the cheapest nodes that hold the model; all others are absent from then on."""
+    nodes, limits = frozenset(range(len(placer.plant.nodes))), policy.limits
+    sizes, most = Sizes(placer, reach), limits.max or len(nodes)
+    first = sizes.first(limits.at_start, most)
+    placer.absent |= nodes - first
+    placer.dead |= nodes - first
+    return Pool(len(nodes), first, sizes.first(limits.min, most), most), sizes
+
+
+class Fleet:
+    """policy: how much capacity is wanted; pool: which nodes are rented; past: all looks so far."""
+
+    def __init__(self, policy: Autoscaler, pool: Pool, sizes: Sizes, faults: Faults) -> None:
+        self.policy, self.limits, self.pool, self.sizes, self.faults = policy, policy.limits, pool, sizes, faults
+        self.placer, self.desk, self.views, self.groups = faults.placer, faults.desk, faults.views, faults.groups
+        self.changes, self.requests = faults.changes, faults.requests
+        self.gauge = Gauge(sizes, pool, self.views, self.desk.tally, self.groups, self.limits.startup_s)
+        self.past: list[Seen] = []
+        self.ups = self.downs = 0
+        self._offered = frozenset(range(len(self.placer.plant.nodes)))
+        self._again: set[int] = set()
+        """Nodes that were taken up again, and that no placement counts on yet."""
+
+    def begin(self) -> Task:
+        return self.desk.timer(self.limits.look_s, self._look, MARKET)
+
+    def runs(self, node: int) -> bool:
+        """Whether the node is rented and has started."""
+        return self.pool.state[node] in ("up", "draining")
+
+    # Looks --------------------------------------------------------------------------------------
+
+    def _look(self, now: Time, result: Result) -> Sequence[Command]:
+        self._hear(result)
+        commands = [*self._lost(now), *self._emptied(now)]
+        seen = self.gauge.look(now, self._alive(), self._coming(now))
+        for node in self.gauge.serving(self._alive()):
+            self.pool.serves(now, node)
+        self.past.append(seen)
+        commands += self._grow(now, wanted := self.policy.desired(self.past))
+        commands += self._shrink(now, wanted)
+        return [*commands, *self._settle(now), self.begin()]
+
+    def _hear(self, result: Result) -> None:
+        """Prices and offers of now, and nodes that will be taken away: they drain, where they are not kept."""
+        self.sizes.usd = list(result.facts["usd"])
+        self._offered = frozenset(n for n, up in enumerate(result.facts["up"]) if up)
+        for node in (self.pool.nodes("up") & self.placer.leaving) - self.pool.kept:
+            self.pool.drain(node)
+            self._close(node)
+
+    def _alive(self) -> frozenset[int]:
+        return self.pool.rented - self.placer.dead
+
+    def _coming(self, now: Time) -> frozenset[int]:
+        """Nodes that start, or run and may not have been heard of yet."""
+        young = {n for n in self.pool.nodes("up") if now - self.pool.since_up(n) <= self.faults.settings.suspect_s * PS_PER_S}
+        return self.pool.nodes("starting") | young | (self.pool.nodes("up") & self._alive())
+
+    # More ---------------------------------------------------------------------------------------
+
+    def _grow(self, now: Time, wanted: float) -> list[Command]:
+        """Take up nodes that are drained, then order others, until there is as much as is wanted."""
+        commands: list[Command] = []
+        while self._short(now, wanted) and (again := self._to_take_up()):
+            commands += self._take_up(now, min(again, key=lambda n: self.sizes.worth([n])))
+        while self._short(now, wanted):
+            found = [g for g in self.sizes.growths(self._coming(now), self._free()) if len(g) <= self.pool.room]
+            if not found:
+                break
+            self.ups += 1
+            commands += [self.order(now, n) for n in min(found, key=self.sizes.worth)]
+        return commands
+
+    def _short(self, now: Time, wanted: float) -> bool:
+        coming = self._coming(now)
+        return self.sizes.capacity(coming) < wanted - EPSILON or len(coming) < self.limits.min
+
+    def _free(self) -> frozenset[int]:
+        return self.pool.nodes("free") & self._offered
+
+    def order(self, now: Time, node: int) -> Task:
+        self.pool.order(now, node)
+        return self.desk.timer(self.limits.startup_s, lambda at, result: self._came(at, node, result), MARKET)
+
+    def _came(self, now: Time, node: int, result: Result) -> Sequence[Command]:
+        """A node has started, or there is none to be had after all."""
+        if not result.facts["up"][node]:
+            self.pool.give_back(now, node)
+            return []
+        self.pool.came(now, node)
+        self.placer.absent.discard(node)
+        self.faults.comes(now, node)
+        self.views.starts[node] += 1
+        return self.views.mail.changed(now, self.placer.plant.nodes[node], True)
+
+    def _to_take_up(self) -> frozenset[int]:
+        """Nodes that are drained because we wish it, not because they will be taken away."""
+        entries = {n: self.views.entry(self.views.here, n) for n in self.pool.nodes("draining") & self._alive()}
+        return frozenset(n for n, e in entries.items() if e is None or not e.value.leaving)
+
+    def _take_up(self, now: Time, node: int) -> list[Command]:
+        self.ups += 1
+        self.pool.take_up(node)
+        self.placer.leaving.discard(node)
+        self._again.add(node)
+        for group in self.groups:
+            group.closed = group.closed and group.home != node
+        return self.requests.unpark(now)
+
+    # Less ---------------------------------------------------------------------------------------
+
+    def _shrink(self, now: Time, wanted: float) -> list[Command]:
+        """Drain the dearest nodes that are not wanted, as long as those that serve are enough without them."""
+        commands: list[Command] = []
+        while spare := self._spare(wanted):
+            self.downs += 1
+            commands += self.drain(now, max(spare, key=self.sizes.worth))
+        return commands
+
+    def _spare(self, wanted: float) -> list[tuple[int, ...]]:
+        serving = self.gauge.serving(self._alive())
+        found = self.sizes.shrinks(serving, self.groups)
+        return [u for u in found if not self.pool.kept & set(u) and self._enough(serving - set(u), wanted)]
+
+    def _enough(self, nodes: frozenset[int], wanted: float) -> bool:
+        return len(nodes) >= self.limits.min and self.sizes.capacity(nodes) >= wanted - EPSILON
+
+    def drain(self, now: Time, unit: Sequence[int]) -> list[Command]:
+        for node in unit:
+            self.pool.drain(node)
+            self.placer.leaving.add(node)
+            self._close(node)
+        return []
+
+    def _close(self, node: int) -> None:
+        for group in self.groups:
+            group.closed = group.closed or group.home == node
+
+    def _settle(self, now: Time) -> Iterator[Command]:
+        """Groups that live on elsewhere ask for a placement without the nodes that are drained, or with those taken up again."""
+        drained = self.pool.nodes("draining") & self._alive()
+        for group in self.groups:
+            if not group.up or group.closed or group.name in self.changes.migrations or group.name in self.changes.wanted:
+                continue
+            reach = self.sizes.reach[group.name]
+            if any(group.holds(n) for n in drained & reach) or self._again & reach:
+                self._again -= reach
+                yield from self.changes.leave(now, group)
+
+    # Away ---------------------------------------------------------------------------------------
+
+    def _emptied(self, now: Time) -> list[Command]:
+        """Drained nodes on which nothing is left."""
+        ready = [n for n in sorted(self.pool.nodes("draining") & self._alive()) if self._is_empty(n)]
+        return [c for n in ready for c in self._retire(now, n)]
+
+    def _retire(self, now: Time, node: int) -> list[Command]:
+        """Groups that used an empty node have nothing to do: they stop, and begin again where the rest of their nodes holds the model."""
+        users = [g for g in self.groups if self.faults.uses(g, node)]
+        commands = [c for g in users for c in self._shut(g)] + self.give_back(now, node)
+        for group in users:
+            if self.placer.fits(self.sizes.reach[group.name] - self.placer.dead - self.placer.leaving):
+                commands += self.changes.replace(now, group, lost_home=True)
+        return commands
+
+    def _is_empty(self, node: int) -> bool:
+        return all(self._is_idle(g) for g in self.groups if self.faults.uses(g, node)) and not self.requests.touches(node)
+
+    def _is_idle(self, group: Group) -> bool:
+        """It takes no newcomers and has nothing to do."""
+        idle = group.closed and not (group.active or group.waiting or group.running)
+        return idle and not self.requests.touches(group.home)
+
+    def _lost(self, now: Time) -> list[Command]:
+        """Nodes that have been given up, and those of which nothing was heard since they started, are paid for no longer."""
+        gone = self.pool.nodes("up", "draining") - self._alive() - self._coming(now) - self.pool.kept
+        return [c for n in sorted(gone) for c in self.give_back(now, n)]
+
+    def give_back(self, now: Time, node: int) -> list[Command]:
+        """It is empty, or lost: nothing is fetched from it, sent to it or heard of it any more."""
+        self.pool.give_back(now, node)
+        self.placer.dead.add(node)
+        self.placer.absent.add(node)
+        self.placer.leaving.discard(node)
+        commands: list[Command] = []
+        for group in self.groups:
+            commands += self.changes.lose(group, node)
+        self.changes.shelves.replaced(node, 0.0, 0)
+        self.faults.given_back(node)
+        self.views.mail.changed(now, self.placer.plant.nodes[node], False)
+        return [*commands, *self.requests.rescue(now, node)]
+
+    def _shut(self, group: Group) -> list[Command]:
+        assert not group.active and group.running is None, f"{group.name} has {len(group.active)} requests"
+        commands = self.changes.stop(group)
+        self.changes.withdraw(group)
+        group.up = group.closed = False
+        group.move(group.home, np.zeros_like(group.held))
+        return commands
