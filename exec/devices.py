@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,15 @@ def check_count(needed: int) -> None:
 
     if (found := torch.cuda.device_count()) < needed:
         raise UserError(f"--device cuda: {needed} ranks on this computer need a GPU each, and it has {found}; give --ranks {found} at most")
+
+
+def for_ranks(name: DeviceName, ranks: int) -> str:
+    """`exec.cluster.job.Order.device` of ranks that compute on `name`. Raises UserError where this computer has not one for each
+    of those that run on it."""
+    if name is DeviceName.cpu:
+        return ""
+    check_count(int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+    return str(name)
 
 
 def opened(name: DeviceName) -> CudaDevice | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 import torch
@@ -143,9 +143,11 @@ class Bench:
         return lambda i: decoder.sample(s, self.norm, self.head, x, last, new), s.vocab * s.hidden
 
 
-def measure(bench: Bench) -> Iterator[OpRate]:
-    """Rows of the op table of the compute stream."""
+def measure(bench: Bench, only: Collection[str] = ()) -> Iterator[OpRate]:
+    """Rows of the op table of the compute stream. only: these components; none named: all."""
     for op, (grid, make) in bench.pieces().items():
+        if only and op not in only:
+            continue
         made = [make(rows) for rows in grid]
         curve = tuple((float(rows), bench.seconds(work) / units) for rows, (work, units) in zip(grid, made, strict=True))
         yield OpRate(op=op, lane="gpu", curve=curve, bytes_scale=0.0, source="calibrated: solo, by the device's stamps")

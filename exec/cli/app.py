@@ -54,7 +54,7 @@ def calibrate(
     if (place := clustering.place(ranks)) is not None:
         if place[0] > 0:
             clustering.serve_as_rank(*place)
-        clustering.calibrate(place[1], output)
+        clustering.calibrate(place[1], output, device)
         return
     calibrating.calibrate(rig, output, device)
 
@@ -119,7 +119,7 @@ def validate(
         placing.validate(ranks, placement, machine, grid, json)
         return
     if ranks is not None or place is not None:
-        clustering.validate(ranks or str(place[1]), machine, grid, json)
+        clustering.validate(ranks or str(place[1]), machine, grid, json, device)
         return
     if machine is None:
         raise typer.BadParameter("missing option --machine")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from exec import devices
+from exec.devices import DeviceName
 from sim.cli import options
 from sim.cli import output as out
 from sim.errors import UserError
@@ -48,6 +50,7 @@ def serve_as_rank(rank: int, ranks: int) -> None:
 def run(
     ranks: int, model: str, machine: str | None, scheduler: str | None, workload: str | None, *, tokens: int | None, layers: int | None,
     skew: float, chunks: int | None, gen: int | None, batch: int | None, seed: int, timeline: Path | None, check: bool, as_json: bool,
+    device: DeviceName,
 ) -> None:  # fmt: skip
     """machine: profile of so many ranks, by which the same layers are simulated too."""
     out.check_writable("--timeline", timeline, options.TIMELINE_SUFFIXES)
@@ -57,12 +60,13 @@ def run(
         raise UserError("--tokens, --workload: give one: rows of each rank through the MoE layers, or requests for the whole model")
     if machine is not None and tokens is None:
         raise UserError("--machine: goes with --tokens; a profile of ranks prices MoE layers, not the rest of a model")
-    profile = None if machine is None else _profile(machine, [ranks])
+    kind = devices.for_ranks(device, ranks)
+    profile = None if machine is None else _profile(machine, [ranks], kind)
     if tokens is not None:
         setup = _layers(model, ranks, tokens, scheduler, layers, skew, seed, chunks)
     else:
         setup = _model(model, ranks, str(workload), scheduler, gen, batch, seed, chunks)
-    setup = replace(setup, order=replace(setup.order, keep=check))
+    setup = replace(setup, order=replace(setup.order, keep=check, device=kind))
     setup.fresh()
     _run(setup, profile, timeline, check, as_json)
 
@@ -149,11 +153,15 @@ def show(found: dict[str, Any]) -> None:
     ]  # fmt: skip
     twin = found["simulated"]
     beside = [(f"simulated on {found['machine']}", f"{out.seconds(twin['makespan_s'])}, {twin['error']:+.1%}")] if twin else []
+    clocks = [
+        (f"events of rank {rank}'s device", f"sure to {c['uncertainty_us']:.0f} us, moved {c['moved_us']:+.0f} us")
+        for rank, c in found["device_clocks"].items()
+    ]  # fmt: skip
     rows = [
         ("tokens on each rank", ", ".join(map(str, found["tokens_per_rank"]))),
         ("makespan", out.seconds(found["makespan_s"])), *beside, *layer,
         ("tokens/s", f"{found['tokens_per_s']:,.0f}"), ("sent between ranks", out.size(found["wire_bytes"])),
-        ("communication hidden", f"{found['comm_hidden']:.0%}"), ("tasks", found["tasks"]), *same, *offsets,
+        ("communication hidden", f"{found['comm_hidden']:.0%}"), ("tasks", found["tasks"]), *same, *offsets, *clocks,
     ]  # fmt: skip
     out.print_table(f"{found['scheduler']} of {found['model']} on {found['ranks']} ranks", ("", "value"), rows)
 
@@ -165,16 +173,17 @@ def _tokens(equal: bool | None) -> str:
 # calibrate --ranks, validate --ranks ------------------------------------------------------------
 
 
-def calibrate(ranks: int, path: Path) -> None:
+def calibrate(ranks: int, path: Path, device: DeviceName) -> None:
     from exec.calibration.profile import write as write_profile
     from exec.cluster.calibrate import calibrate as measure
     from exec.cluster.controller import Cluster
     from exec.cluster.losses import RunStopped
 
     out.check_writable("-o", path, (".yaml", ".yml"))
+    kind = devices.for_ranks(device, ranks)
     try:
         with out.steps(f"calibrating {ranks} ranks") as say, Cluster(ranks) as cluster:
-            machine = measure(cluster, say)
+            machine = measure(cluster, say, kind)
     except RunStopped as stopped:
         _say_failed(str(stopped))
     write_profile(machine, path)
@@ -182,20 +191,21 @@ def calibrate(ranks: int, path: Path) -> None:
     out.print_table(f"calibrated {machine.name}: {path}", ("lanes", "op", "latency", "ratio"), rows, numeric=("latency", "ratio"))
 
 
-def validate(ranks: str, profile: str | None, grid: Path | None, as_json: bool) -> None:
+def validate(ranks: str, profile: str | None, grid: Path | None, as_json: bool, device: DeviceName) -> None:
     """Each number of ranks in turn. Exits with 1 where a rank is lost."""
     from exec.cluster.losses import RunStopped
     from exec.validation.ranks import load_grid
     from exec.validation.ranks import validate as really_validate
 
     numbers = _numbers(ranks)
-    rounds, cases = load_grid(grid)
-    machine = None if profile is None else _profile(profile, numbers)
+    kind = devices.for_ranks(device, max(numbers))
+    rounds, cases = load_grid(grid, kind)
+    machine = None if profile is None else _profile(profile, numbers, kind)
     found = []
     try:
         with out.steps(f"validating {len(cases)} cases on {ranks} ranks, at most {rounds} rounds each") as say:
             for number in numbers:
-                found.append(really_validate(number, cases, rounds, machine, say))
+                found.append(really_validate(number, cases, rounds, machine, say, kind))
     except RunStopped as stopped:
         _say_failed(str(stopped))
     if as_json:
@@ -211,15 +221,17 @@ def _numbers(ranks: str) -> list[int]:
     return [int(part) for part in ranks.split(",")]
 
 
-def _profile(profile: str, numbers: list[int]) -> Machine:
-    from exec.cluster.machine import ranks_of
+def _profile(profile: str, numbers: list[int], device: str = "") -> Machine:
+    """device: what the ranks compute with, see `exec.cluster.job.Order`."""
+    from exec.cluster.machine import has_devices, ranks_of
     from sim.machines import load
 
     machine = load(profile)
     for number in numbers:
-        if ranks_of(machine) != number:
-            made = f"python -m exec calibrate --ranks {number} -o PROFILE.yaml"
-            raise UserError(f"--machine {profile}: is no profile of {number} ranks; run: {made}")
+        if ranks_of(machine) != number or has_devices(machine) != bool(device):
+            on = f" --device {device}" if device else ""
+            made = f"python -m exec calibrate --ranks {number}{on} -o PROFILE.yaml"
+            raise UserError(f"--machine {profile}: is no profile of {number} ranks{' on ' + device if device else ''}; run: {made}")
     return machine
 
 

@@ -86,7 +86,7 @@ FROM_DISK = Mode(
     "--ram-budget, which runs the scheduler expert-cache on --device cpu",
     "machine workload ram_budget device_budget evict admit prefetch work governed auto trace record_routing log", _from_disk,
 )  # fmt: skip
-ON_RANKS = Mode("--ranks", "machine scheduler workload tokens layers skew chunks check on_rank_loss", _on_ranks)
+ON_RANKS = Mode("--ranks", "machine scheduler workload tokens layers skew chunks check on_rank_loss device", _on_ranks)
 PLACED = Mode(
     "--placement", "placement machine trace skew shift requests spares rebalance_every hysteresis on_rank_loss kill check", _placed
 )

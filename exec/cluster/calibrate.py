@@ -24,7 +24,7 @@ from exec.cluster.fit import fitted
 from exec.cluster.job import Order
 from exec.cluster.machine import Place
 from exec.cluster.observe import against_the_best, observe
-from exec.cluster.probes import PROBES, setup_of, sized, threads_of
+from exec.cluster.probes import probes_of, setup_of, sized, threads_of
 from exec.cluster.reference import Reference
 from exec.cluster.rows import lasting
 from exec.cluster.shards import drawn_expert, kept
@@ -53,19 +53,23 @@ WORDS = ("word", "put"), ("barrier", "comm"), ("word", "comm"), ("word", "host")
 """What words between ranks are rows of. One table for all pairs: between hosts where there are several."""
 
 
-def calibrate(cluster: Cluster, say: Say = lambda text: None) -> Machine:
-    """A profile of the cluster's ranks. Takes under a minute on a quiet computer; one that is never calm
-    is waited for up to two minutes more."""
-    unfitted = draft(cluster, say)
-    observed, reference = [], Reference()
-    for k, probe in enumerate(PROBES):
-        say(f"whole layers: {k + 1} of {len(PROBES)}, {probe.scheduler}")
-        observed.append(observe(cluster, setup_of(probe, cluster.ranks), reference))
+def calibrate(cluster: Cluster, say: Say = lambda text: None, device: str = "") -> Machine:
+    """A profile of the cluster's ranks, each with a device of that kind (empty: the cores are what computes). Takes under a
+    minute on a quiet computer; one that is never calm is waited for up to two minutes more."""
+    unfitted = draft(cluster, say, device)
+    observed, reference, probes = [], Reference(), probes_of(device)
+    for k, probe in enumerate(probes):
+        say(f"whole layers: {k + 1} of {len(probes)}, {probe.scheduler}")
+        observed.append(observe(cluster, setup_of(probe, cluster.ranks, device), reference))
     return fitted(unfitted, against_the_best(observed, reference.best_s))
 
 
-def draft(cluster: Cluster, say: Say = lambda text: None) -> Machine:
+def draft(cluster: Cluster, say: Say = lambda text: None, device: str = "") -> Machine:
     """A profile by ops and puts that were measured alone."""
+    if device:
+        from exec.cluster.device_calibrate import draft as of_devices
+
+        return of_devices(cluster, device, say)
     ranks, places = cluster.ranks, cluster.places
     threads = threads_of(ranks)
     say("cores")
@@ -73,7 +77,7 @@ def draft(cluster: Cluster, say: Say = lambda text: None) -> Machine:
     cores = Resource(kind="cores", capacity=host.cores(), source=f"{calibrated}: all cores at once against one alone")
     ops = [*_ops(threads, cores.capacity, say), *(OpRate(op=f"task.{op}", lane="gpu", source="calibrated") for op in OPS)]
     say("words and puts")
-    rows, links = _passing(cluster, places)
+    rows, links = passing(cluster, places)
     return machines.of_ranks(f"{ranks}-ranks@{os.uname().nodename}", places, threads, cores, links, [*ops, *rows], processor())
 
 
@@ -155,11 +159,13 @@ class _Bench:
         run_experts(self.sizes, next(self.turn), x, np.full(TOGETHER, rows, np.int32), self.space)
 
 
-def _passing(cluster: Cluster, places: Sequence[Place]) -> tuple[list[OpRate], dict[int, Resource]]:
+def passing(
+    cluster: Cluster, places: Sequence[Place], device: str = "", sizes: Sequence[int] = transport.SIZES
+) -> tuple[list[OpRate], dict[int, Resource]]:
     """Rows of the op table for waking a thread, for words and barriers, and for puts within a host and between two; and the
     hosts' links, each by the puts from it."""
     spec = sized(512, 64, cluster.ranks, 1, 1)
-    cluster.prepare(transport.order_of(cluster.ranks, spec))
+    cluster.prepare(transport.order_of(cluster.ranks, spec, device, max(sizes)))
     rows = [transport.row_of("*", lane, [transport.time_tasks(cluster, lanes)]) for lane, lanes in WOKEN]
     links: dict[int, Resource] = {}
     words: dict[str, list[OpRate]] = {}
@@ -169,7 +175,7 @@ def _passing(cluster: Cluster, places: Sequence[Place]) -> tuple[list[OpRate], d
         if places[a].host in links if networked else family in words:
             continue
         word = transport.time_words(cluster, a, b)
-        timed = transport.time_puts(cluster, a, b, spec.hidden, word)
+        timed = transport.time_puts(cluster, a, b, spec.hidden, word, sizes)
         if family not in words:
             words[family] = [transport.row_of(op, lane, [word], networked) for op, lane in WORDS]
             rows.append(transport.row_of("put", family, timed, networked))

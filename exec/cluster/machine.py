@@ -29,19 +29,24 @@ class Place(NamedTuple):
 
 def of_ranks(
     name: str, places: Sequence[Place], threads: int, cores: Resource, links: Mapping[int, Resource], ops: Sequence[OpRate],
-    description: str = "",
+    description: str = "", device: Resource | None = None,
 ) -> Machine:  # fmt: skip
-    """Ranks on computers that each have `cores`, with `threads` threads of each compute lane.
+    """Ranks on computers that each have `cores`, with `threads` threads of each compute lane. device: each rank has such a one
+    that computes, of which a task takes all.
 
     links: each host's, one way; what goes from one host to another crosses the sender's link out and the receiver's link in.
     Ranks of one host exchange rows through its memory, at the cost of its computer's cores.
     """
     resources = {f"cores.{c}": cores for c in sorted({p.computer for p in places})}
     resources |= {f"link.{host}.{way}": link for host, link in links.items() for way in ("out", "in")}
+    if device is not None:
+        resources |= {names.gpu(rank): device for rank in range(len(places))}
     lanes = []
     for rank, place in enumerate(places):
-        own = (names.gpu(rank), threads, "gpu"), (names.comm(rank), 0, "comm"), (names.host(rank), 0, "host")
-        lanes += [Lane(name=n, kind="compute", cores=f"cores.{place.computer}", threads=t, families=(family,)) for n, t, family in own]
+        cpu = f"cores.{place.computer}"
+        gpu = (cpu, threads) if device is None else (names.gpu(rank), 1)
+        own = (names.gpu(rank), *gpu, "gpu"), (names.comm(rank), cpu, 0, "comm"), (names.host(rank), cpu, 0, "host")
+        lanes += [Lane(name=n, kind="compute", cores=at, threads=t, families=(family,)) for n, at, t, family in own]
     lanes += [_put(a, b, places) for a in range(len(places)) for b in range(len(places)) if a != b]
     return Machine(name=name, description=description, rig=RIG, clock="measured", resources=resources, lanes=tuple(lanes), ops=tuple(ops))
 
@@ -58,3 +63,8 @@ def _put(a: int, b: int, places: Sequence[Place]) -> Lane:
 def ranks_of(machine: Machine) -> int:
     """How many ranks a profile describes; 0: it is none of ranks."""
     return sum(lane.name.startswith("gpu.") for lane in machine.lanes) if machine.rig == RIG else 0
+
+
+def has_devices(machine: Machine) -> bool:
+    """Whether the ranks of a profile compute on devices of their own."""
+    return names.gpu(0) in machine.resources

@@ -28,6 +28,8 @@ SIZES = (0, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
 REPEATS = 25
 HOPS = 200
 
+HARDLY = 1.2
+
 Probe = tuple[Work, str, Sequence[str]]
 """Work, lane, and what is written."""
 
@@ -50,9 +52,9 @@ class Timed(NamedTuple):
     cpu_s: float
 
 
-def order_of(ranks: int, model: ModelSpec) -> Order:
+def order_of(ranks: int, model: ModelSpec, device: str = "", most_bytes: int = max(SIZES)) -> Order:
     """Ranks that are ready for probes: hardly any weights, rows as long as the model's."""
-    return Order(model, ranks, 0, tokens=(8,) * ranks, most_rows=max(SIZES) // (4 * model.hidden))
+    return Order(model, ranks, 0, tokens=(8,) * ranks, most_rows=most_bytes // (4 * model.hidden), device=device)
 
 
 def time_tasks(cluster: Cluster, lanes: Sequence[str]) -> Timed:
@@ -116,7 +118,8 @@ def row_of(op: str, family: str, timed: Sequence[Timed], networked: bool = False
 
 
 def link_of(timed: Sequence[Timed]) -> Resource:
-    """Rate of a link by the slope between the two largest puts."""
+    """Rate of a link by the slope between the two largest puts; by the largest alone where the other, of a quarter of its bytes, was
+    hardly quicker: something disturbed it."""
     (a, b) = timed[-2:]
-    rate = (b.bytes - a.bytes) / max(1e-9, b.seconds - a.seconds)
+    rate = (b.bytes - a.bytes) / (b.seconds - a.seconds) if b.seconds > HARDLY * a.seconds else b.bytes / b.seconds
     return Resource(kind="link", capacity=rate, source="calibrated: slope between the two largest puts alone")

@@ -21,7 +21,7 @@ from exec.cluster.controller import Cluster
 from exec.cluster.fit import fitted
 from exec.cluster.observe import RUNS, Observed, against_the_best, merged, observe
 from exec.cluster.prices import simulate
-from exec.cluster.probes import LAYERS, PROBES
+from exec.cluster.probes import LAYERS
 from exec.cluster.reference import Reference
 from exec.cluster.runs import Setup, layers_setup
 from exec.validation.grid import DISTURBED, Grid, product
@@ -54,33 +54,37 @@ class Case(BaseModel):
     skew: float = Field(0.0, ge=0)
     seed: int = 0
 
-    def setup(self, ranks: int) -> Setup:
+    def setup(self, ranks: int, device: str = "") -> Setup:
         """Raises UserError for a case that so many ranks cannot run."""
         model = probes.sized(self.hidden, self.ffn, self.experts, self.top_k)
         threads = probes.threads_of(ranks)
-        return layers_setup(model, [self.tokens] * ranks, self.scheduler, layers=LAYERS, skew=self.skew, seed=self.seed, threads=threads)
+        return layers_setup(
+            model, [self.tokens] * ranks, self.scheduler, layers=LAYERS, skew=self.skew, seed=self.seed, threads=threads, device=device
+        )
 
     def without_scheduler(self) -> tuple[Any, ...]:
         """What two cases share that may be ranked against each other."""
         return tuple(sorted((k, v) for k, v in self.model_dump().items() if k != "scheduler"))
 
 
-def load_grid(path: Path | None) -> tuple[int, list[Case]]:
-    """(rounds at most, cases) of a YAML grid; without a path, the one that comes with Tandem. Raises UserError naming each wrong field."""
-    path = path or Path(__file__).with_name("grid_ranks.yaml")
+def load_grid(path: Path | None, device: str = "") -> tuple[int, list[Case]]:
+    """(rounds at most, cases) of a YAML grid; without a path, the one that comes with Tandem for such ranks. Raises UserError
+    naming each wrong field."""
+    path = path or Path(__file__).with_name("grid_gpu_ranks.yaml" if device else "grid_ranks.yaml")
     grid = configuration.load(path, Grid)
     return grid.repeats, [configuration.parse(f"{path}: case {i}", one, Case) for i, row in enumerate(grid.cases) for one in product(row)]
 
 
 def validate(
-    ranks: int, cases: Sequence[Case], rounds: int, machine: Machine | None = None, say: Say = lambda text: None
+    ranks: int, cases: Sequence[Case], rounds: int, machine: Machine | None = None, say: Say = lambda text: None, device: str = ""
 ) -> dict[str, Any]:
     """The object of `validate --ranks --json`, of one number of ranks. rounds: at most. machine: profile to test as it is; without
-    one, probes are taken in turn with the cases, and the profile is theirs. counts: whether few enough runs were disturbed."""
-    setups = _setups(cases, ranks)
+    one, probes are taken in turn with the cases, and the profile is theirs. device: what each rank computes with, see `Order`.
+    counts: whether few enough runs were disturbed."""
+    setups = _setups(cases, ranks, device)
     with Cluster(ranks) as cluster:
-        unfitted = draft(cluster, say) if machine is None else machine
-        asked = [probes.setup_of(p, ranks) for p in PROBES] if machine is None else []
+        unfitted = draft(cluster, say, device) if machine is None else machine
+        asked = [probes.setup_of(p, ranks, device) for p in probes.probes_of(device)] if machine is None else []
         seen_cases, seen_probes = _rounds(cluster, setups, asked, rounds, say)
     profile = fitted(unfitted, seen_probes) if machine is None else machine
     rows = [_row(case, ranks, seen, profile) for case, seen in zip(cases, seen_cases, strict=True)]
@@ -96,11 +100,11 @@ def validate(
     }  # fmt: skip
 
 
-def _setups(cases: Sequence[Case], ranks: int) -> list[Setup]:
+def _setups(cases: Sequence[Case], ranks: int, device: str) -> list[Setup]:
     found = []
     for i, case in enumerate(cases):
         try:
-            found.append(case.setup(ranks))
+            found.append(case.setup(ranks, device))
         except UserError as e:
             raise UserError(f"--grid: case {i + 1} ({case.scheduler}): {e}") from None
     return found

@@ -167,7 +167,7 @@ def test_demo_makes_a_report_from_a_profile(
     ("--skew 2 --machine l4 --workload mtbench", "--skew: does not go with a run without --ranks or --ram-budget"),
     ("--workload mtbench", "missing option --machine"),
     ("--ranks 2 --microbatch 4", "--microbatch: does not go with --ranks"),
-    ("--ranks 2 --device cuda --scheduler overlapped --tokens 3", "--device cuda: does not go with --ranks"),
+    ("--ranks 2 --placement joint --device cuda", "--device cuda: does not go with --placement"),
     ("--ranks 2 --placement eplp", "--placement: unknown name 'eplp'; did you mean 'eplb'"),
     ("--ranks 2 --placement joint --scheduler overlapped", "--scheduler: does not go with --placement"),
     ("--ranks 2 --tokens 4 --scheduler overlapped --on-rank-loss recover", "--on-rank-loss recover: needs --placement"),

@@ -15,18 +15,21 @@ from sim.errors import UserError
 
 NO_GPU = not torch.cuda.is_available()
 
-COMMANDS = {
-    "run": ["--model", "tiny-mixtral", "--machine", "any.yaml", "--workload", "mtbench", "--scheduler", "cgopipe"],
-    "calibrate": ["-o", "profile.yaml"],
-    "validate": ["--machine", "any.yaml"],
-    "bench": ["--op", "router"],
-}
+COMMANDS = [
+    "run --model tiny-mixtral --machine any.yaml --workload mtbench --scheduler cgopipe",
+    "run --model tiny-mixtral --ranks 2 --tokens 8 --scheduler overlapped",
+    "calibrate -o profile.yaml",
+    "calibrate --ranks 2 -o profile.yaml",
+    "validate --machine any.yaml",
+    "validate --ranks 2,4",
+    "bench --op router",
+]
 
 
 @pytest.mark.skipif(not NO_GPU, reason="this computer has a GPU")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_device_cuda_says_what_is_missing_and_what_to_use(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, *COMMANDS[command], "--device", "cuda"]) == 2
+    assert main([*command.split(), "--device", "cuda"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
@@ -47,6 +50,18 @@ def test_what_is_missing(cuda: str | None, available: bool, says: str, monkeypat
     else:
         devices.check(DeviceName.cuda)
     devices.check(DeviceName.cpu)
+
+
+def test_each_rank_of_a_computer_needs_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun only so many of all ranks run here as it says."""
+    monkeypatch.setattr(devices, "missing", lambda: "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices.for_ranks(DeviceName.cpu, 9) == ""
+    assert devices.for_ranks(DeviceName.cuda, 2) == "cuda"
+    with pytest.raises(UserError, match=r"--device cuda: 4 ranks on this computer need a GPU each, and it has 2; give --ranks 2"):
+        devices.for_ranks(DeviceName.cuda, 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert devices.for_ranks(DeviceName.cuda, 4) == "cuda"
 
 
 def test_packages_are_imported_without_torch_or_numba() -> None:

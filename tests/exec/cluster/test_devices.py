@@ -9,14 +9,19 @@ import pytest
 import torch
 
 from exec import devices
-from exec.cluster import prices, runs, summary
+from exec.cluster import calibrate, machine, prices, probes, runs, summary, transport
 from exec.cluster.controller import Cluster
 from exec.cluster.device import CUDA, STAND_IN
 from exec.cluster.execute import Executed, execute
 from exec.cluster.links import MOST_RANKS, Links
 from exec.cluster.profile import Unknown
+from sim.engines.compiled import run_compiled
 from sim.engines.run import DONE
+from sim.ep import names
 from sim.errors import UserError
+from sim.machines.schema import OpRate, Resource
+from sim.plan import PlanBuilder
+from sim.tasks import Work
 from tests.exec.cluster.setups import layers
 
 SCHEDULERS = ("bulk-sync", "chunked", "overlapped")
@@ -97,3 +102,45 @@ def test_on_gpus_over_nccl(scheduler: str) -> None:
             done = run(cluster, setup)
             assert runs.compare(setup, done.outputs).largest < 1e-4
             assert np.all(done.run.status == DONE)
+
+
+# A profile of such ranks ------------------------------------------------------------------------
+
+
+def test_a_profile_of_ranks_with_devices_prices_what_they_run(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same calibration: ops on one device alone, puts and words between ranks, corrected by whole layers."""
+    small = [probes.Probe(s, 48, 64, 128, 8, 2, 0.0) for s in SCHEDULERS]
+    monkeypatch.setattr(probes, "PROBES", tuple(small))
+    monkeypatch.setattr(transport, "SIZES", (0, 1 << 14, 1 << 16))
+    profile = calibrate.calibrate(cluster, device=STAND_IN)
+    assert machine.ranks_of(profile) == 2 and machine.has_devices(profile)
+    assert {lane.cores for lane in profile.lanes} == {"gpu.0", "gpu.1", "cores.0"}
+    assert profile.lane["put.0.1"].path == ("link.0.out", "link.1.in")
+    for scheduler in SCHEDULERS:
+        setup = layers([40, 30], scheduler, device=STAND_IN)
+        found = summary.summarize(setup, run(cluster, setup), None, profile)
+        assert 0 < found["simulated"]["makespan_s"] < 100 * found["makespan_s"]
+
+
+def test_a_rank_computes_beside_another_where_each_has_a_device() -> None:
+    """A task takes all of its own device and nothing of the other's; ranks that share one core take turns."""
+    ops = [OpRate(op=op, lane="gpu", curve=((1.0, 1e-9),), source="test") for op in ("rms_norm", "router")]
+    ops.append(OpRate(op="task.gate", lane="gpu", latency_s=1e-3, source="test"))
+    one = Resource(kind="cores", capacity=1, source="test")
+    builder = PlanBuilder()
+    for rank in range(2):
+        builder.add(Work("gate", tokens=1), names.gpu(rank))
+    plan, order = builder.build(), layers([1, 1], "overlapped").order
+    took = []
+    for device in (one, None):
+        made = machine.of_ranks("test", [machine.Place(0, 0)] * 2, 1, one, {}, ops, device=device)
+        costs = prices.ClusterCosts(made, order, {(0, 0, 0): np.ones((2, 8), np.int64)})
+        took.append(run_compiled(costs.bind(plan), made.lanes, {}).makespan_ps)
+    assert took[1] == pytest.approx(2 * took[0], rel=1e-6)
+
+
+def test_the_rate_of_a_link_survives_a_disturbed_put() -> None:
+    timed = [transport.Timed(1 << 20, 2e-3, 0.0), transport.Timed(1 << 22, 2.1e-3, 0.0)]
+    assert transport.link_of(timed).capacity == pytest.approx((1 << 22) / 2.1e-3)
+    timed[0] = transport.Timed(1 << 20, 1e-3, 0.0)
+    assert transport.link_of(timed).capacity == pytest.approx(3 * (1 << 20) / 1.1e-3)
