@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,16 @@ from sim.cli import options, output
 from sim.errors import UserError
 
 if TYPE_CHECKING:
+    from sim.placement import Policy
+    from sim.swarm.plant import Plant
     from sim.swarm.study import Finished, Study
+    from sim.swarm.trouble import Trouble
     from traces.requests import Requests
 
 UNIFORM = 2.0
 """Requests a second without a request trace (Poisson): about those of the Azure code trace."""
+APART_FROM = 2000
+"""Requests from which the designs are simulated at the same time: with fewer they are done before other processes have started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,7 @@ class Wanted:
 
 def swarm(wanted: Wanted, timeline: Path | None, html: Path | None, as_json: bool) -> None:
     """Simulate the design and the baselines, and print a table or one JSON object."""
-    from sim.swarm import study as studies
-    from sim.swarm.figures import figures
+    from sim.swarm.comparison import compare
     from sim.swarm.settings import Settings
 
     output.check_writable("--timeline", timeline, options.TIMELINE_SUFFIXES)
@@ -57,16 +61,16 @@ def swarm(wanted: Wanted, timeline: Path | None, html: Path | None, as_json: boo
         adaptive=wanted.adaptive, loss=wanted.loss, tolerate=wanted.tolerate, silent=wanted.silent, rebalance_s=wanted.rebalance_s,
         duration_s=wanted.duration_s, seed=wanted.seed,
     )  # fmt: skip
+    named = names(wanted)
     with output.steps("simulating") as tell:
         tell("reading traces")
-        study = stated(wanted)
-        results = studies.compare(study, settings, tell)
-    rows = [figures(d, r, study) if not isinstance(r, str) else {"design": d, "does_not_fit": r} for d, r in results]
-    first = results[0][1]
-    if timeline is not None and not isinstance(first, str):
+        study = stated(wanted, *named)
+        apart = len(study.requests) >= APART_FROM and len(os.sched_getaffinity(0)) > 1
+        first, rows, peak_mib = compare(study, settings, tell, apart)
+    if timeline is not None:
         write_timeline(first, study, timeline)
-    found = summary(wanted, study, rows)
-    if html is not None and not isinstance(first, str):
+    found = summary(wanted, study, rows, peak_mib)
+    if html is not None:
         from sim.swarm.report import write_report
 
         write_report(html, study, first, rows, found)
@@ -76,15 +80,16 @@ def swarm(wanted: Wanted, timeline: Path | None, html: Path | None, as_json: boo
         show(found)
 
 
-def stated(wanted: Wanted) -> Study:
-    """What the flags name. Raises `UserError` for the first thing that is wrong."""
+def names(wanted: Wanted) -> tuple[Plant, Policy, tuple[Trouble, ...]]:
+    """What the flags name, traces apart. Raises `UserError` for the first thing that is wrong, a trace that is not there included."""
     from sim import clusters, models
     from sim.placement.policy import load as load_policy
-    from sim.placement.recorded import read
     from sim.swarm import choice, study, trouble
     from sim.swarm.plant import Plant
-    from sim.swarm.routes import Routes
 
+    for flag, path in (("--trace", wanted.trace), ("--requests", wanted.requests), ("--events", wanted.events)):
+        if path is not None and not path.exists():
+            raise UserError(f"{flag}: {path}: no such file")
     choice.load(wanted.routing)
     if wanted.design not in study.DESIGNS:
         raise UserError(f"--design: is {wanted.design!r}; have {', '.join(study.DESIGNS)}")
@@ -92,8 +97,16 @@ def stated(wanted: Wanted) -> Study:
     policy = load_policy(wanted.placement, "--placement")
     if policy.whole_layers:
         raise UserError(f"--placement: {wanted.placement} places whole layers; a policy of experts is needed, as eplb or robust")
+    return plant, policy, trouble.load(wanted.events, plant) if wanted.events is not None else ()
+
+
+def stated(wanted: Wanted, plant: Plant, policy: Policy, troubles: tuple[Trouble, ...]) -> Study:
+    """The study, its traces read. Raises `UserError` for what they lack."""
+    from sim.placement.recorded import read
+    from sim.swarm import study
+    from sim.swarm.routes import Routes
+
     routes = Routes(read([wanted.trace], "--trace"), plant.model, wanted.seed)
-    troubles = trouble.load(wanted.events, plant) if wanted.events is not None else ()
     trace = requests_at(wanted)
     requests = study.requests_of(trace, wanted.limit, wanted.duration_s)
     if not requests:
@@ -109,11 +122,9 @@ def requests_at(wanted: Wanted) -> Requests:
 
     if wanted.requests is None:
         return poisson(wanted.duration_s or 600.0, wanted.seed)
-    if not wanted.requests.exists():
-        raise UserError(f"--requests: {wanted.requests}: no such file")
-    if wanted.requests.suffix != ".csv":
-        return read_requests(wanted.requests)
     try:
+        if wanted.requests.suffix != ".csv":
+            return read_requests(wanted.requests)
         found = import_foreign("azure", wanted.requests)
     except TraceError as e:
         raise UserError(f"--requests: {e}; other formats: python -m traces import") from None
@@ -135,13 +146,13 @@ def poisson(duration_s: float, seed: int) -> Requests:
     return Requests(np.arange(len(gaps)), np.cumsum(gaps).astype(np.int64), prompt, output_tokens, provenance)
 
 
-def summary(wanted: Wanted, study: Study, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(wanted: Wanted, study: Study, rows: list[dict[str, Any]], peak_mib: int) -> dict[str, Any]:
     """The one JSON object: figures of the design asked for at the top, all designs in `results`."""
     return {
         **rows[0], "machine": wanted.machine, "model": wanted.model, "placement": wanted.placement, "replica_routing": wanted.routing,
         "trace": str(wanted.trace), "requests_from": str(wanted.requests) if wanted.requests else "synthetic: Poisson arrivals",
         "events": len(study.troubles), "seed": wanted.seed, "results": rows,
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_rss_mib": peak_mib,
     }  # fmt: skip
 
 

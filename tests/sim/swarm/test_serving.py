@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sim.events import Request
 from sim.placement.policy import load as load_policy
 from sim.swarm import trouble
 from sim.swarm.choice import View, least_loaded, lp_shares, nearest, power_of_two, split
+from sim.swarm.comparison import compare
 from sim.swarm.figures import cost_usd, figures
 from sim.swarm.migration import Migration
 from sim.swarm.server import Server
@@ -209,6 +211,16 @@ def test_a_run_repeats_and_its_log_replays_on_a_fresh_scheduler() -> None:
     assert simulate(s, replace(settings, seed=99)).log.digest() != a.log.digest()
 
 
+def test_designs_that_run_in_processes_of_their_own_come_to_the_same() -> None:
+    s, settings, _ = scenario(3)
+    told: list[str] = []
+    here, together = (compare(s, replace(settings, design="edge"), told.append, apart) for apart in (False, True))
+    assert [r["design"] for r in here[1]] == ["edge", "replicas"]
+    assert [{**r, "wall_s": 0.0} for r in here[1]] == [{**r, "wall_s": 0.0} for r in together[1]]
+    assert here[0].log.digest() == together[0].log.digest() == together[1][0]["log_digest"]
+    assert together[2] > here[2] and told[-1] == "waiting for a full replica per region"
+
+
 @pytest.mark.parametrize("seed", [119, 161, 247, *range(1000, 1021)])  # in the first three one member ran a view ahead for ever
 def test_failure_campaign(seed: int) -> None:
     hold(simulate(*scenario(seed)))
@@ -216,7 +228,8 @@ def test_failure_campaign(seed: int) -> None:
 
 def test_nothing_fits_is_said() -> None:
     with pytest.raises(UserError, match="does not fit into the cluster of small"):
-        simulate(study(one(), cluster=small(nodes=1, memory=100_000_000)), QUIET)
+        compare(study(one(), cluster=small(nodes=1, memory=100_000_000)), QUIET, print, apart=True)
+    assert not multiprocessing.active_children()
 
 
 def test_costs_follow_prices_and_down_time() -> None:
@@ -309,7 +322,10 @@ def test_the_command_prints_one_object_with_floor_and_baselines(tmp_path: Path) 
     ("flags", "message"),
     [
         (["--placement", "petals"], "places whole layers"), (["--replica-routing", "near"], "did you mean 'nearest'"),
-        (["--design", "x"], "have spread, replicas, edge"), (["--requests", "none.parquet"], "no such file"),
+        (["--design", "x"], "have spread, replicas, edge"), (["--requests", "none.parquet"], "--requests: none.parquet: no such file"),
+        (["--events", "none.yaml"], "--events: none.yaml: no such file"), (["--trace", "none.npz"], "--trace: none.npz: no such file"),
+        (["--requests", __file__], "--requests: .*not a readable Parquet file"),
+        (["--placement", "x", "--trace", __file__], "--placement: unknown name"),
         (["--model", "olmoe"], "has 4 layers of 8 experts; olmoe has 16 of 64"),
     ],
 )

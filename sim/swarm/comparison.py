@@ -1,0 +1,82 @@
+"""The design that was asked for beside those that a sane operator would run, each in a process of its own where that pays."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+from sim.errors import UserError
+from sim.swarm.figures import figures
+from sim.swarm.settings import Settings
+from sim.swarm.study import DESIGN_WORDS, Finished, Study, simulate
+
+BASELINES = ("replicas", "edge")
+Row = dict[str, Any]
+
+
+def compare(study: Study, settings: Settings, tell: Callable[[str], None], apart: bool = False) -> tuple[Finished, list[Row], int]:
+    """The run of the design asked for; figures of all designs, its own first (of one that the model does not fit, why); and the most
+    memory in MiB that all processes together can have had. apart: the baselines run at the same time, in processes of their own.
+
+    Raises UserError where the model does not fit the design asked for.
+    """
+    baselines = [replace(settings, design=d) for d in BASELINES if d != settings.design]
+    tell("; at the same time ".join(DESIGN_WORDS[s.design] for s in (settings, *(baselines if apart else ()))))
+    with _started(study, baselines if apart else ()) as answers:
+        first = simulate(study, settings)
+        rows, peak_mib = [figures(settings.design, first, study)], 0
+        for baseline in baselines:
+            tell(f"{'waiting for ' if apart else ''}{DESIGN_WORDS[baseline.design]}")
+            row, mib = _received(answers[baseline.design], baseline.design) if apart else (_row(study, baseline), 0)
+            rows.append(row)
+            peak_mib += mib
+    return first, rows, peak_mib + _peak_mib()
+
+
+def _row(study: Study, settings: Settings) -> Row:
+    try:
+        return figures(settings.design, simulate(study, settings), study)
+    except UserError as e:
+        return {"design": settings.design, "does_not_fit": str(e)}
+
+
+def _peak_mib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+# Processes --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _started(study: Study, designs: Sequence[Settings]) -> Iterator[dict[str, Connection]]:
+    """A new process for each design, which is ended however the caller ends. Spawned, as a fork would copy the threads' locks."""
+    context = multiprocessing.get_context("spawn")
+    answers, processes = {}, []
+    try:
+        for settings in designs:
+            answers[settings.design], there = context.Pipe(duplex=False)
+            processes.append(context.Process(target=_work, args=(there, study, settings), daemon=True))
+            processes[-1].start()
+            there.close()
+        yield answers
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _work(answer: Connection, study: Study, settings: Settings) -> None:
+    answer.send((_row(study, settings), _peak_mib()))
+
+
+def _received(answer: Connection, design: str) -> tuple[Row, int]:
+    try:
+        row, mib = answer.recv()
+    except EOFError:
+        raise RuntimeError(f"{DESIGN_WORDS[design]}: its process ended without figures; what it printed tells why") from None
+    return row, mib
