@@ -34,16 +34,20 @@ class DenseLayers:
         self.logits: dict[int, list[Floats]] | None = {r.request_id: [] for r in requests} if order.keep else None
         self._none = not mine
         entries = sum(self.sequences.entries(r.request_id) for r in requests) * self.model.layers
-        width = self.model.kv_dim // 2
-        self._cache = KVCache(Arena("cache", max(1, 2 * entries * width) * 4 + 4096), self.model.layers, width, entries)
         most = max([order.rows_of(rank), len(requests)])
         longest = max((r.prompt_tokens for r in requests), default=0)
-        floats = decoder.scratch_floats(self.model, most, sequences=len(requests), longest=longest, threads=order.threads)
+        self._make_room(entries, most, len(requests), longest, order.threads)
+        self._batch = MicroBatch((), np.zeros(1, np.int64), np.zeros(0, np.int64))
+
+    def _make_room(self, entries: int, most: int, sequences: int, longest: int, threads: int) -> None:
+        """A cache of so many entries, and intermediates of up to `most` rows."""
+        width = self.model.kv_dim // 2
+        self._cache = KVCache(Arena("cache", max(1, 2 * entries * width) * 4 + 4096), self.model.layers, width, entries)
+        floats = decoder.scratch_floats(self.model, most, sequences=sequences, longest=longest, threads=threads)
         self._space = np.zeros(max(1, floats), np.float32)
         self._qkv = np.zeros((most, self.model.qkv_dim), np.float32)
         self._attn = np.zeros((most, self.model.attention_out_dim), np.float32)
         self._hidden = np.zeros((most, self.model.hidden), np.float32)
-        self._batch = MicroBatch((), np.zeros(1, np.int64), np.zeros(0, np.int64))
 
     def ops(self) -> dict[str, Op]:
         ops = {
@@ -57,12 +61,16 @@ class DenseLayers:
         self._store.hidden = self._hidden[:0]
 
     def _embed(self, task: Record, _: Interrupt) -> None:
+        ids = self._next_ids(task)
+        self._store.hidden = self._hidden[: len(ids)]
+        decoder.embed_tokens(self._weights.embed, ids, self._store.hidden)
+
+    def _next_ids(self, task: Record) -> NDArray[np.int64]:
         if task.phase == "prefill":
             ids, self._batch = self.sequences.prompts(task.requests, task.work.tokens)
         else:
             ids, self._batch = self.sequences.next_tokens(task.requests)
-        self._store.hidden = self._hidden[: len(ids)]
-        decoder.embed_tokens(self._weights.embed, ids, self._store.hidden)
+        return ids
 
     def _pre_attn(self, task: Record, _: Interrupt) -> None:
         layer = self._weights.layers[task.layer]
@@ -93,6 +101,10 @@ class DenseLayers:
         logits = np.empty((len(last), self.model.vocab), np.float32)
         weights = self._weights
         tokens = decoder.sample_tokens(self.model, weights.final_norm, weights.lm_head, last, logits, self._space).tolist()
+        return self._sampled(tokens, logits)
+
+    def _sampled(self, tokens: list[int], logits: Floats | None) -> Result:
+        """logits [S, V]: wanted where they are kept."""
         if self.logits is not None:
             for request, row in zip(self._batch.requests, logits, strict=True):
                 self.logits[request].append(row)

@@ -49,7 +49,9 @@ def open_device(kind: str, rank: int) -> Device:
 
 
 class RankDevice:
-    """there: where its tensors live."""
+    """there: where its tensors live. name, take: as `exec.arena.Arena` has them, torch keeping the books."""
+
+    name = "device"
 
     def __init__(self, device: Device) -> None:
         self.there = device.torch_device
@@ -58,9 +60,10 @@ class RankDevice:
         self._lock = threading.Lock()
         self._began = ClockReading(0, 0)
 
-    def room(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """float32 [*shape] of the device's memory, zeros. name: as `lasting` has it, for errors."""
-        return self._device.allocate(max(1, 4 * int(np.prod(shape)))).view(torch.float32)[: int(np.prod(shape))].view(shape).zero_()
+    def take(self, name: str, shape: tuple[int, ...], touch: bool = True) -> torch.Tensor:
+        """float32 [*shape] of the device's memory, zeros."""
+        count = int(np.prod(shape))
+        return self._device.allocate(max(1, 4 * count)).view(torch.uint8)[: 4 * count].view(torch.float32).view(shape).zero_()
 
     def up(self, array: np.ndarray) -> torch.Tensor:
         """A copy of a host array."""

@@ -10,6 +10,7 @@ import torch
 
 from exec.cluster.backend import RankBackend
 from exec.cluster.device import COMPUTE, RankDevice
+from exec.cluster.device_dense import DeviceDense
 from exec.cluster.device_layers import DeviceMoE, DeviceWeights, loaded
 from exec.cluster.device_mesh import DeviceMesh
 from exec.cluster.engine import DeviceEngine
@@ -32,7 +33,7 @@ class DeviceBackend(RankBackend):
     def __init__(self, order: Order, rank: int, device: RankDevice, links: Links, before: RankBackend | None = None) -> None:
         self.device, self.links = device, links
         self.ended_ns: dict[int, int] = {}
-        self._make = device.room
+        self._make = device.take
         super().__init__(order, rank, before)
 
     engine = DeviceEngine
@@ -49,6 +50,9 @@ class DeviceBackend(RankBackend):
     def _moe(self) -> DeviceMoE:
         return DeviceMoE(self.order, self.rank, self.weights, self.rows, self.store, self.device)
 
+    def _dense(self) -> DeviceDense:
+        return DeviceDense(self.order, self.rank, self.weights, self.store, self.device)
+
     def begin(self, plan: Plan, states: Any) -> None:
         self.device.do(COMPUTE, lambda: super(DeviceBackend, self).begin(plan, states))
         self.device.begin()
@@ -56,6 +60,8 @@ class DeviceBackend(RankBackend):
     def _warm_up(self) -> None:
         if not self._warm:
             self.device.do(COMPUTE, self.moe.warm_up)
+            if self.dense:
+                self.device.do(COMPUTE, self.dense.warm_up)
             self._warm = True
 
     def run(self, task: Record, interrupt: Interrupt) -> Result | None:

@@ -40,7 +40,7 @@ class Links:
         self._groups: dict[tuple[int, int], Any] = {
             pair: dist.new_group(list(pair), timeout=timedelta(seconds=TRANSFER_S), backend=backend) for pair in pairs
         }  # fmt: skip
-        one = device.room("first", (1, 1))
+        one = device.take("first", (1, 1))
         for a, b in pairs:
             if a == rank:
                 self.send(b, one)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,14 +16,17 @@ from exec.cluster.device import CUDA, STAND_IN
 from exec.cluster.execute import Executed, execute
 from exec.cluster.links import MOST_RANKS, Links
 from exec.cluster.profile import Unknown
+from exec.prompts import byte_prompts
 from sim.engines.compiled import run_compiled
 from sim.engines.run import DONE
 from sim.ep import names
 from sim.errors import UserError
+from sim.events import Request
 from sim.machines.schema import OpRate, Resource
 from sim.plan import PlanBuilder
 from sim.tasks import Work
 from tests.exec.cluster.setups import layers
+from tests.exec.tiny import spec
 
 SCHEDULERS = ("bulk-sync", "chunked", "overlapped")
 
@@ -61,6 +65,23 @@ def test_four_ranks_and_bulk_sync_with_cores_before_and_after() -> None:
             done = run(four, setup)
             assert runs.compare(setup, done.outputs).largest < 1e-5
             assert (done.outputs[0].clock is not None) == bool(device)
+
+
+@pytest.mark.parametrize("scheduler", ["chunked", "overlapped"])
+def test_a_whole_model_serves_as_one_process_does(cluster: Cluster, scheduler: str) -> None:
+    """Prefill and decode; three requests on two ranks, and then one, so that a rank has none."""
+    for count in (3, 1):
+        setup = serving(count, 2, scheduler, STAND_IN)
+        found = runs.compare(setup, run(cluster, setup).outputs)
+        assert found.tokens_equal
+        assert found.largest < 1e-4
+
+
+def serving(count: int, ranks: int, scheduler: str, device: str) -> runs.Setup:
+    requests = [Request(i, 9 + i, 5, 5) for i in range(count)]
+    prompts = byte_prompts([r.prompt_tokens for r in requests])
+    setup = runs.model_setup(spec(vocab=256), "", requests, [5] * count, prompts, ranks, scheduler, keep=True)
+    return replace(setup, order=replace(setup.order, device=device))
 
 
 def test_nothing_starts_before_what_it_waits_for(cluster: Cluster) -> None:
@@ -102,6 +123,8 @@ def test_on_gpus_over_nccl(scheduler: str) -> None:
             done = run(cluster, setup)
             assert runs.compare(setup, done.outputs).largest < 1e-4
             assert np.all(done.run.status == DONE)
+        setup = serving(ranks + 1, ranks, scheduler, CUDA)
+        assert runs.compare(setup, run(cluster, setup).outputs).tokens_equal
 
 
 # A profile of such ranks ------------------------------------------------------------------------
