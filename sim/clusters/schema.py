@@ -25,7 +25,17 @@ class GPUKind(Strict):
     bytes_per_s: float = Field(ge=1e9, le=1e14, description="memory bandwidth")
     memory_bytes: int = Field(ge=10**8, le=10**13)
     watts: float | None = Field(None, gt=0, le=5000, description="board power")
+    idle_watts: float | None = Field(None, gt=0, le=5000, description="board power with weights loaded and nothing to do")
+    idle_source: Source | None = None
     source: Source
+
+    @model_validator(mode="after")
+    def _sourced(self) -> GPUKind:
+        if self.idle_watts is not None and self.idle_source is None:
+            raise ValueError("idle_source: missing; say where idle_watts is from")
+        if self.idle_watts is not None and self.watts is not None and self.idle_watts > self.watts:
+            raise ValueError(f"idle_watts: is {self.idle_watts:g}; must be at most watts ({self.watts:g})")
+        return self
 
 
 class NodeGroup(Strict):
@@ -36,6 +46,7 @@ class NodeGroup(Strict):
     count: int = Field(1, ge=1, le=4096)
     gpu: str | None = Field(None, description="kind of its GPUs; none: a node without")
     gpus: int = Field(1, ge=0, le=64)
+    instance: str | None = Field(None, description="what its provider calls such a node, as price traces have it")
     nic_out_bytes_per_s: BytesPerS
     nic_in_bytes_per_s: BytesPerS
     nic_latency_s: float = Field(ge=0, lt=1, description="one way, from the node to its region's exchange")

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.swarm.fleet.bill import Bill
+from sim.swarm.fleet.policy import name_of
 from sim.swarm.jobs import Job
+from sim.swarm.plant import Plant
 from sim.swarm.server import Server
 from sim.swarm.study import Finished, Study
 from sim.tasks import PS_PER_S
@@ -22,8 +25,8 @@ def figures(design: str, done: Finished, study: Study) -> dict[str, Any]:
     tokens = sum(j.output for j in answered)
     unanswered = len(jobs) - len(answered)
     under_way = unanswered if server.settings.duration_s is not None else 0
-    cost = cost_usd(study, done.seconds) + tally.egress_usd
-    energy = _energy_wh(study, server)
+    bill = Bill.of(study.plant, study.troubles, done.seconds, server.fleet.pool if server.fleet else None)
+    cost = bill.usd + tally.egress_usd
     return {
         "design": design, "requests": len(jobs), "answered": len(answered), "under_way": under_way, "lost": unanswered - under_way,
         "duplicated": sum(max(0, j.deliveries - 1) for j in answered), "seconds": done.seconds, "tokens": tokens,
@@ -33,8 +36,8 @@ def figures(design: str, done: Finished, study: Study) -> dict[str, Any]:
         "latency_s": _percentiles([(j.answered - j.arrival) / PS_PER_S for j in answered]),
         "floor_s_per_token": tally.floor_token_s / tally.tokens if tally.tokens else 0.0,
         "wire_bytes": {k: float(v) for k, v in sorted(tally.wire_bytes.items())},
-        "cost_usd": cost, "usd_per_million_tokens": cost / tokens * 1e6 if tokens else None, "busy_energy_wh": energy,
-        "carbon_g": _carbon_g(study, server),
+        "cost_usd": cost, "usd_per_million_tokens": cost / tokens * 1e6 if tokens else None,
+        **_fleet(server, bill), **_energy(server, bill),
         "availability": len(answered) / len(jobs) if jobs else 1.0,
         "suspected": server.outcome.suspected, "rejoined": server.outcome.rejoined, "handed_over": server.outcome.handed_over,
         "rebalances": server.outcome.rebalances, "moves": sum(n for _, _, n in server.outcome.moves),
@@ -79,44 +82,41 @@ def _percentiles(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": float(np.mean(values)), "p50": p50, "p90": p90, "p99": p99}
 
 
-def cost_usd(study: Study, seconds: float) -> float:
-    """Hours of all nodes while they are up, at the price of the time: `price` events change it. Nodes without a price cost nothing."""
-    total = 0.0
-    for name, node in study.plant.cluster.node.items():
-        usd = node.group.price.usd_per_hour if node.group.price else 0.0
-        at, up = 0.0, True
-        for event in [e for e in study.troubles if e.node == name and e.at_s < seconds]:
-            total += usd * (event.at_s - at) / 3600 * up
-            at = event.at_s
-            if event.what in ("crash", "preempt", "rejoin"):
-                up = event.what == "rejoin"
-            elif event.what == "price":
-                assert event.usd_per_hour is not None
-                usd = event.usd_per_hour
-        total += usd * (seconds - at) / 3600 * up
-    return total
+def _fleet(server: Server, bill: Bill) -> dict[str, Any]:
+    """What was rented, and what of it was for nothing; moves between prices and what they cost."""
+    fleet = server.fleet
+    moves = fleet.moves.done if fleet is not None and fleet.moves is not None else []
+    return {
+        "autoscale": name_of(server.settings.autoscale), "arbitrage": server.settings.arbitrage is not None,
+        "node_hours": bill.node_hours, "scale_ups": fleet.ups if fleet else 0, "scale_downs": fleet.downs if fleet else 0,
+        "wasted_starts": sum(r.wasted for r in fleet.pool.rents) if fleet else 0,
+        "price_moves": len(moves), "migration_usd": sum(m.cost_usd(bill) for m in moves),
+    }  # fmt: skip
 
 
-def _energy_wh(study: Study, server: Server) -> float | None:
-    """Board power of GPUs while their node works; None where a kind states no watts."""
-    by_node = _node_wh(study, server)
-    return None if by_node is None else float(by_node.sum())
+def _energy(server: Server, bill: Bill) -> dict[str, Any]:
+    """Wh of GPUs while their node works and while it is up with nothing to do, and the CO2 equivalent of both by each region's grid;
+    None where a GPU kind states no such watts, or a region with GPUs no grid. carbon_g leaves idle power out where it is not known."""
+    plant = server.plant
+    busy_s = server.tally.meter.busy_s
+    idle_s = np.maximum(np.array([bill.up_s(n) for n in plant.nodes]) - busy_s, 0.0)
+    busy_wh = _node_wh(plant, [g.spec.watts for g in plant.cluster.gpu], busy_s)
+    idle_wh = _node_wh(plant, [g.spec.idle_watts for g in plant.cluster.gpu], idle_s)
+    grids = [plant.cluster.regions[r].carbon_g_per_kwh for r in plant.regions]
+    carbon = None
+    if busy_wh is not None and not any(g is None for g in grids):
+        total = busy_wh + (idle_wh if idle_wh is not None else 0.0)
+        carbon = float((total / 1e3 * np.array(grids, np.float64)[plant.region_of]).sum())
+    return {
+        "busy_energy_wh": None if busy_wh is None else float(busy_wh.sum()),
+        "idle_energy_wh": None if idle_wh is None else float(idle_wh.sum()), "carbon_g": carbon,
+    }  # fmt: skip
 
 
-def _node_wh(study: Study, server: Server) -> NDArray[np.float64] | None:
-    plant = study.plant
-    watts = [g.spec.watts for g in plant.cluster.gpu]
+def _node_wh(plant: Plant, watts: Sequence[float | None], seconds: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Of so many seconds of each node [nodes]; watts of each GPU, None where one is not stated."""
     if any(w is None for w in watts):
         return None
     per_node = np.zeros(len(plant.nodes))
     np.add.at(per_node, plant.node_of, np.array(watts, np.float64))
-    return np.asarray(per_node * server.tally.meter.busy_s / 3600)
-
-
-def _carbon_g(study: Study, server: Server) -> float | None:
-    """CO2 equivalent of that energy by each region's grid; None where a region with GPUs states none."""
-    plant, by_node = study.plant, _node_wh(study, server)
-    grids = [plant.cluster.regions[r].carbon_g_per_kwh for r in plant.regions]
-    if by_node is None or any(g is None for g in grids):
-        return None
-    return float((by_node / 1e3 * np.array(grids, np.float64)[plant.region_of]).sum())
+    return np.asarray(per_node * seconds / 3600)

@@ -8,7 +8,7 @@ epidemic push (Demers et al., PODC 1987); fan-out, period and retransmission lim
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +76,8 @@ class Gossip:
     rounds: int = 0
     sense: Callable[[Time], tuple[Any, float] | None] = lambda now: None
     """Reads the node's own state and its importance as a round begins; None: nothing new."""
+    away: Collection[str] = ()
+    """Peers that take no part for now: nobody pushes to them (distinct ones only)."""
     _life: int = 0
     """Starts of the node: an alarm that was set before a crash does not count after it."""
     _fresh: dict[str, int] = field(default_factory=dict)
@@ -151,7 +153,7 @@ class Gossip:
         if not self.settings.distinct:
             drawn = (self.peers[below(len(self.peers), self.seed, me, self.rounds, i)] for i in range(wanted))
             return [p for p in drawn if p != self.name]
-        others = [p for p in self.peers if p != self.name]
+        others = [p for p in self.peers if p != self.name and p not in self.away]
         for i in range(min(wanted, len(others))):
             j = i + below(len(others) - i, self.seed, me, self.rounds, i)
             others[i], others[j] = others[j], others[i]

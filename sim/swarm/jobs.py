@@ -114,7 +114,8 @@ class Step:
 @dataclass(eq=False, slots=True)
 class Tally:
     """What was simulated and what it took. wire_bytes: by link class; flows: by kind of traffic and link between regions;
-    entered: requests by the node where they came in."""
+    entered: requests by the node where they came in; loaded_usd: egress of weights by the node that they
+    went to."""
 
     steps: int = 0
     tasks: int = 0
@@ -126,7 +127,13 @@ class Tally:
     flows: dict[tuple[str, str], float] = field(default_factory=dict)
     egress_usd: float = 0.0
     entered: dict[str, int] = field(default_factory=dict)
+    loaded_usd: dict[str, float] = field(default_factory=dict)
     meter: Meter = field(default_factory=lambda: Meter(np.zeros(0, np.int64)))
+
+    def load(self, path: Path, size: float, node: str) -> None:
+        """Weights on their way to a node."""
+        self.carry(path, size, "experts")
+        self.loaded_usd[node] = self.loaded_usd.get(node, 0.0) + size * path.usd_per_byte
 
     def carry(self, path: Path, size: float, kind: str) -> None:
         """Bytes of payload over a path, with what its tunnel adds."""

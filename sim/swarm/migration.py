@@ -124,7 +124,7 @@ class Migration:
             self.shelves.sent(number, source, node, found)
             self.sources[number] = source
             path = self.plant.network.path(source, there)
-            self.tally.carry(path, size, "experts")
+            self.tally.load(path, size, there)
             tasks.append(Task(number, self.plant.transfer(source, there, size, "load"), WIRES, notify=True))
         return tasks
 

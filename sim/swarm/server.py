@@ -22,6 +22,8 @@ from sim.swarm.desk import Desk
 from sim.swarm.dispatch import Dispatcher
 from sim.swarm.faults import Faults
 from sim.swarm.fleet.fleet import Fleet, rented
+from sim.swarm.fleet.pool import Pool
+from sim.swarm.fleet.sizes import Sizes
 from sim.swarm.group import Group
 from sim.swarm.history import History
 from sim.swarm.jobs import Tally
@@ -48,11 +50,11 @@ class Server:
         self.desk = Desk(plant, self.tally)
         self.placer = Placer(plant, routes, policy, settings)
         reach = scopes(plant, settings.design)
-        pool, sizes = rented(self.placer, reach, settings.autoscale) if settings.autoscale else (None, None)
+        leased = self._rent(reach)
         self.groups: list[Group] = []
         self.views = Views(plant, settings, self.tally, self.desk.numbers, self.groups)
         self.groups += self._form(routes, reach)
-        kept = pool.kept if pool else None
+        kept = leased[0].kept if leased else None
         self.control = ControlPlane(plant, self.desk.numbers, self.tally, settings.tolerate, settings.silent, settings.seed, kept)
         self.shelves = Shelves(plant, settings.seed)
         for group in self.groups:
@@ -65,8 +67,15 @@ class Server:
         self.faults = Faults(
             settings, self.groups, self.placer, self.desk, self.views, self.requests, self.running, self.changes, self.outcome
         )
-        self.fleet = Fleet(settings.autoscale, pool, sizes, self.faults) if settings.autoscale and pool and sizes else None
+        self.fleet = None
+        if settings.autoscale is not None and leased is not None:
+            self.fleet = Fleet(settings.autoscale, settings.arbitrage, *leased, self.faults)
         self.over = False
+
+    def _rent(self, reach: Mapping[str, Scope]) -> tuple[Pool, Sizes] | None:
+        """Nodes that are rented when the study begins; None: all, for ever."""
+        policy, movable = self.settings.autoscale, self.settings.arbitrage is not None
+        return rented(self.placer, reach, policy, movable) if policy is not None else None
 
     def _form(self, routes: Routes, reach: Mapping[str, Scope]) -> list[Group]:
         """Groups with their first placements, which are loaded before the study begins; down where not enough of their nodes are
@@ -108,9 +117,10 @@ class Server:
         return commands
 
     def _begin(self, now: Time) -> list[Command]:
+        for node in self.placer.absent:
+            self.views.leave(node)
         commands = [*self.views.mail.start(now), self.desk.timer(self.settings.gossip_s, self._watch)]
         if self.fleet is not None:
-            self.views.mail.down |= {self.plant.nodes[n] for n in self.placer.absent}
             commands.append(self.fleet.begin())
         if self.settings.rebalance_s:
             commands.append(self.desk.timer(self.settings.rebalance_s, self._rebalance))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sim.swarm.fleet.arbitrage import Arbitrage
     from sim.swarm.fleet.policy import Autoscaler
 
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 class Settings:
     """How a swarm is run.
 
-    autoscale: which nodes are rented; None: all of the cluster's, all the time.
+    autoscale: which nodes are rented; None: all of the cluster's, all the time. arbitrage: when they move to cheaper ones.
 
     design: "spread": one group, experts over the whole cluster; "replicas": a full copy in each region that holds one; "edge": the
     same, requests go to the nearest and on to a better one if that is worth the way; "nodes": a full copy on each node that holds one.
@@ -46,6 +47,7 @@ class Settings:
     patience_s: float = 3600.0
     seed: int = 0
     autoscale: Autoscaler | None = None
+    arbitrage: Arbitrage | None = None
 
 
 @dataclass(eq=False, slots=True)

@@ -18,7 +18,7 @@ from sim.swarm.jobs import Served, Tally
 from sim.swarm.mail import Mail
 from sim.swarm.plant import Plant
 from sim.swarm.settings import Settings
-from sim.tasks import PS_PER_S, Time
+from sim.tasks import PS_PER_S, Command, Time
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,10 @@ class Views:
         self.plant, self.settings, self.tally, self.groups = plant, settings, tally, groups
         self.here = plant.cluster.coordinator
         names = tuple(dict.fromkeys((*plant.nodes, self.here)))
+        self.away: set[str] = set()
         how = GossipSettings(settings.fan_out, settings.gossip_s, settings.adaptive)
         self.members = {
-            name: Gossip(name, names, how, settings.seed, uniform(settings.seed, i), sense=self._sensor(i, name))
+            name: Gossip(name, names, how, settings.seed, uniform(settings.seed, i), sense=self._sensor(i, name), away=self.away)
             for i, name in enumerate(names)
         }
         self.mail = Mail(self.members, numbers, lambda a, b, size: tally.carry(plant.network.path(a, b), size, "gossip"))
@@ -61,6 +62,17 @@ class Views:
         """How often each was rented anew, another machine each time."""
         self._said = [(0, 0.0)] * len(names)
         self._age_s, self._looks = 0.0, 0
+
+    def join(self, now: Time, node: int) -> Sequence[Command]:
+        """A node takes part from now on, as another machine than it was."""
+        self.starts[node] += 1
+        self.away.discard(self.plant.nodes[node])
+        return self.mail.changed(now, self.plant.nodes[node], True)
+
+    def leave(self, node: int) -> None:
+        """It neither says nor hears anything any more, and all others are told that it is gone."""
+        self.away.add(self.plant.nodes[node])
+        self.mail.down.add(self.plant.nodes[node])
 
     @property
     def mean_age_s(self) -> float | None:

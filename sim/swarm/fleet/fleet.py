@@ -14,7 +14,9 @@ import numpy as np
 
 from sim.events import Result
 from sim.swarm.faults import Faults
+from sim.swarm.fleet.arbitrage import Arbitrage
 from sim.swarm.fleet.gauge import Gauge
+from sim.swarm.fleet.moves import Moves
 from sim.swarm.fleet.policy import Autoscaler, Seen
 from sim.swarm.fleet.pool import Pool
 from sim.swarm.fleet.sizes import Sizes
@@ -27,24 +29,28 @@ MARKET = "market"
 EPSILON = 1e-9
 
 
-def rented(placer: Placer, reach: Mapping[str, Scope], policy: Autoscaler) -> tuple[Pool, Sizes]:
-    """What is rented when the study begins: the cheapest nodes that hold the model; all others are absent from then on."""
-    nodes, limits = frozenset(range(len(placer.plant.nodes))), policy.limits
+def rented(placer: Placer, reach: Mapping[str, Scope], policy: Autoscaler, movable: bool) -> tuple[Pool, Sizes]:
+    """What is rented when the study begins: the cheapest nodes that hold the model; all others are absent from then on. movable: none
+    is kept, beside the coordinator where it has GPUs."""
+    plant, limits = placer.plant, policy.limits
+    nodes, here = frozenset(range(len(plant.nodes))), plant.cluster.coordinator
+    hub = frozenset([plant.nodes.index(here)] if here in plant.nodes else [])
     sizes, most = Sizes(placer, reach), limits.max or len(nodes)
-    first = sizes.first(limits.at_start, most)
+    first = sizes.first(hub, limits.at_start, most)
     placer.absent |= nodes - first
     placer.dead |= nodes - first
-    return Pool(len(nodes), first, sizes.first(limits.min, most), most), sizes
+    return Pool(len(nodes), first, hub if movable else sizes.first(hub, limits.min, most), most), sizes
 
 
 class Fleet:
     """policy: how much capacity is wanted; pool: which nodes are rented; past: all looks so far."""
 
-    def __init__(self, policy: Autoscaler, pool: Pool, sizes: Sizes, faults: Faults) -> None:
+    def __init__(self, policy: Autoscaler, arbitrage: Arbitrage | None, pool: Pool, sizes: Sizes, faults: Faults) -> None:
         self.policy, self.limits, self.pool, self.sizes, self.faults = policy, policy.limits, pool, sizes, faults
         self.placer, self.desk, self.views, self.groups = faults.placer, faults.desk, faults.views, faults.groups
         self.changes, self.requests = faults.changes, faults.requests
         self.gauge = Gauge(sizes, pool, self.views, self.desk.tally, self.groups, self.limits.startup_s)
+        self.moves = Moves(arbitrage, sizes, pool, self.changes.shelves, self.desk.tally, self.limits) if arbitrage else None
         self.past: list[Seen] = []
         self.ups = self.downs = 0
         self._offered = frozenset(range(len(self.placer.plant.nodes)))
@@ -67,6 +73,7 @@ class Fleet:
         for node in self.gauge.serving(self._alive()):
             self.pool.serves(now, node)
         self.past.append(seen)
+        commands += self._move(now, self.moves) if self.moves is not None else []
         commands += self._grow(now, wanted := self.policy.desired(self.past))
         commands += self._shrink(now, wanted)
         return [*commands, *self._settle(now), self.begin()]
@@ -85,7 +92,8 @@ class Fleet:
     def _coming(self, now: Time) -> frozenset[int]:
         """Nodes that start, or run and may not have been heard of yet."""
         young = {n for n in self.pool.nodes("up") if now - self.pool.since_up(n) <= self.faults.settings.suspect_s * PS_PER_S}
-        return self.pool.nodes("starting") | young | (self.pool.nodes("up") & self._alive())
+        coming = self.pool.nodes("starting") | young | (self.pool.nodes("up") & self._alive())
+        return coming - self.moves.coming if self.moves is not None else coming
 
     # More ---------------------------------------------------------------------------------------
 
@@ -121,8 +129,7 @@ class Fleet:
         self.pool.came(now, node)
         self.placer.absent.discard(node)
         self.faults.comes(now, node)
-        self.views.starts[node] += 1
-        return self.views.mail.changed(now, self.placer.plant.nodes[node], True)
+        return self.views.join(now, node)
 
     def _to_take_up(self) -> frozenset[int]:
         """Nodes that are drained because we wish it, not because they will be taken away."""
@@ -151,7 +158,8 @@ class Fleet:
     def _spare(self, wanted: float) -> list[tuple[int, ...]]:
         serving = self.gauge.serving(self._alive())
         found = self.sizes.shrinks(serving, self.groups)
-        return [u for u in found if not self.pool.kept & set(u) and self._enough(serving - set(u), wanted)]
+        fast = self.pool.kept | (self.moves.nodes if self.moves is not None else frozenset())
+        return [u for u in found if not fast & set(u) and self._enough(serving - set(u), wanted)]
 
     def _enough(self, nodes: frozenset[int], wanted: float) -> bool:
         return len(nodes) >= self.limits.min and self.sizes.capacity(nodes) >= wanted - EPSILON
@@ -177,6 +185,22 @@ class Fleet:
             if any(group.holds(n) for n in drained & reach) or self._again & reach:
                 self._again -= reach
                 yield from self.changes.leave(now, group)
+
+    # Elsewhere ----------------------------------------------------------------------------------
+
+    def _move(self, now: Time, moves: Moves) -> list[Command]:
+        """Drain what others stand for now, and begin the next move if one pays."""
+        serving = self.gauge.serving(self._alive())
+        moves.watch()
+        commands = [c for node in moves.arrived(now, serving) for c in self.drain(now, [node])]
+        alone = frozenset(u[0] for u in self.sizes.shrinks(serving, self.groups) if len(u) == 1)
+        fresh = frozenset(g[0] for g in self.sizes.growths(self._coming(now), self._free()) if len(g) == 1)
+        sources = (alone & self.pool.nodes("up")) - self.pool.kept - moves.nodes
+        offer = moves.wanted(now, sources, fresh, self._alive()) if self.pool.room else None
+        if offer is not None:
+            commands.append(self.order(now, offer.target))
+            moves.begun(offer.source, offer.target)
+        return commands
 
     # Away ---------------------------------------------------------------------------------------
 
@@ -218,7 +242,7 @@ class Fleet:
             commands += self.changes.lose(group, node)
         self.changes.shelves.replaced(node, 0.0, 0)
         self.faults.given_back(node)
-        self.views.mail.changed(now, self.placer.plant.nodes[node], False)
+        self.views.leave(node)
         return [*commands, *self.requests.rescue(now, node)]
 
     def _shut(self, group: Group) -> list[Command]:

@@ -85,6 +85,10 @@ class Limits:
         return max(self.start, self.min)
 
 
+def name_of(policy: Autoscaler | None) -> str:
+    return "none" if policy is None else next(n for n, (_, attribute) in NAMES.items() if attribute == type(policy).__name__)
+
+
 def load(text: str, flag: str = "--autoscale") -> Autoscaler | None:
     """A policy from `NAME` or `NAME:OPTION=VALUE:...`; None for `none`. Raises `UserError` as `sim.named.build` does."""
     if text == "none":

@@ -86,6 +86,10 @@ class Pool:
         self._turn(node, ["starting", "up", "draining"], "free")
         self._open.pop(node).until = now
 
+    def rent_of(self, node: int) -> Rent:
+        """The rent of a node that is rented."""
+        return self._open[node]
+
     def since_up(self, node: int) -> Time:
         up = self._open[node].up
         assert up is not None, f"node {node} does not run"

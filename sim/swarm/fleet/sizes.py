@@ -72,11 +72,10 @@ class Sizes:
             if mine and not single:
                 yield tuple(sorted(mine))
 
-    def first(self, count: int, most: int) -> Scope:
-        """Nodes to begin with: so many, the cheapest, that some group can serve on."""
-        chosen: Scope = frozenset()
+    def first(self, chosen: Scope, count: int, most: int) -> Scope:
+        """Nodes to begin with: those chosen, and so many of the cheapest that some group can serve on them."""
         everything = frozenset(range(len(self.plant.nodes)))
-        while len(chosen) < count:
+        while len(chosen) < count or not any(self.placer.fits(reach & chosen) for reach in self.reach.values()):
             found = [g for g in self.growths(chosen, everything - chosen) if len(chosen) + len(g) <= most]
             if not found:
                 break

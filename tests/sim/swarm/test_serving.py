@@ -19,7 +19,8 @@ from sim.placement.policy import load as load_policy
 from sim.swarm import trouble
 from sim.swarm.choice import View, least_loaded, lp_shares, nearest, power_of_two, split
 from sim.swarm.comparison import compare
-from sim.swarm.figures import cost_usd, figures
+from sim.swarm.figures import figures
+from sim.swarm.fleet.bill import Bill
 from sim.swarm.migration import Migration
 from sim.swarm.server import Server
 from sim.swarm.settings import Settings
@@ -237,7 +238,7 @@ def test_costs_follow_prices_and_down_time() -> None:
         Trouble(at_s=1000, what="crash", node="a-0"), Trouble(at_s=2000, what="rejoin", node="a-0"),
         Trouble(at_s=1800, what="price", node="b-0", usd_per_hour=7.2),
     ]  # fmt: skip
-    assert cost_usd(study(one(), events), 3600) == pytest.approx(6 * 3.6 - 1.0 + 1.8)
+    assert Bill.of(study(one()).plant, events, 3600).usd == pytest.approx(6 * 3.6 - 1.0 + 1.8)
 
 
 @pytest.mark.parametrize(
