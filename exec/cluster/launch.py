@@ -89,6 +89,7 @@ class Children:
         _register_end()
         self._context.set_forkserver_preload(["exec.cluster.worker", "numba.np.ufunc.parallel"])
         self._processes: dict[int, BaseProcess] = {}
+        self._started: dict[int, float] = {}
         for rank in ranks:
             self.start(rank)
 
@@ -98,8 +99,17 @@ class Children:
             self._processes[rank].join()
         arguments = (self._environment, rank, self._world, *self._address)
         process = self._context.Process(target=_child, args=arguments, name=f"rank-{rank}", daemon=True)
-        process.start()
+        process.start()  # returns when it runs, all that takes long being imported
         self._processes[rank] = process
+        self._started[rank] = time.monotonic()
+
+    def silent_s(self, rank: int) -> float:
+        """How long a child that has not called runs; 0 where it is not ours."""
+        return time.monotonic() - self._started[rank] if rank in self._started else 0.0
+
+    def count_from(self, now: float) -> None:
+        """What children did until then does not count against them."""
+        self._started = dict.fromkeys(self._started, now)
 
     def pid(self, rank: int) -> int | None:
         """Of the process that was started last as this rank; None where it is not ours."""

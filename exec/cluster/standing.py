@@ -14,9 +14,10 @@ from queue import SimpleQueue
 from typing import Any, NoReturn, Self
 
 from exec.cluster import launch, wire
-from exec.cluster.controller import STALLED, Cluster, Member
+from exec.cluster.controller import Cluster
 from exec.cluster.job import Order
 from exec.cluster.losses import RunStopped
+from exec.cluster.members import STALLED, Member
 from exec.cluster.wire import CONNECT_S, GROUP_S, HEARTBEAT_S, SILENCE_S, Line
 from sim.errors import UserError
 

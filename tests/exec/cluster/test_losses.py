@@ -18,6 +18,7 @@ import pytest
 
 from exec.cluster import launch, runs
 from exec.cluster.controller import Cluster
+from exec.cluster.device import STAND_IN
 from exec.cluster.execute import execute
 from exec.cluster.losses import RankLost
 from exec.cluster.profile import Unknown
@@ -67,9 +68,11 @@ def lose(cluster: Cluster, setup: runs.Setup, hit: signal.Signals, rank: int, af
     return lost.value, took
 
 
-@pytest.mark.parametrize(("hit", "rank", "after_s"), [(signal.SIGKILL, 1, 0.0), (signal.SIGKILL, 0, 0.3), (signal.SIGSTOP, 1, 0.1)])
-def test_a_lost_rank_ends_the_run(hit: signal.Signals, rank: int, after_s: float) -> None:
-    setup = layers(ROWS, "overlapped", layers=LONG)
+@pytest.mark.parametrize(("hit", "rank", "after_s", "device"), [
+    (signal.SIGKILL, 1, 0.0, ""), (signal.SIGKILL, 0, 0.3, ""), (signal.SIGSTOP, 1, 0.1, ""), (signal.SIGSTOP, 0, 0.0, STAND_IN),
+])  # fmt: skip
+def test_a_lost_rank_ends_the_run(hit: signal.Signals, rank: int, after_s: float, device: str) -> None:
+    setup = layers(ROWS, "overlapped", layers=LONG, device=device)
     with Cluster(2) as cluster:
         pids = cluster.pids
         lost, took = lose(cluster, setup, hit, rank, after_s)
@@ -117,10 +120,25 @@ def test_a_rank_killed_before_it_called_is_noticed(monkeypatch: pytest.MonkeyPat
         pass
 
 
+def test_a_rank_that_lives_and_never_calls_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that stalls while it starts: here it calls where nobody listens."""
+    address, seen = launch.control_address, []
+
+    def elsewhere() -> tuple[str, int]:
+        seen.append(address())
+        return address() if len(seen) == 1 else ("127.0.0.1", 9)  # the controller asks first, then its children are told
+
+    monkeypatch.setattr(launch, "control_address", elsewhere)
+    with pytest.raises(RankLost, match="rank 0 was lost: it has stalled, it did not call within 3 s"), Cluster(2):
+        pass
+    assert len(seen) == 2
+
+
 def test_ranks_do_not_outlive_a_killed_controller() -> None:
     code = """
 import sys
 from exec.cluster.controller import Cluster
+from exec.cluster.device import STAND_IN
 if __name__ == "__main__":
     with Cluster(2) as cluster:
         print(*cluster.pids.values(), flush=True)
