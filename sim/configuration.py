@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,8 +81,13 @@ def names(folder: Path) -> tuple[str, ...]:
 def locate(flag: str, name: str, folder: Path) -> Path:
     """The file that a flag names: a built-in of the folder, or a path. Raises `UserError` for an unknown name, with the nearest one."""
     known = names(folder)
-    if name in known:
-        return folder / f"{name}.yaml"
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        return Path(name)
-    raise unknown(flag, name, known)
+    return folder / f"{name}.yaml" if name in known else own_file(flag, name, known)
+
+
+def own_file(flag: str, name: str, known: Sequence[str]) -> Path:
+    """The user's file that a flag names in place of a built-in. Raises `UserError` as `locate` does, and where there is no such file."""
+    if not name.endswith((".yaml", ".yml")) and "/" not in name:
+        raise unknown(flag, name, known)
+    if not Path(name).exists():
+        raise UserError(f"{flag} {name}: no such file; a YAML file or one of {', '.join(known)} is needed")
+    return Path(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sim.cli import choosing_cache as choosing
-from sim.cli import output
+from sim.cli import compiling, output
 from sim.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def cache(
         raise UserError("--capacity: missing; experts of each layer that stay, separated by commas, or --auto")
     evict, admit, prefetch, work = evict or "lru,lfu,lfru", admit or "always", prefetch or "none", work or "gpu"
     output.check_writable("--plot", plot, PICTURES)
-    with output.steps("simulating expert caches") as tell:
+    with output.steps("simulating expert caches") as tell, compiling.told():
         study, skipped = _study(model, machine, trace, batch, steps, (skip, sequences), next_gate)
         wanted = list(_combinations(study.model, capacity, evict, admit, prefetch, work, whole, host, governed))
         _check(study, wanted, trace, next_gate)

@@ -11,7 +11,7 @@ def check(name: str, as_json: bool) -> int:
     from sim.schedulers import registry
     from sim.testing.battery import check as battery
 
-    scheduler = registry.load(name)
+    scheduler = registry.load(name, "scheduler")
     with output.progress(f"checking {name}"):
         verdicts = battery(scheduler)
     passed = all(v.passed for v in verdicts)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from sim.cli import options, output
+from sim.cli import compiling, options, output
 from sim.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def ask(
         raise UserError(f"--objective: is {objective}; the released optimiser knows throughput only")
     spec, box, load = models.load(model), machines.load(machine), options.traffic(workload, gen, padded)
     arguments = {"objective": objective, "refine": refine, "seed": seed, "paper": asdict(paper) if paper else None}
-    with output.progress(f"searching {spec.name} on {box.name}") as say:
+    with output.progress(f"searching {spec.name} on {box.name}") as say, compiling.told():
         compute = _paper(spec, box, load, paper) if paper else _search(spec, box, load, cast("Objective", objective), refine, seed, say)
         found, remark = stored.answer(stored.key(spec, box, load, arguments), compute) if cached else (compute(), "")
     if remark:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sim.cli import output
+from sim.cli import compiling, output
 from sim.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def choose(study: Study, grid: Grid, governed: bool, as_json: bool) -> None:
         study.limit = sum(1 for _ in study.feed.steps(study.batch))
     fitting = room(study.model, study.machine, study.feed, study.batch, 2 * study.model.top_k)
     base = _base(study, fitting, governed)
-    with output.steps("choosing an expert cache") as tell:
+    with output.steps("choosing an expert cache") as tell, compiling.told():
         found = search(study, base, grid, tell)
     b = found.best.caching
     about: dict[str, Any] = {

@@ -29,7 +29,7 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) 
             raise KeyboardInterrupt
         return code if isinstance(code, int) else DONE
     except ClickException as e:
-        return _say(f"{program}: {e.format_message().replace('Value error, ', '')}", BAD_INPUT)
+        return _say(f"{program}: {_plain(e.format_message())}", BAD_INPUT)
     except UserError as e:
         return _say(str(e), BAD_INPUT)
     except BrokenPipeError:  # the reader of our stdout went away; Python must not complain at exit
@@ -39,6 +39,12 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) 
         return _say(f"{program}: interrupted", RUN_FAILED)
     except Exception as e:
         return _unexpected(e)
+
+
+def _plain(message: str) -> str:
+    if message == "Missing command.":
+        return "missing command; --help lists them"
+    return message.replace("Value error, ", "")
 
 
 def _unexpected(error: Exception) -> int:

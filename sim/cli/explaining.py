@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from sim.cli import choosing, options, output, running
+from sim.cli import choosing, compiling, options, output, running
 from sim.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def explain(make: Callable[[], Job], *, trace: Path | None, engine: str, plot: P
     routing = None if trace is None else running.routing_of(trace, job)
     from sim import explain as explaining
 
-    with output.progress("explaining (the first run compiles the engine, about 20 s)") as tell:
+    with output.progress("explaining") as tell, compiling.told():
         found = explaining.explain(job, engine=cast("EngineName", engine), routing=routing, tell=tell)
     if plot is not None:
         if found.roofline is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.cli import options, output
+from sim.cli import compiling, options, output
 from sim.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def run(asked: Asked, *, timeline: Path | None, plot: Path | None, as_json: bool
 
     output.check_writable("--timeline", timeline, options.TIMELINE_SUFFIXES)
     output.check_writable("--plot", plot, (".svg", ".png"))
-    with output.steps(f"simulating {len(asked.systems)} systems (the first run compiles the engine, about 10 s)") as tell:
+    with output.steps(f"simulating {len(asked.systems)} systems") as tell, compiling.told():
         compile_engine()
         outcomes = [_study(asked, system, tell) for system in asked.systems]
     if timeline is not None:

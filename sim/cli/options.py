@@ -31,8 +31,13 @@ PolicyScheduler = Annotated[
 Batch = Annotated[int | None, typer.Option(min=1, help="Sequences served together: micro-batch x number of micro-batches.")]
 Microbatch = Annotated[int | None, typer.Option(min=1, help="Sequences of one micro-batch.")]
 Padded = Annotated[bool, typer.Option("--padded", help="Pad every prompt to the workload's longest.")]
-PolicyFile = Annotated[Path | None, typer.Option("--policy", help="YAML file with batch sizes and residency; flags win over it.")]
-Trace = Annotated[Path | None, typer.Option(help="Recorded routing (Parquet) that drives the experts' loads.")]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option("--policy", exists=True, dir_okay=False, help="YAML file with batch sizes and residency; flags win over it."),
+]
+Trace = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="Recorded routing (Parquet) that drives the experts' loads.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")]
 Engine = Annotated[EngineChoice, typer.Option(help="auto: compiled where the whole schedule is known in advance.")]
 Timeline = Annotated[Path | None, typer.Option(help="Write the task timeline: OUT.parquet, or OUT.json for Perfetto.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sim.cli import output
+from sim.cli import compiling, output
 from sim.errors import UserError, unknown
 
 
@@ -16,7 +16,7 @@ def _check(folder: Path | None) -> None:
 
 def moe_lightning(folder: Path | None, as_json: bool) -> None:
     _check(folder)
-    with output.steps("reproducing MoE-Lightning's tables (the first run compiles the engine, about 10 s)") as say:
+    with output.steps("reproducing MoE-Lightning's tables") as say, compiling.told():
         from sim.reproduce.moe_lightning import page, score
         from sim.reproduce.moe_lightning.reproduction import reproduce
         from sim.reproduce.pages import percent, signed
@@ -45,7 +45,7 @@ def flashdmoe(calibration: str, folder: Path | None, as_json: bool) -> None:
     _check(folder)
     if calibration not in ("paper", "healthy"):
         raise unknown("--calibration", calibration, ("paper", "healthy"))
-    with output.steps("reproducing FlashDMoE's figures (the first run compiles the engine, about 10 s)") as say:
+    with output.steps("reproducing FlashDMoE's figures") as say, compiling.told():
         from sim.reproduce.flashdmoe import page
         from sim.reproduce.flashdmoe.reproduction import reproduce
         from sim.reproduce.pages import signed

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sim.cli import options, output
+from sim.cli import compiling, options, output
 from sim.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,10 +28,13 @@ def run(make: Callable[[], Job], *, trace: Path | None, engine: str, timeline: P
 
 
 def compare(make: Callable[[str], Job], schedulers: str, *, trace: Path | None, engine: str, as_json: bool) -> None:
+    from sim.schedulers import registry
+
     names = [name.strip() for name in schedulers.split(",")]
     for name in names:
         if not name:
             raise UserError(f"--schedulers: {schedulers!r} has an empty name; names separated by commas are needed")
+        registry.load(name, "--schedulers")
     jobs = [make(name) for name in names]
     results = [_simulate(job, trace, engine).summary for job in jobs]
     if as_json:
@@ -42,7 +45,7 @@ def compare(make: Callable[[str], Job], schedulers: str, *, trace: Path | None, 
 
 def _simulate(job: Job, trace: Path | None, engine: str) -> Outcome:
     routing = None if trace is None else routing_of(trace, job)
-    with output.progress(f"simulating {job.scheduler} (the first run compiles the engine, about 10 s)"):
+    with output.progress(f"simulating {job.scheduler}"), compiling.told():
         from sim.simulate import simulate_job
 
         outcome = simulate_job(job, engine=cast("EngineName", engine), routing=routing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sim import configuration
-from sim.errors import UserError, unknown
+from sim.errors import UserError
 from sim.machines.schema import Machine, Rig
 
 __all__ = ["Machine", "Rig", "load", "load_rig", "names", "rig_names"]
@@ -47,6 +47,4 @@ def load_rig(name_or_file: str | Path) -> Rig:
 def _locate(flag: str, name: str, known: tuple[str, ...]) -> Path:
     if name in known:
         return _BUILTIN / ("rigs" if name in rig_names() else ".") / f"{name}.yaml"
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        return Path(name)
-    raise unknown(flag, name, known)
+    return configuration.own_file(flag, name, known)

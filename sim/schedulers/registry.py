@@ -32,38 +32,40 @@ def names() -> tuple[str, ...]:
     return tuple(NAMES)
 
 
-def load(name: str) -> type[Any]:
-    """The class of a built-in scheduler, or `FILE.py:CLASS`.
+def load(name: str, flag: str = "--scheduler") -> type[Any]:
+    """The class of a built-in scheduler, or `FILE.py:CLASS`; `flag` is what gave it.
 
     Raises UserError for an unknown name (with the nearest one), and for a file that cannot be read
     or holds no such scheduler.
     """
     if ".py:" in name:
         path, _, attribute = name.rpartition(":")
-        return _from_file(Path(path), attribute)
+        return _from_file(Path(path), attribute, flag)
     if name not in NAMES:
-        raise unknown("--scheduler", name, NAMES)
+        if name.endswith(".py"):
+            raise UserError(f"{flag}: {name} names no class; FILE.py:CLASS is needed")
+        raise unknown(flag, name, NAMES)
     module, attribute = NAMES[name]
     found: type[Any] = getattr(importlib.import_module(module), attribute)
     return found
 
 
-def _from_file(path: Path, attribute: str) -> type[Any]:
+def _from_file(path: Path, attribute: str, flag: str) -> type[Any]:
     if not path.is_file():
-        raise UserError(f"--scheduler: no file {path}; give FILE.py:CLASS or one of {', '.join(NAMES)}")
-    module = _import(path)
+        raise UserError(f"{flag}: no file {path}; give FILE.py:CLASS or one of {', '.join(NAMES)}")
+    module = _import(path, flag)
     found = getattr(module, attribute, None)
     if found is None:
-        raise unknown(f"--scheduler: {path}", attribute, (n for n, v in vars(module).items() if isinstance(v, type)))
+        raise unknown(f"{flag}: {path}", attribute, (n for n, v in vars(module).items() if isinstance(v, type)))
     if not isinstance(found, type):
-        raise UserError(f"--scheduler: {path}: {attribute} is no class; a class with {', '.join(NEEDED)} is needed")
+        raise UserError(f"{flag}: {path}: {attribute} is no class; a class with {', '.join(NEEDED)} is needed")
     missing = [n for n in NEEDED if not hasattr(found, n) and n != "pools"]
     if missing:
-        raise UserError(f"--scheduler: {path}: class {attribute} has no {', '.join(missing)}; derive it from sim.schedulers.base.Scheduler")
+        raise UserError(f"{flag}: {path}: class {attribute} has no {', '.join(missing)}; derive it from sim.schedulers.base.Scheduler")
     return found
 
 
-def _import(path: Path) -> ModuleType:
+def _import(path: Path, flag: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"scheduler_{path.stem}", path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
@@ -72,7 +74,7 @@ def _import(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as e:
         del sys.modules[spec.name]
-        raise UserError(f"--scheduler: {path} cannot be imported: {type(e).__name__}: {e}") from e
+        raise UserError(f"{flag}: {path} cannot be imported: {type(e).__name__}: {e}") from e
     return module
 
 

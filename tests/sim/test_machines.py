@@ -216,7 +216,7 @@ def test_unknown_names() -> None:
         machines.load("2xt5")
     with pytest.raises(UserError, match="--rig: unknown name 'laptop'; did you mean 'laptop-rig'|have laptop-rig"):
         machines.load_rig("laptop")
-    with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read"):
+    with pytest.raises(UserError, match=r"nowhere\.yaml: no such file"):
         machines.load("nowhere.yaml")
 
 

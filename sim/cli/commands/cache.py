@@ -12,7 +12,9 @@ from sim.cli import options
 
 def cache(
     model: options.Model,
-    trace: Annotated[Path, typer.Option(help="Recorded routing (Parquet), its decode steps.", show_default=False)],
+    trace: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="Recorded routing (Parquet), its decode steps.", show_default=False)
+    ],
     capacity: Annotated[str | None, typer.Option(help="Experts of each layer that stay on the GPU, separated by commas.")] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Choose all of it for a machine, by simulating, and say why.")] = False,
     machine: Annotated[str | None, typer.Option(help="Built-in name, or a YAML profile; without it, hit rates and no times.")] = None,
@@ -33,7 +35,9 @@ def cache(
     steps: Annotated[int | None, typer.Option(min=0, help="Decode steps; 0: all. Else 1000, with --auto 256, all with no machine.")] = None,
     sequences: Annotated[int | None, typer.Option(min=1, help="So many sequences, spread evenly over the trace.")] = None,
     skip: Annotated[int, typer.Option(min=0, help="Leave out so many sequences at the front, before --sequences.")] = 0,
-    next_gate: Annotated[Path | None, typer.Option(help="Trace of what each layer's gate said one layer earlier.")] = None,
+    next_gate: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Trace of what each layer's gate said one layer earlier.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw hit rates and what they are worth: OUT.svg or OUT.png.")] = None,
     json: options.Json = False,
 ) -> None:

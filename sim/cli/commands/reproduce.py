@@ -9,7 +9,7 @@ import typer
 
 from sim.cli import options
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Simulate what was published, and tell how far it is off.")
+app = typer.Typer(rich_markup_mode=None, help="Simulate what was published, and tell how far it is off.")
 Folder = Annotated[Path | None, typer.Option("-o", help="Write the page and its pictures into this directory.", show_default=False)]
 
 
