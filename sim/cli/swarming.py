@@ -47,11 +47,17 @@ class Wanted:
     tolerate: int
     silent: int
     seed: int
+    autoscale: str
+    prices: Path | None
+    prices_from: str | None
+    bid: float | None
+    arbitrage: str
 
 
 def swarm(wanted: Wanted, timeline: Path | None, html: Path | None, as_json: bool) -> None:
     """Simulate the design and the baselines, and print a table or one JSON object."""
     from sim.swarm.comparison import compare
+    from sim.swarm.fleet import arbitrage, policy
     from sim.swarm.settings import Settings
 
     output.check_writable("--timeline", timeline, options.TIMELINE_SUFFIXES)
@@ -59,7 +65,7 @@ def swarm(wanted: Wanted, timeline: Path | None, html: Path | None, as_json: boo
     settings = Settings(
         design=wanted.design, routing=wanted.routing, spares=wanted.spares, gossip_s=wanted.gossip_s, fan_out=wanted.fan_out,
         adaptive=wanted.adaptive, loss=wanted.loss, tolerate=wanted.tolerate, silent=wanted.silent, rebalance_s=wanted.rebalance_s,
-        duration_s=wanted.duration_s, seed=wanted.seed,
+        duration_s=wanted.duration_s, seed=wanted.seed, autoscale=policy.load(wanted.autoscale), arbitrage=arbitrage.load(wanted.arbitrage),
     )  # fmt: skip
     named = names(wanted)
     with output.steps("simulating") as tell:
@@ -87,17 +93,43 @@ def names(wanted: Wanted) -> tuple[Plant, Policy, tuple[Trouble, ...]]:
     from sim.swarm import choice, study, trouble
     from sim.swarm.plant import Plant
 
-    for flag, path in (("--trace", wanted.trace), ("--requests", wanted.requests), ("--events", wanted.events)):
+    for flag, path in named_files(wanted):
         if path is not None and not path.exists():
             raise UserError(f"{flag}: {path}: no such file")
     choice.load(wanted.routing)
     if wanted.design not in study.DESIGNS:
         raise UserError(f"--design: is {wanted.design!r}; have {', '.join(study.DESIGNS)}")
     plant = Plant(clusters.load(wanted.machine), models.load(wanted.model))
+    check_market(wanted)
     policy = load_policy(wanted.placement, "--placement")
     if policy.whole_layers:
         raise UserError(f"--placement: {wanted.placement} places whole layers; a policy of experts is needed, as eplb or robust")
-    return plant, policy, trouble.load(wanted.events, plant) if wanted.events is not None else ()
+    troubles = trouble.load(wanted.events, plant) if wanted.events is not None else ()
+    return plant, policy, (*troubles, *market_events(wanted, plant))
+
+
+def named_files(wanted: Wanted) -> tuple[tuple[str, Path | None], ...]:
+    return ("--trace", wanted.trace), ("--requests", wanted.requests), ("--events", wanted.events), ("--prices", wanted.prices)
+
+
+def check_market(wanted: Wanted) -> None:
+    """Flags of prices that say nothing without another one."""
+    if wanted.prices is None and (wanted.bid is not None or wanted.prices_from is not None):
+        raise UserError(f"{'--bid' if wanted.bid is not None else '--prices-from'}: there is no price trace; give --prices as well")
+    if wanted.arbitrage != "none" and wanted.autoscale == "none":
+        raise UserError("--arbitrage: all nodes are rented, there is nowhere to move; give --autoscale fixed, reactive or predictive")
+
+
+def market_events(wanted: Wanted, plant: Plant) -> tuple[Trouble, ...]:
+    """Prices of the trace, and nodes taken away by it."""
+    if wanted.prices is None:
+        return ()
+    from sim.clusters.importers import spot_prices
+    from sim.swarm.fleet import prices
+
+    begin = None if wanted.prices_from is None else spot_prices.moment("--prices-from", wanted.prices_from)
+    steps = prices.steps_of(plant, spot_prices.read(wanted.prices), begin)
+    return tuple(prices.events(plant, steps, wanted.bid, wanted.duration_s))
 
 
 def stated(wanted: Wanted, plant: Plant, policy: Policy, troubles: tuple[Trouble, ...]) -> Study:
@@ -170,14 +202,12 @@ def write_timeline(done: Finished, study: Study, path: Path) -> None:
 
 def show(found: dict[str, Any]) -> None:
     """The table for people, with the floor that distance sets."""
-    from sim.swarm.study import DESIGN_WORDS
-
     columns = (
         "design", "tokens/s", "TTFT p50", "p99", "TPOT p50", "p99", "floor a token", "WAN", "$ / M tokens", "answered", "lost", "moves",
     )  # fmt: skip
     rows = []
     for r in found["results"]:
-        name = DESIGN_WORDS[r["design"]]
+        name = r["words"]
         if "does_not_fit" in r:
             rows.append((name, r["does_not_fit"], *[""] * (len(columns) - 2)))
             continue
@@ -195,8 +225,9 @@ def show(found: dict[str, Any]) -> None:
     for r in found["results"]:
         if "steps" in r:
             counts = f"{r['steps']:,} steps, {r['tasks']:,} tasks, {r['tokens_simulated']:,} tokens simulated in {r['wall_s']:.1f} s"
-            print(f"{DESIGN_WORDS[r['design']]}: {counts}; {r['suspected']} nodes missed, {r['rejoined']} back")
+            print(f"{r['words']}: {counts}; {r['suspected']} nodes missed, {r['rejoined']} back")
             print(f"  {between_nodes(r)}")
+            print(f"  {spent(r)}")
 
 
 def between_nodes(r: dict[str, Any]) -> str:
@@ -210,6 +241,16 @@ def between_nodes(r: dict[str, Any]) -> str:
         f"gossip: {output.size(r['gossip_bytes'])} in {r['gossip_messages']:,} messages{age}",
         f"checkpoints: {output.size(r['restored_bytes'])} restored, {output.size(r['deduplicated_bytes'])} deduplicated",
     ))  # fmt: skip
+
+
+def spent(r: dict[str, Any]) -> str:
+    """What was rented and burnt, in a line."""
+    idle = r["idle_energy_wh"]
+    watts = "idle power left out: not stated" if idle is None else f"{idle / 1e3:.2f} kWh idle"
+    energy = "" if r["busy_energy_wh"] is None else f"; energy: {r['busy_energy_wh'] / 1e3:.2f} kWh of work, {watts}"
+    moves = f"; {r['price_moves']} moves to cheaper nodes for $ {r['migration_usd']:,.2f}" if r["arbitrage"] else ""
+    scaled = f", {r['scale_ups']} up, {r['scale_downs']} down, {r['wasted_starts']} started in vain" if r["autoscale"] != "none" else ""
+    return f"rented: {r['node_hours']:,.2f} node-hours, $ {r['cost_usd']:,.2f}{scaled}{moves}{energy}"
 
 
 def _s(value: float | None) -> str:

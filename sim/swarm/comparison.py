@@ -13,7 +13,7 @@ from typing import Any
 from sim.errors import UserError
 from sim.swarm.figures import figures
 from sim.swarm.settings import Settings
-from sim.swarm.study import DESIGN_WORDS, Finished, Study, simulate
+from sim.swarm.study import Finished, Study, simulate, words
 
 BASELINES = ("replicas", "edge")
 Row = dict[str, Any]
@@ -25,24 +25,32 @@ def compare(study: Study, settings: Settings, tell: Callable[[str], None], apart
 
     Raises UserError where the model does not fit the design asked for.
     """
-    baselines = [replace(settings, design=d) for d in BASELINES if d != settings.design]
-    tell("; at the same time ".join(DESIGN_WORDS[s.design] for s in (settings, *(baselines if apart else ()))))
+    baselines = beside(settings)
+    tell("; at the same time ".join(words(s) for s in (settings, *(baselines if apart else ()))))
     with _started(study, baselines if apart else ()) as answers:
         first = simulate(study, settings)
         rows, peak_mib = [figures(settings.design, first, study)], 0
-        for baseline in baselines:
-            tell(f"{'waiting for ' if apart else ''}{DESIGN_WORDS[baseline.design]}")
-            row, mib = _received(answers[baseline.design], baseline.design) if apart else (_row(study, baseline), 0)
+        for i, baseline in enumerate(baselines):
+            tell(f"{'waiting for ' if apart else ''}{words(baseline)}")
+            row, mib = _received(answers[i], baseline) if apart else (_row(study, baseline), 0)
             rows.append(row)
             peak_mib += mib
     return first, rows, peak_mib + _peak_mib()
+
+
+def beside(settings: Settings) -> list[Settings]:
+    """The same without moving to cheaper nodes, and with all nodes rented all the time; then a sane operator's designs with all nodes."""
+    whole = replace(settings, autoscale=None, arbitrage=None)
+    still = [replace(settings, arbitrage=None)] if settings.arbitrage is not None else []
+    static = [whole] if settings.autoscale is not None and settings.design not in BASELINES else []
+    return [*still, *static, *(replace(whole, design=d) for d in BASELINES if replace(whole, design=d) != settings)]
 
 
 def _row(study: Study, settings: Settings) -> Row:
     try:
         return figures(settings.design, simulate(study, settings), study)
     except UserError as e:
-        return {"design": settings.design, "does_not_fit": str(e)}
+        return {"design": settings.design, "words": words(settings), "does_not_fit": str(e)}
 
 
 def _peak_mib() -> int:
@@ -53,13 +61,14 @@ def _peak_mib() -> int:
 
 
 @contextmanager
-def _started(study: Study, designs: Sequence[Settings]) -> Iterator[dict[str, Connection]]:
+def _started(study: Study, designs: Sequence[Settings]) -> Iterator[list[Connection]]:
     """A new process for each design, which is ended however the caller ends. Spawned, as a fork would copy the threads' locks."""
     context = multiprocessing.get_context("spawn")
-    answers, processes = {}, []
+    answers, processes = list[Connection](), []
     try:
         for settings in designs:
-            answers[settings.design], there = context.Pipe(duplex=False)
+            here, there = context.Pipe(duplex=False)
+            answers.append(here)
             processes.append(context.Process(target=_work, args=(there, study, settings), daemon=True))
             processes[-1].start()
             there.close()
@@ -74,9 +83,9 @@ def _work(answer: Connection, study: Study, settings: Settings) -> None:
     answer.send((_row(study, settings), _peak_mib()))
 
 
-def _received(answer: Connection, design: str) -> tuple[Row, int]:
+def _received(answer: Connection, settings: Settings) -> tuple[Row, int]:
     try:
         row, mib = answer.recv()
     except EOFError:
-        raise RuntimeError(f"{DESIGN_WORDS[design]}: its process ended without figures; what it printed tells why") from None
+        raise RuntimeError(f"{words(settings)}: its process ended without figures; what it printed tells why") from None
     return row, mib

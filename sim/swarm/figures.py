@@ -13,7 +13,7 @@ from sim.swarm.fleet.policy import name_of
 from sim.swarm.jobs import Job
 from sim.swarm.plant import Plant
 from sim.swarm.server import Server
-from sim.swarm.study import Finished, Study
+from sim.swarm.study import Finished, Study, words
 from sim.tasks import PS_PER_S
 
 
@@ -28,7 +28,8 @@ def figures(design: str, done: Finished, study: Study) -> dict[str, Any]:
     bill = Bill.of(study.plant, study.troubles, done.seconds, server.fleet.pool if server.fleet else None)
     cost = bill.usd + tally.egress_usd
     return {
-        "design": design, "requests": len(jobs), "answered": len(answered), "under_way": under_way, "lost": unanswered - under_way,
+        "design": design, "words": words(server.settings), "requests": len(jobs), "answered": len(answered),
+        "under_way": under_way, "lost": unanswered - under_way,
         "duplicated": sum(max(0, j.deliveries - 1) for j in answered), "seconds": done.seconds, "tokens": tokens,
         "tokens_per_s": tokens / done.seconds if done.seconds else 0.0,
         "ttft_s": _percentiles([_ttft_s(study, server, j) for j in answered]),

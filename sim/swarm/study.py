@@ -13,6 +13,7 @@ from sim.events import Request, Result
 from sim.placement import Policy
 from sim.swarm.dice import below
 from sim.swarm.fleet.fleet import MARKET
+from sim.swarm.fleet.policy import name_of
 from sim.swarm.mail import OP, losses
 from sim.swarm.plant import Plant
 from sim.swarm.routes import Routes
@@ -29,6 +30,12 @@ DESIGN_WORDS = {
     "nodes": "a full replica per node",
 }  # fmt: skip
 DESIGNS = tuple(DESIGN_WORDS)
+
+
+def words(settings: Settings) -> str:
+    """What a design is called where it stands beside others."""
+    scaled = "" if settings.autoscale is None else f", {name_of(settings.autoscale)}"
+    return DESIGN_WORDS[settings.design] + scaled + (", moving to cheaper nodes" if settings.arbitrage is not None else "")
 
 
 @dataclass(frozen=True, eq=False, slots=True)

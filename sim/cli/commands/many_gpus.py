@@ -72,7 +72,12 @@ def swarm(
     replica_routing: Annotated[str, typer.Option(help="nearest, least-loaded, power-of-two, lp.")] = "nearest",
     events: Annotated[Path | None, typer.Option(help="What goes wrong: FILE.yaml.")] = None,
     duration: Annotated[float | None, typer.Option(min=1, help="Seconds to simulate; else until all is answered.")] = None,
-    design: Annotated[str, typer.Option(help="spread, replicas, edge; the last two are always in the table.")] = "spread",
+    design: Annotated[str, typer.Option(help="spread, replicas, edge, nodes; replicas and edge are always in the table.")] = "spread",
+    autoscale: Annotated[str, typer.Option(help="Rented nodes: none (all), fixed, reactive, predictive, or NAME:OPTION=VALUE.")] = "none",
+    prices: Annotated[Path | None, typer.Option(help="Price trace: AWS JSON, CSV, or a folder of them.", show_default=False)] = None,
+    prices_from: Annotated[str | None, typer.Option(help="The trace's time at which the study begins; else when all have a price.")] = None,
+    bid: Annotated[float | None, typer.Option(min=0.01, help="Share of a node's list price above which it is taken away.")] = None,
+    arbitrage: Annotated[str, typer.Option(help="none, on, or on:OPTION=VALUE: replicas move to cheaper nodes.")] = "none",
     spares: Annotated[int, typer.Option(min=0, help="Copies a layer beyond one of each expert (spread).")] = 0,
     first: Annotated[int | None, typer.Option(min=1, help="Only the trace's first so many requests.")] = None,
     everywhere: Annotated[bool, typer.Option("--everywhere", help="Requests come in evenly over all regions.")] = False,
@@ -91,6 +96,6 @@ def swarm(
 
     wanted = swarming.Wanted(
         machine, model, trace, requests, placement, replica_routing, events, duration, design, spares, first, everywhere, rebalance,
-        gossip_period, fan_out, adaptive, loss, tolerate, silent, seed,
+        gossip_period, fan_out, adaptive, loss, tolerate, silent, seed, autoscale, prices, prices_from, bid, arbitrage,
     )  # fmt: skip
     swarming.swarm(wanted, timeline, html, json)

@@ -89,10 +89,13 @@ class Fleet:
     def _alive(self) -> frozenset[int]:
         return self.pool.rented - self.placer.dead
 
+    def _young(self, now: Time) -> frozenset[int]:
+        """Nodes that run, but may not have been heard of yet."""
+        return frozenset(n for n in self.pool.nodes("up") if now - self.pool.since_up(n) <= self.faults.settings.suspect_s * PS_PER_S)
+
     def _coming(self, now: Time) -> frozenset[int]:
-        """Nodes that start, or run and may not have been heard of yet."""
-        young = {n for n in self.pool.nodes("up") if now - self.pool.since_up(n) <= self.faults.settings.suspect_s * PS_PER_S}
-        coming = self.pool.nodes("starting") | young | (self.pool.nodes("up") & self._alive())
+        """Nodes that are counted on: those that serve, load or start, but for those that others leave for."""
+        coming = self.pool.nodes("starting") | self._young(now) | (self.pool.nodes("up") & self._alive())
         return coming - self.moves.coming if self.moves is not None else coming
 
     # More ---------------------------------------------------------------------------------------
@@ -228,7 +231,7 @@ class Fleet:
 
     def _lost(self, now: Time) -> list[Command]:
         """Nodes that have been given up, and those of which nothing was heard since they started, are paid for no longer."""
-        gone = self.pool.nodes("up", "draining") - self._alive() - self._coming(now) - self.pool.kept
+        gone = self.pool.nodes("up", "draining") - self._alive() - self._young(now) - self.pool.kept
         return [c for n in sorted(gone) for c in self.give_back(now, n)]
 
     def give_back(self, now: Time, node: int) -> list[Command]:

@@ -13,7 +13,7 @@ import numpy as np
 from sim.report.figures import seconds_text
 from sim.report.sections import table
 from sim.swarm.report import atlas, heat
-from sim.swarm.study import DESIGN_WORDS, Finished, Study
+from sim.swarm.study import Finished, Study
 from sim.units import size
 from traces.files import replacing
 
@@ -47,7 +47,7 @@ _SHELL = """<!doctype html>
 
 def write_report(path: Path, study: Study, done: Finished, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
     """Write the page of the first design, whole or not at all; rows: figures of all designs, the first one's first."""
-    title = f"{facts['model']} on {facts['machine']}: {DESIGN_WORDS[rows[0]['design']]}"
+    title = f"{facts['model']} on {facts['machine']}: {rows[0]['words']}"
     body = "\n".join([
         f"<h1>{escape(title)}</h1>", f'<p class="lead">{escape(_lead(rows[0], facts))}</p>', _cards(rows[0]), _map(study, done),
         _loads(study, done), _designs(rows), _between(rows[0]), _footer(rows[0], facts),
@@ -92,7 +92,8 @@ def _energy(row: Mapping[str, Any]) -> str:
 
 
 def _carbon(row: Mapping[str, Any]) -> str:
-    said = "of GPUs while they worked"
+    idle = row["idle_energy_wh"]
+    said = f"of GPUs while they worked; {'idle power is not stated' if idle is None else f'idle {idle / 1e3:.2f} kWh'}"
     return said if row["carbon_g"] is None else f"{said}; {row['carbon_g'] / 1e3:,.2f} kg CO&#8322;e"
 
 
@@ -136,7 +137,7 @@ def _designs(rows: Sequence[Mapping[str, Any]]) -> str:
     head = ["design", "tokens/s", *times, "between regions", "$ a million tokens", "answered", "lost"]
     body = []
     for r in rows:
-        name = escape(DESIGN_WORDS[r["design"]])
+        name = escape(r["words"])
         if "does_not_fit" in r:
             body.append([f"{name}: {escape(r['does_not_fit'])}", *["&ndash;"] * (len(head) - 1)])
             continue
