@@ -1,4 +1,5 @@
-"""All that needs a GPU, in one script: tests, benches, calibration, validation, and offloading on a 16 GB budget.
+"""All that needs a GPU, in one script: tests, benches, calibration, validation, ranks where there are several GPUs, and offloading
+on a 16 GB budget.
 
     python benchmarks/gpu.py [-o traces/measured] [--minutes 10] [--only PART ...]
 
@@ -30,16 +31,32 @@ BUDGET_BYTES = 16 * 10**9
 
 
 class Part(NamedTuple):
-    """share: of the minutes, at most. command: what runs, its stdout kept in `into` where that is given."""
+    """share: of the minutes, at most. command: what runs, its stdout kept in `into` where that is given. gpus: how many it needs."""
 
     name: str
     share: float
     command: Callable[[Path], Sequence[str]]
     into: str = ""
+    gpus: int = 1
 
 
 def exec_(*arguments: str) -> Sequence[str]:
     return [sys.executable, "-m", "exec", *arguments]
+
+
+def ranks_(*arguments: str) -> Sequence[str]:
+    """A command for as many ranks as GPUs, up to eight."""
+    import torch
+
+    return exec_(*arguments, "--ranks", str(min(8, torch.cuda.device_count())), "--device", "cuda")
+
+
+def _on_ranks(scheduler: str) -> Part:
+    """Layers on ranks beside one process and beside their simulation."""
+    return Part(f"ranks, {scheduler}", 0.05, lambda out: ranks_(
+        "run", "--model", "tiny-mixtral", "--scheduler", scheduler, "--tokens", "4096", "--check", "--json",
+        "--machine", str(out / "ranks.yaml"), "--timeline", str(out / f"ranks-{scheduler}.parquet")),
+        f"ranks-{scheduler}.json", 2)  # fmt: skip
 
 
 KERNEL_OPS = ("router", "dispatch+combine", "attn_decode", "fused_moe", "linear", "rms_norm", "embed", "sample")
@@ -55,6 +72,10 @@ PARTS = (
     Part("calibrate", 0.15, lambda out: exec_("calibrate", "--device", "cuda", "-o", str(out / "profile.yaml"))),
     Part("validate", 0.15, lambda out: exec_(
         "validate", "--device", "cuda", "--machine", str(out / "profile.yaml"), "--json"), "validation.json"),
+    Part("ranks, calibrate", 0.15, lambda out: ranks_("calibrate", "-o", str(out / "ranks.yaml")), gpus=2),
+    *map(_on_ranks, ("bulk-sync", "chunked", "overlapped")),
+    Part("ranks, validate", 0.25, lambda out: ranks_(
+        "validate", "--machine", str(out / "ranks.yaml"), "--json"), "ranks-validation.json", 2),
     Part("offload", 0.35, lambda out: [
         sys.executable, str(ROOT / "benchmarks" / "offload.py"), "--device", "cuda", "--budget", str(BUDGET_BYTES),
         "--machine", str(out / "profile.yaml"), "-o", str(out)],
@@ -113,6 +134,9 @@ def main() -> int:
     facts: dict[str, Any] = {**made(DeviceName.cuda), "command": " ".join(sys.argv), "parts": {}}
     for part in PARTS:
         if args.only and part.name not in args.only:
+            continue
+        if torch.cuda.device_count() < part.gpus:
+            print(f"{part.name}: left out, it needs {part.gpus} GPUs", file=sys.stderr, flush=True)
             continue
         left = deadline - time.monotonic()
         if left < 5:

@@ -53,6 +53,12 @@ class Links:
     def receive(self, peer: int, rows: torch.Tensor) -> int:
         return self._device.do(f"from.{peer}", self._transfer(dist.irecv, rows, peer, self._groups[peer, self.rank]))[1]
 
+    def close(self) -> None:
+        """Give the groups back; nothing is on its way any more."""
+        for pair, group in self._groups.items():
+            if self.rank in pair:
+                dist.destroy_process_group(group)
+
     @staticmethod
     def _transfer(operation: Callable[..., Any], rows: torch.Tensor, peer: int, group: Any) -> Callable[[], None]:
         def run() -> None:

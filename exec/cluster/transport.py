@@ -29,6 +29,7 @@ REPEATS = 25
 HOPS = 200
 
 HARDLY = 1.2
+"""A put of four times the bytes that takes less than so many times longer tells nothing of its link."""
 
 Probe = tuple[Work, str, Sequence[str]]
 """Work, lane, and what is written."""

@@ -52,6 +52,8 @@ class Worker:
                 self._line.send(wire.Ready())
             elif isinstance(order, wire.Take):
                 self._run(order)
+        if self._device is not None:
+            self._device[1].close()
 
     def _prepared(self, order: Order) -> RankBackend:
         if not order.device:
