@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as jsonlib
-import os
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -12,14 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-try:
-    from typer._click.exceptions import ClickException
-except ImportError:  # typer before 0.26 does not bundle click
-    from click import ClickException  # type: ignore[assignment]
-
+from traces import entry
+from traces.entry import RUN_FAILED
 from traces.errors import TraceError
-
-DONE, RUN_FAILED, BAD_INPUT = 0, 1, 2
 
 app = typer.Typer(
     name="traces", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -187,24 +181,11 @@ def _tell(as_json: bool, value: dict[str, Any], line: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code of one call: 0 done, 2 bad input in one line, 1 the run failed. Messages go to stderr."""
-    try:
-        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="python -m traces", standalone_mode=False)
-        sys.stdout.flush()
-        return DONE
-    except ClickException as e:
-        return _say(f"python -m traces: {e.format_message()} Try --help.", BAD_INPUT)
-    except TraceError as e:
-        return _say(str(e), BAD_INPUT)
-    except BrokenPipeError:  # the reader of our stdout went away; Python must not complain at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return RUN_FAILED
-    except (OSError, MemoryError) as e:
-        return _say(f"the run failed, nothing was saved: {e or type(e).__name__}", RUN_FAILED)
-    except (KeyboardInterrupt, typer.Abort):
-        return _say("python -m traces: interrupted, nothing was saved", RUN_FAILED)
+    return entry.run(app, "python -m traces", arguments, _meaning)
 
 
-def _say(message: str, code: int) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return code
+def _meaning(error: Exception) -> tuple[str, int] | None:
+    """A full disk, or no memory left, is a failed run; all else is a bug."""
+    if isinstance(error, OSError | MemoryError):
+        return f"the run failed, nothing was saved: {error or type(error).__name__}", RUN_FAILED
+    return None

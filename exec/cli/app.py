@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -211,4 +210,4 @@ def demo(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return entry.run(app, "python -m exec", sys.argv[1:] if arguments is None else arguments)
+    return entry.run(app, "python -m exec", arguments)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import typer
 
+from exec import devices
 from exec.devices import DeviceName
 
 Given = dict[str, Any]
@@ -49,6 +50,7 @@ def _mode(given: Mapping[str, Any], ranks: bool) -> Mode:
 def _plain(_: int, given: Given) -> None:
     from exec.cli import running
 
+    devices.check(given["device"])  # ahead of what only such a device can make, its profile
     for name in ("machine", "workload"):
         if given[name] is None:
             raise typer.BadParameter(f"missing option --{name}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,4 +100,4 @@ app.add_typer(reproduce.app, name="reproduce")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return entry.run(app, "python -m sim", sys.argv[1:] if arguments is None else arguments)
+    return entry.run(app, "python -m sim", arguments)

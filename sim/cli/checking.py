@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sim.cli import output
-from sim.cli.entry import DONE, RUN_FAILED
+from traces.entry import DONE, RUN_FAILED
 
 
 def check(name: str, as_json: bool) -> int:

@@ -1,64 +1,27 @@
-"""Runs a typer application by the project's rules: exit 0 done, 2 bad input in one line, 1 the run failed."""
+"""The entry of both command lines, `sim` and `exec`: what their errors mean."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 
 import typer
 
-try:
-    from typer._click.exceptions import ClickException
-except ImportError:  # typer before 0.26 does not bundle click
-    from click import ClickException  # type: ignore[assignment]
-
 from sim.errors import UserError
-
-DONE, RUN_FAILED, BAD_INPUT = 0, 1, 2
-TYPER_INTERRUPTED = 130
-"""What typer returns, without a word, when Ctrl-C stopped a command."""
+from traces import entry
+from traces.entry import BAD_INPUT, RUN_FAILED
 
 
 def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) -> int:
-    """Exit code of one call. Messages go to stderr, in one line each."""
-    try:
-        code = app(args=arguments, prog_name=program, standalone_mode=False)
-        sys.stdout.flush()
-        if code == TYPER_INTERRUPTED:
-            raise KeyboardInterrupt
-        return code if isinstance(code, int) else DONE
-    except ClickException as e:
-        return _say(f"{program}: {_plain(e.format_message())}", BAD_INPUT)
-    except UserError as e:
-        return _say(str(e), BAD_INPUT)
-    except BrokenPipeError:  # the reader of our stdout went away; Python must not complain at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return RUN_FAILED
-    except (KeyboardInterrupt, typer.Abort):
-        return _say(f"{program}: interrupted", RUN_FAILED)
-    except Exception as e:
-        return _unexpected(e)
+    """Exit code of one call, see `traces.entry`."""
+    return entry.run(app, program, arguments, _meaning)
 
 
-def _plain(message: str) -> str:
-    if message == "Missing command.":
-        return "missing command; --help lists them"
-    return message.replace("Value error, ", "")
-
-
-def _unexpected(error: Exception) -> int:
-    """Trace files that cannot be read or written are bad input, a deadlock is a failed run; all else is a bug, shown whole."""
+def _meaning(error: Exception) -> tuple[str, int] | None:
+    """What a user did wrong is bad input, a deadlock is a failed run; all else is a bug."""
     from sim.drive import Deadlock
-    from traces.errors import TraceError
 
-    if isinstance(error, TraceError):
-        return _say(str(error), BAD_INPUT)
+    if isinstance(error, UserError):
+        return str(error), BAD_INPUT
     if isinstance(error, Deadlock):
-        return _say(f"the run failed, nothing was saved: {error}", RUN_FAILED)
-    raise error
-
-
-def _say(message: str, code: int) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return code
+        return f"the run failed, nothing was saved: {error}", RUN_FAILED
+    return None

@@ -17,6 +17,7 @@ NO_GPU = not torch.cuda.is_available()
 
 COMMANDS = [
     "run --model tiny-mixtral --machine any.yaml --workload mtbench --scheduler cgopipe",
+    "run --model tiny-mixtral --workload mtbench --scheduler cgopipe",  # without --machine, which takes such a device
     "run --model tiny-mixtral --ranks 2 --tokens 8 --scheduler overlapped",
     "calibrate -o profile.yaml",
     "calibrate --ranks 2 -o profile.yaml",

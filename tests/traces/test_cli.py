@@ -48,6 +48,7 @@ def test_what_was_taken_for_granted_is_said_on_stderr(tmp_path, capsys):
         (["import", "azuer", "x", "-o", "y"], "format 'azuer': unknown; did you mean 'azure'"),
         (["import", "azure", "nowhere.csv", "-o", "y"], "nowhere.csv: no such file"),
         (["import", "azure", "nowhere.csv"], "Missing option '-o'"),
+        ([], "missing command; --help lists them"),
         (["describe", "nowhere.parquet"], "nowhere.parquet: no such file"),
         (["describe", "nowhere.parquet", "--plot", "x.gif"], "--plot x.gif: must end in .png"),
         (["describe", "nowhere.parquet", "--gpus", "0"], "--gpus"),
