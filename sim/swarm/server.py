@@ -52,7 +52,7 @@ class Server:
         reach = scopes(plant, settings.design)
         leased = self._rent(reach)
         self.groups: list[Group] = []
-        self.views = Views(plant, settings, self.tally, self.desk.numbers, self.groups)
+        self.views = Views(plant, settings, self.tally, self.desk.numbers, self.groups, self.placer.dead)
         self.groups += self._form(routes, reach)
         kept = leased[0].kept if leased else None
         self.control = ControlPlane(plant, self.desk.numbers, self.tally, settings.tolerate, settings.silent, settings.seed, kept)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,10 +45,13 @@ class NodeState:
 
 
 class Views:
-    """One gossip member on every GPU node and on the coordinator. groups: those whose backlog the nodes read when they say it."""
+    """One gossip member on every GPU node and on the coordinator. groups: those whose backlog the nodes read when they say it; dead:
+    nodes that are taken for dead, whose last words nobody goes by."""
 
-    def __init__(self, plant: Plant, settings: Settings, tally: Tally, numbers: Iterator[int], groups: Sequence[Group]) -> None:
-        self.plant, self.settings, self.tally, self.groups = plant, settings, tally, groups
+    def __init__(
+        self, plant: Plant, settings: Settings, tally: Tally, numbers: Iterator[int], groups: Sequence[Group], dead: Collection[int] = ()
+    ) -> None:
+        self.plant, self.settings, self.tally, self.groups, self.dead = plant, settings, tally, groups, dead
         self.here = plant.cluster.coordinator
         names = tuple(dict.fromkeys((*plant.nodes, self.here)))
         self.away: set[str] = set()
@@ -97,8 +100,9 @@ class Views:
         return sense
 
     def entry(self, at: str, node: int) -> Entry | None:
-        """The newest that is known of a node somewhere."""
-        return self.members[at].known.get(self.plant.nodes[node])
+        """The newest that is known of a node somewhere; None of one that takes no part."""
+        name = self.plant.nodes[node]
+        return None if name in self.away else self.members[at].known.get(name)
 
     def backlog(self, now: Time, at: str, group: Group) -> float:
         """Tokens that a group still has to do, as a node knows it; 0 where it knows nothing of the group's home."""
@@ -114,8 +118,8 @@ class Views:
     def busy(self, now: Time, at: int) -> NDArray[np.float64]:
         """Load of every GPU [gpus] as node `at` knows it."""
         own = [self.entry(self.plant.nodes[at if not self.settings.fresh_loads else n], n) for n in range(len(self.plant.nodes))]
-        for entry in own:
-            if entry is not None:
+        for n, entry in enumerate(own):
+            if entry is not None and n not in self.dead:
                 self._looked(now, entry)
         return np.array([e.value.busy if e is not None else 0.0 for e in own])[self.plant.node_of]
 

@@ -77,6 +77,13 @@ def test_a_node_is_missed_by_gossip_alone() -> None:
     assert known is not None and known.stamp < 6.5e12 and done.server.placer.dead == {0}
 
 
+def test_the_last_words_of_a_node_that_is_given_up_are_no_old_view() -> None:
+    s = study(poisson(60, 0.5), [Trouble(at_s=6, what="crash", node="a-1")])
+    done = simulate(s, replace(BUSY, rebalance_s=0.0))
+    assert done.server.placer.dead == {1} and done.seconds > 60
+    assert done.server.views.mean_age_s is not None and done.server.views.mean_age_s < 2.0  # of all six it would be a sixth of the run
+
+
 # Checkpoints ----------------------------------------------------------------------------------------
 
 
