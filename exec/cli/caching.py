@@ -41,9 +41,10 @@ def run(
     if trace is None and evict in ("static", "belady"):
         raise UserError(f"--evict {evict}: needs to know the run beforehand; record it with --record-routing, then give it as --trace")
     spec = spec_of(model)
-    names = {"evict": evict, "admit": admit or ("contest" if evict == "static" else "always"), "prefetch": prefetch, "work": work}
-    budgets = size_of("--ram-budget", ram_budget), size_of("--device-budget", device_budget)
-    caching = pool.caching_for(spec, *budgets, governed=governed, **names)
+    caching = pool.caching_for(
+        spec, size_of("--ram-budget", ram_budget), size_of("--device-budget", device_budget), governed=governed, evict=evict,
+        admit=admit or ("contest" if evict == "static" else "always"), prefetch=prefetch, work=work,
+    )  # fmt: skip
     box = _machine(machine)
     if work == "hybrid" and not box.ops:
         raise UserError("--work hybrid: compares estimates; give --machine PROFILE.yaml from python -m exec calibrate")
@@ -59,11 +60,14 @@ def run(
     twin = pool.twin(ran) if box.ops else None
     _save(ran, timeline, record_routing, log)
     found = {**pool.summary(ran), "ram_budget": ram_budget, "device_budget": device_budget, "simulated": _simulated(ran, twin)}
-    if choice is not None:
-        from sim.residency import advice
+    output.print_json(found | _told(choice)) if as_json else show(found | _told(choice))
 
-        found["choice"] = advice.as_data(choice, None)
-    output.print_json(found) if as_json else show(found)
+
+def _told(choice: Choice | None) -> dict[str, Any]:
+    """What `--auto` chose, and why."""
+    from sim.residency import advice
+
+    return {} if choice is None else {"choice": advice.as_data(choice, None)}
 
 
 def _recording(trace: Path | None, spec: ModelSpec) -> Feed | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -32,33 +32,22 @@ def cache(
 ) -> None:  # fmt: skip
     """Run every combination and print them, or with `auto` choose among them; slow ones tell on stderr how far they are."""
     if auto:
-        given = {"--capacity": capacity, "--global": whole, "--host": host, "--plot": plot}
-        for flag in (flag for flag, value in given.items() if value):
-            raise UserError(f"{flag}: does not go with --auto, which finds it or draws nothing")
+        _check_alone({"--capacity": capacity, "--global": whole, "--host": host, "--plot": plot})
         study, _ = _study(model, machine, trace, batch, AUTO_STEPS if steps is None else steps, (skip, sequences), next_gate)
-        names = {"evict": evict, "admit": admit, "prefetch": prefetch, "work": work}
-        choosing.choose(study, _grid(next_gate is not None, **names), governed, as_json)
+        grid = _grid(next_gate is not None, evict=evict, admit=admit, prefetch=prefetch, work=work)
+        choosing.choose(study, grid, governed, as_json)
         return
     if capacity is None:
         raise UserError("--capacity: missing; experts of each layer that stay, separated by commas, or --auto")
-    evict, admit, prefetch, work = evict or "lru,lfu,lfru", admit or "always", prefetch or "none", work or "gpu"
+    names = evict or "lru,lfu,lfru", admit or "always", prefetch or "none", work or "gpu"
     output.check_writable("--plot", plot, PICTURES)
     with output.steps("simulating expert caches") as tell, compiling.told():
         study, skipped = _study(model, machine, trace, batch, steps, (skip, sequences), next_gate)
-        wanted = list(_combinations(study.model, capacity, evict, admit, prefetch, work, whole, host, governed))
+        wanted = list(_combinations(study.model, capacity, *names, whole, host, governed))
         _check(study, wanted, trace, next_gate)
-        rows = []
-        for i, caching in enumerate(wanted):
-            what = f"{caching.capacity} of {study.model.experts}, {caching.evict}, {caching.admit}, {caching.prefetch}, {caching.work}"
-            tell(f"{i + 1} of {len(wanted)}: {what}")
-            rows.append(study.row(caching))
+        found = _simulated(study, wanted, trace, tell)
     if skipped:
         output.note(f"the first {study.limit:,} decode steps of the trace's {skipped:,}; --steps 0 takes them all")
-    found: dict[str, Any] = {
-        "model": study.model.name, "machine": study.machine.name if study.machine else None, "trace": str(trace), "batch": batch,
-        "tokens": study.tokens, "sequences": len(study.feed.sequences), "experts": study.model.experts, "top_k": study.model.top_k,
-        "staging_slots": wanted[0].slots_beyond(study.model), "clock": "simulated", "rows": rows,
-    }  # fmt: skip
     if plot is not None:
         from sim.residency.plot import write_plot
 
@@ -67,6 +56,25 @@ def cache(
         output.print_json(found)
     else:
         _print(found)
+
+
+def _check_alone(given: Mapping[str, object]) -> None:
+    for flag in (flag for flag, value in given.items() if value):
+        raise UserError(f"{flag}: does not go with --auto, which finds it or draws nothing")
+
+
+def _simulated(study: Study, wanted: Sequence[Caching], trace: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+    """A row of each combination, and what they have in common."""
+    rows = []
+    for i, caching in enumerate(wanted):
+        what = f"{caching.capacity} of {study.model.experts}, {caching.evict}, {caching.admit}, {caching.prefetch}, {caching.work}"
+        tell(f"{i + 1} of {len(wanted)}: {what}")
+        rows.append(study.row(caching))
+    return {
+        "model": study.model.name, "machine": study.machine.name if study.machine else None, "trace": str(trace), "batch": study.batch,
+        "tokens": study.tokens, "sequences": len(study.feed.sequences), "experts": study.model.experts, "top_k": study.model.top_k,
+        "staging_slots": wanted[0].slots_beyond(study.model), "clock": "simulated", "rows": rows,
+    }  # fmt: skip
 
 
 def _study(
