@@ -57,49 +57,65 @@ def with_disk(box: Machine, bytes_per_s: float) -> Machine:
     )
 
 
+Times = dict[int, tuple[int, int, int]]
+"""Start, end and status by task number."""
+
+
+class Contents:
+    """Which expert each buffer holds, by the copies into it."""
+
+    def __init__(self, tasks: list[Task], times: Times) -> None:
+        self.writes: dict[str, list[tuple[int, int, int, bool]]] = {}
+        for t in tasks:
+            if t.op in ("load_expert", "read_expert"):
+                start, end, status = times[t.number]
+                self.writes.setdefault(t.writes[0], []).append((start, end, t.layer * MODEL.experts + t.page, status == DONE))
+
+    def key(self, buffer: str, start: int, end: int) -> int:
+        """Key in the buffer from `start` to `end`; -1 where it is none whole, or changes meanwhile."""
+        copies = [w for w in self.writes.get(buffer, ()) if w[0] < end and w[1] > w[0]]
+        assert not [w for w in copies if w[1] > start], f"{buffer} is written while it is read"
+        last = max(copies, key=lambda w: w[1], default=(0, 0, -1, True))
+        return last[2] if last[3] else -1
+
+
 def check_contents(o: Outcome) -> None:
     """Replays the copies: when experts are computed, exactly those that the router chose are in the slots that are read."""
     run = o.run
     tasks = [t for source in run.sources for t in ((source,) if isinstance(source, Task) else source.tasks())]
     columns = (run.number.tolist(), run.start_ps.tolist(), run.end_ps.tolist(), run.status.tolist())
     times = {n: (a, b, s) for n, a, b, s in zip(*columns, strict=True)}
-    writes: dict[str, list[tuple[int, int, int, bool]]] = {}
-    for t in tasks:
-        if t.op in ("load_expert", "read_expert"):
-            start, end, status = times[t.number]
-            writes.setdefault(t.writes[0], []).append((start, end, t.layer * MODEL.experts + t.page, status == DONE))
-
-    def inside(buffer: str, start: int, end: int) -> int:
-        """Key in the buffer from `start` to `end`; -1 where it is none whole, or changes meanwhile."""
-        copies = [w for w in writes.get(buffer, ()) if w[0] < end and w[1] > w[0]]
-        assert not [w for w in copies if w[1] > start], f"{buffer} is written while it is read"
-        last = max(copies, key=lambda w: w[1], default=(0, 0, -1, True))
-        return last[2] if last[3] else -1
-
+    contents = Contents(tasks, times)
     found: dict[tuple[int, int], list[int]] = {}
     elsewhere: dict[tuple[int, int], int] = {}
-    asked: dict[tuple[int, int], int] = {}
     for t in tasks:
         start, end, status = times[t.number]
         assert status == DONE or t.op in ("load_expert", "read_expert"), t
         at = (t.step, t.layer)
         if t.op == "experts":
-            found.setdefault(at, []).extend(inside(b, start, end) for b in t.reads if b.startswith("expert."))
+            found.setdefault(at, []).extend(contents.key(b, start, end) for b in t.reads if b.startswith("expert."))
         elif t.op == "cpu_experts":
             elsewhere[at] = len(t.work.expert_tokens)
         elif t.op == "load_expert" and status == DONE:
-            held = inside(t.reads[0], start, end) if o.caching.host is not None else int(t.reads[0].removeprefix("expert_host."))
+            host = t.reads[0]
+            held = contents.key(host, start, end) if o.caching.host is not None else int(host.removeprefix("expert_host."))
             assert held == t.layer * MODEL.experts + t.page, f"{t} copies {held}"
-    for entry in o.log.entries:
-        event = entry[1]
+    check_asked(o, {t.number: t for t in tasks}, found, elsewhere)
+
+
+def check_asked(o: Outcome, tasks: dict[int, Task], found: dict[tuple[int, int], list[int]], elsewhere: dict[tuple[int, int], int]) -> None:
+    """What each router asked for is what its layer computed, on the GPU or `elsewhere`."""
+    asked = set()
+    for _, event, *_ in o.log.entries:
         result = getattr(event, "result", None)
         if result is not None and result.experts:
-            t = next(x for x in tasks if x.number == event.task)
-            asked[(t.step, t.layer)] = 1
+            t = tasks[event.task]
+            at = (t.step, t.layer)
+            asked.add(at)
             keys = {t.layer * MODEL.experts + e for e, n in enumerate(result.experts) if n}
-            have = found.get((t.step, t.layer), [])
+            have = found.get(at, [])
             assert len(set(have)) == len(have) and set(have) <= keys, f"step {t.step}, layer {t.layer}: {have} computed, {keys} asked for"
-            assert len(keys) - len(have) == elsewhere.get((t.step, t.layer), 0)
+            assert len(keys) - len(have) == elsewhere.get(at, 0)
     assert len(asked) == o.served.events
 
 
