@@ -48,12 +48,12 @@ def calibrate(
     ranks: Ranks = None,
 ) -> None:
     """Measure this computer, op by op and in pairs, and write a machine profile; with --ranks, one of that many processes."""
-    from exec.cli import calibrating, clustering
+    from exec.cli import calibrating, clustering, profiling
 
     if (place := clustering.place(ranks)) is not None:
         if place[0] > 0:
             clustering.serve_as_rank(*place)
-        clustering.calibrate(place[1], output, device)
+        profiling.calibrate(place[1], output, device)
         return
     calibrating.calibrate(rig, output, device)
 
@@ -110,7 +110,7 @@ def validate(
     json: options.Json = False,
 ) -> None:
     """Run configurations that calibration never saw on both clocks, and report the simulator's error."""
-    from exec.cli import clustering, placing, validating
+    from exec.cli import clustering, placing, profiling, validating
 
     if (place := clustering.place(None)) is not None and place[0] > 0:
         clustering.serve_as_rank(*place)
@@ -118,7 +118,7 @@ def validate(
         placing.validate(ranks, placement, machine, grid, json)
         return
     if ranks is not None or place is not None:
-        clustering.validate(ranks or str(place[1]), machine, grid, json, device)
+        profiling.validate(ranks or str(place[1]), machine, grid, json, device)
         return
     if machine is None:
         raise typer.BadParameter("missing option --machine")

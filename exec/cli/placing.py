@@ -53,7 +53,7 @@ def run(
 
 def validate(ranks: str | None, placement: str, machine: str | None, grid: Path | None, as_json: bool) -> None:
     """Each number of ranks in turn. Exits with 1 where they cannot go on."""
-    from exec.cli.clustering import _numbers, _say_failed
+    from exec.cli.profiling import numbers_of, say_failed
     from exec.cluster.losses import RunStopped
     from exec.validation import placed
 
@@ -63,10 +63,10 @@ def validate(ranks: str | None, placement: str, machine: str | None, grid: Path 
     found = []
     try:
         with out.steps(f"validating {len(cases)} cases on {ranks} ranks, {rounds} rounds each") as say:
-            for number in _numbers(ranks):
+            for number in numbers_of(ranks):
                 found.append(placed.validate(number, placement, cases, rounds, _profile(machine, number), say))
     except RunStopped as stopped:
-        _say_failed(str(stopped))
+        say_failed(str(stopped))
     if as_json:
         out.print_json({"ranks": found})
         return
@@ -75,7 +75,7 @@ def validate(ranks: str | None, placement: str, machine: str | None, grid: Path 
 
 
 def _profile(machine: str | None, ranks: int) -> Machine | None:
-    from exec.cli.clustering import _profile as of_ranks
+    from exec.cli.profiling import load as of_ranks
 
     return None if machine is None else of_ranks(machine, [ranks])
 
@@ -108,7 +108,7 @@ def _timeline(serving: Serving, run: Run) -> Timeline:
 
 
 def _show_validated(found: dict[str, Any]) -> None:
-    from exec.cli.clustering import tell_disturbed
+    from exec.cli.profiling import tell_disturbed
 
     for case in found["cases"]:
         _show(case, found["placement"])

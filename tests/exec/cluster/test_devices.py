@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from exec import devices
-from exec.cluster import calibrate, machine, prices, probes, runs, summary, transport
+from exec.cli import profiling
+from exec.cli.app import main
+from exec.cluster import machine, prices, probes, runs, transport
 from exec.cluster.controller import Cluster
 from exec.cluster.device import CUDA, STAND_IN
 from exec.cluster.execute import Executed, execute
 from exec.cluster.links import MOST_RANKS, Links
 from exec.cluster.profile import Unknown
 from exec.prompts import byte_prompts
+from exec.weights import hf_config
+from sim import machines
 from sim.engines.compiled import run_compiled
 from sim.engines.run import DONE
 from sim.ep import names
@@ -27,6 +33,7 @@ from sim.plan import PlanBuilder
 from sim.tasks import Work
 from tests.exec.cluster.setups import layers
 from tests.exec.tiny import spec
+from traces.timeline import read_timeline
 
 SCHEDULERS = ("bulk-sync", "chunked", "overlapped")
 
@@ -94,15 +101,6 @@ def test_nothing_starts_before_what_it_waits_for(cluster: Cluster) -> None:
             assert done.run.start_ps[i] >= done.run.end_ps[dep - plan.first] - 2 * sure_ps
 
 
-def test_the_clock_of_each_device_stands_in_the_summary_and_the_timeline(cluster: Cluster) -> None:
-    setup = layers([8, 8], "chunked", device=STAND_IN)
-    done = run(cluster, setup)
-    found = summary.summarize(setup, done, None)
-    assert found["device_clocks"] == {str(r): {"uncertainty_us": 0.0, "moved_us": 0.0} for r in range(2)}
-    facts = summary.timeline(setup, done.run, found["clock_offsets"], found["device_clocks"]).provenance.facts
-    assert facts["device_clock.1"].startswith("events sure to 0.0 us on the clock of its host")
-
-
 def test_more_ranks_than_links_can_join_are_refused() -> None:
     with pytest.raises(UserError, match=f"--ranks: is {MOST_RANKS + 1}"):
         Links(0, MOST_RANKS + 1, STAND_IN, device=None)  # type: ignore[arg-type]
@@ -130,19 +128,35 @@ def test_on_gpus_over_nccl(scheduler: str) -> None:
 # A profile of such ranks ------------------------------------------------------------------------
 
 
-def test_a_profile_of_ranks_with_devices_prices_what_they_run(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the same calibration: ops on one device alone, puts and words between ranks, corrected by whole layers."""
-    small = [probes.Probe(s, 48, 64, 128, 8, 2, 0.0) for s in SCHEDULERS]
-    monkeypatch.setattr(probes, "PROBES", tuple(small))
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--device cuda` of commands that start ranks is the stand-in, and what calibration takes is small."""
+    monkeypatch.setattr(devices, "for_ranks", lambda name, ranks: STAND_IN)
+    monkeypatch.setattr(probes, "PROBES", tuple(probes.Probe(s, 48, 64, 128, 8, 2, 0.0) for s in SCHEDULERS))
     monkeypatch.setattr(transport, "SIZES", (0, 1 << 14, 1 << 16))
-    profile = calibrate.calibrate(cluster, device=STAND_IN)
+
+
+@pytest.mark.usefixtures("played")
+def test_the_commands_calibrate_run_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One profile by the same calibration as ranks on cores: ops on one device alone, puts and words, corrected by whole layers."""
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(spec(vocab=256))))
+    path = tmp_path / "profile.yaml"
+    assert main(["calibrate", "--ranks", "2", "--device", "cuda", "-o", str(path)]) == 0
+    profile = machines.load(str(path))
     assert machine.ranks_of(profile) == 2 and machine.has_devices(profile)
     assert {lane.cores for lane in profile.lanes} == {"gpu.0", "gpu.1", "cores.0"}
     assert profile.lane["put.0.1"].path == ("link.0.out", "link.1.in")
-    for scheduler in SCHEDULERS:
-        setup = layers([40, 30], scheduler, device=STAND_IN)
-        found = summary.summarize(setup, run(cluster, setup), None, profile)
-        assert 0 < found["simulated"]["makespan_s"] < 100 * found["makespan_s"]
+    capsys.readouterr()
+    command = f"run --ranks 2 --device cuda --model {tmp_path} --scheduler bulk-sync --tokens 30 --check --json --machine {path}"
+    timeline = tmp_path / "run.parquet"
+    assert main([*command.split(), "--timeline", str(timeline)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["max_difference"] < 1e-5
+    assert found["simulated"]["makespan_s"] > 0
+    assert sorted(found["device_clocks"]) == ["0", "1"]
+    assert read_timeline(timeline).provenance.facts["device_clock.1"].startswith("events sure to 0.0 us on the clock of its host")
+    with pytest.raises(UserError, match="is no profile of 2 ranks; run: python -m exec calibrate --ranks 2 -o"):
+        profiling.load(str(path), [2])
 
 
 def test_a_rank_computes_beside_another_where_each_has_a_device() -> None:
