@@ -84,17 +84,8 @@ def execute(
         job.model, weights, job.machine, job.fresh(), job.requests, prompts or stdlib_prompts(job), lengths=job.lengths, eos=eos,
         profile=costs, record_routing=record_routing, replay_routing=replay_routing, log=log, device=opened(device), graphs=graphs,
     )  # fmt: skip
-    about = About(
-        clock=outcome.clock,
-        routing="model" if replay_routing is None else "trace",
-        model=job.model.name,
-        machine=job.machine,
-        workload=job.workload.name,
-        scheduler=job.scheduler,
-        policy=job.policy.model_dump(mode="json", exclude_none=True),
-        peak_bytes=outcome.peak_bytes,
-        lower_bound_s=bound_s(outcome, costs, job.machine),
-    )
+    routing = "model" if replay_routing is None else "trace"
+    about = About.of(job, outcome.clock, routing, outcome.peak_bytes, bound_s(outcome, costs, job.machine))
     summary = summarize(about, outcome.run, job.requests, job.lengths, outcome.wall_s)
     if outcome.clock_offsets:
         summary["clock_offsets"] = outcome.clock_offsets

@@ -77,17 +77,8 @@ def simulate_job(job: Job, *, engine: EngineName = "auto", routing: Routing | No
     run, log = _on(engine, job, costs, routing)
     wall_s = time.perf_counter() - began
     servers = {lane.name: lane.servers for lane in job.machine.lanes}
-    about = About(
-        clock="simulated",
-        routing="synthetic" if routing is None else "trace",
-        model=job.model.name,
-        machine=job.machine,
-        workload=job.workload.name,
-        scheduler=job.scheduler,
-        policy=job.policy.model_dump(mode="json", exclude_none=True),
-        peak_bytes=job.peak_by_memory,
-        lower_bound_s=lower_bound_s(run.sources, costs, servers, run.status == DONE) if bound else 0.0,
-    )
+    lowest_s = lower_bound_s(run.sources, costs, servers, run.status == DONE) if bound else 0.0
+    about = About.of(job, "simulated", "synthetic" if routing is None else "trace", job.peak_by_memory, lowest_s)
     return Outcome(job, costs, run, log, summarize(about, run, job.requests, job.lengths, wall_s), wall_s)
 
 

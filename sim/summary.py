@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,20 @@ from sim.machines.schema import Machine
 from sim.plan import PHASES
 from sim.tasks import PS_PER_S
 
+if TYPE_CHECKING:
+    from sim.job import Job
+
+Clock = Literal["simulated", "emulated", "measured"]
+Source = Literal["trace", "model", "synthetic"]
+"""Of the routing."""
+
 
 @dataclass(frozen=True, slots=True)
 class About:
     """What was run. `peak_bytes`: by memory; `lower_bound_s`: see `sim.bounds`."""
 
-    clock: Literal["simulated", "emulated", "measured"]
-    routing: Literal["trace", "model", "synthetic"]
+    clock: Clock
+    routing: Source
     model: str
     machine: Machine
     workload: str
@@ -30,6 +37,13 @@ class About:
     policy: Mapping[str, Any]
     peak_bytes: Mapping[str, int]
     lower_bound_s: float
+
+    @classmethod
+    def of(cls, job: Job, clock: Clock, routing: Source, peak_bytes: Mapping[str, int], lower_bound_s: float) -> About:
+        policy = job.policy.model_dump(mode="json", exclude_none=True)
+        return cls(
+            clock, routing, job.model.name, job.machine, job.workload.name, job.scheduler, policy, peak_bytes, lower_bound_s
+        )  # fmt: skip
 
 
 def summarize(about: About, run: Run, requests: Sequence[Request], lengths: Sequence[int], wall_s: float) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import csv
 import json
 from functools import cache
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,8 @@ from sim.residency import Residency, policies
 from sim.residency.eviction import Wanted
 from sim.residency.feed import Decode, Feed
 from sim.residency.replay import Event, Tally, events, keys_of, replay, sequential
+from tests.traces.shared_data import folder
 from traces.routing import Shape
-
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
-
-
-def folder(name: str) -> Path:
-    path = SHARED / name
-    if not path.is_dir():
-        pytest.skip(f"{path}: recorded data is not beside this clone")
-    return path
 
 
 def run(happened: list[Event], name: str, layers: int, experts: int, capacity: int, rule: str = "always") -> Tally:
