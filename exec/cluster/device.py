@@ -28,9 +28,9 @@ LATE_S = 2e-4
 COMPUTE = "gpu"
 """Name of the stream of the compute lane."""
 
-CONNECTIONS = 32
-"""Queues between host and GPU: CUDA's most. With fewer than streams, kernels of two that wait for different peers may stand in
-one queue behind each other."""
+SETTINGS = {"CUDA_DEVICE_MAX_CONNECTIONS": "32", "CUDA_MODULE_LOADING": "EAGER"}
+"""Of CUDA, unless they are set. A kernel that waits for a peer must hold nothing up that the peer waits for: with fewer queues to the
+GPU than streams, others may stand behind it; and loading a kernel when it is first called waits for all that run."""
 
 
 def open_device(kind: str, rank: int) -> Device:
@@ -42,7 +42,8 @@ def open_device(kind: str, rank: int) -> Device:
     from exec import devices
     from exec.backends.cuda.torch_device import CudaDevice
 
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(CONNECTIONS))  # read when CUDA starts
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)  # read when CUDA starts
     index = int(os.environ.get("LOCAL_RANK", rank))
     devices.check_count(index + 1)
     return CudaDevice(index)

@@ -34,7 +34,7 @@ class DeviceBackend(RankBackend):
         self.device, self.links = device, links
         self.ended_ns: dict[int, int] = {}
         self._make = device.take
-        super().__init__(order, rank, before)
+        device.do(COMPUTE, lambda: super(DeviceBackend, self).__init__(order, rank, before))
 
     engine = DeviceEngine
 

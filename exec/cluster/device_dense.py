@@ -33,7 +33,7 @@ class DeviceDense(DenseLayers):
         self._hidden = take("hidden", (most, model.hidden))
 
     def warm_up(self) -> None:
-        """Have torch load its kernels: while a kernel waits for a peer that cannot be done."""
+        """Have torch start its libraries, as `DeviceMoE.warm_up`."""
         model, weights, there = self.model, self._weights, self._device.there
         layer, two = weights.layers[0], torch.arange(2, device=there)
         hidden, qkv, attn = (torch.zeros((2, n), device=there) for n in (model.hidden, model.qkv_dim, model.attention_out_dim))

@@ -19,9 +19,6 @@ from exec.cluster.store import Part, Routes, Sent, Store
 from exec.runtime import Record
 from exec.weights import Weights
 
-WARM_ROWS = (2, 64)
-"""Rows that kernels are loaded on: few and many take different ones."""
-
 
 class DeviceWeights(NamedTuple):
     """As `exec.weights.Weights`, on the device."""
@@ -49,11 +46,13 @@ class DeviceMoE(MoELayers):
         super().__init__(order, rank, weights, rows, store)
 
     def _make_room(self, most: int) -> None:
-        """torch keeps what was given back."""
+        """torch keeps what `warm_up` gives back."""
+        self._most = most
 
     def warm_up(self) -> None:
-        """Have torch load its kernels and libraries, or compile ours: while a kernel waits for a peer that cannot be done."""
-        for tokens in WARM_ROWS:
+        """Have torch start its libraries, take the memory that it needs, and compile our kernels: while a kernel waits for a peer
+        that may not be possible. Few rows and many take different kernels."""
+        for tokens in (2, max(64, self._most)):
             x = torch.zeros((tokens, self.model.hidden), device=self._device.there)
             ids, weights = self._routed(x, 0)[1:]
             rows, _, back = decoder.dispatch(self.model, x, ids)
