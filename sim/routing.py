@@ -28,13 +28,15 @@ class TraceRouting:
         self._index = RoutingIndex(path)
 
     def check(self, model: ModelSpec, requests: Sequence[Request]) -> None:
-        """Raises `UserError` where the trace is of another model shape, or its prompts are not those of the run."""
+        """Raises `UserError` where the trace is of another model shape or empty, or its prompts are not those of the run."""
         shape = self._index.shape
         for name, found, needed in (
             ("k", shape.k, model.top_k), ("experts", shape.experts, model.experts), ("layers", shape.layers, model.layers),
         ):  # fmt: skip
             if found != needed:
                 raise UserError(f"--trace {self.path}: metadata {name}: is {found}; a trace of {model.name} has {needed}")
+        if not len(self._index.routing):
+            raise UserError(f"--trace {self.path}: holds no rows; a trace of a whole run is needed")
         prompts = self._prompt_tokens()
         for r in requests:
             found = prompts.get(r.request_id, 0)
@@ -46,8 +48,6 @@ class TraceRouting:
 
     def _prompt_tokens(self) -> dict[int, int]:
         r = self._index.routing
-        if not len(r):
-            return {}
         prompt = ~r.decode & (r.layer == r.layer.min())
         ids, counts = np.unique(r.request_id[prompt], return_counts=True)
         return dict(zip(ids.tolist(), counts.tolist(), strict=True))

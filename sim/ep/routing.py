@@ -66,10 +66,12 @@ def recorded(layer: MoELayer, tokens: Sequence[int], path: Path, at: int | None 
         if found != needed:
             raise UserError(f"--trace {path}: metadata {name}: is {found}; a trace of this layer has {needed}")
     layers = np.unique(routing.layer)
-    chosen = int(layers[len(layers) // 2]) if at is None and len(layers) else at
+    if not len(layers):
+        raise UserError(f"--trace {path}: holds no rows; a trace of a whole run is needed")
+    chosen = int(layers[len(layers) // 2]) if at is None else at
     experts = routing.experts[routing.layer == chosen]
     if not len(experts):
-        raise UserError(f"--trace {path}: has no rows of layer {chosen}; it has {', '.join(map(str, layers.tolist())) or 'none'}")
+        raise UserError(f"--trace {path}: has no rows of layer {chosen}; it has {', '.join(map(str, layers.tolist()))}")
     begin = np.cumsum([0, *tokens])
     counts = np.zeros((len(tokens), layer.experts), np.int64)
     for rank, n in enumerate(tokens):

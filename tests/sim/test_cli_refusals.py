@@ -4,12 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from sim import machines
 from sim.cli.app import main
 from tests.sim.cli_calls import RUN, SMALL, Capture, lines, prompts_of_small_run, skewed_trace, with_flags
+from traces.routing import read_routing, write_routing
+
+MOE_LAYER = ["moe-layer", "--model", "tiny-mixtral", "--machine", "8xh100", "--tokens-per-gpu", "8", "--schedulers", "bulk-sync"]
 
 
 def refused(capsys: Capture, arguments: list[str]) -> str:
@@ -141,6 +145,10 @@ def test_traces_of_something_else(capsys: Capture, tmp_path: Path) -> None:
     other = skewed_trace(tmp_path / "other.parquet", [n + 1 for n in prompts], 1)
     assert "request 0 has" in refused(capsys, [*RUN, "--trace", str(other)])
     whole = skewed_trace(tmp_path / "whole.parquet", prompts, 1).read_bytes()
+    empty = tmp_path / "empty.parquet"
+    write_routing(empty, read_routing(other).take(np.zeros(0, np.intp)))
+    for command in (RUN, MOE_LAYER):
+        assert f"--trace {empty}: holds no rows; a trace of a whole run is needed" in refused(capsys, [*command, "--trace", str(empty)])
     cut = tmp_path / "cut.parquet"
     cut.write_bytes(whole[: len(whole) // 2])
     assert "cut.parquet: not a readable Parquet file" in refused(capsys, [*RUN, "--trace", str(cut)])
