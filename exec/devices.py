@@ -49,6 +49,10 @@ def for_ranks(name: DeviceName, ranks: int) -> str:
     if name is DeviceName.cpu:
         return ""
     check_count(int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+    from torch import distributed
+
+    if not distributed.is_nccl_available():
+        raise UserError("--device cuda: this torch is built without NCCL, by which ranks exchange rows; use one with it, or --device cpu")
     return str(name)
 
 

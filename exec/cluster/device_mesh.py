@@ -9,22 +9,22 @@ import numpy as np
 
 from exec.cluster.header import DATA, HEADER, counts_of, fill_header
 from exec.cluster.links import Links
-from exec.cluster.mesh import AHEAD, Landing, Mesh, PeerLost, first_line
+from exec.cluster.mesh import AHEAD, Counters, Landing, Mesh, PeerLost, first_line
 from exec.cluster.rows import Piece, RowMemory
 
 
 class DeviceMesh(Mesh):
-    """rows: memory of the device. links: carry them. most_counts: of a header.
+    """rows: memory of the device. links: carry them. most_counts: of a header. told: as `Mesh` has them.
 
     A put's header goes ahead over gloo. The receiver learns from it how many rows follow, as NCCL's two ends have to name the
     same number, and takes them in at once: nothing else of that peer is looked at before they are there.
     """
 
     def __init__(
-        self, rank: int, peers: Sequence[int], rows: RowMemory, *arguments: Any, links: Links, most_counts: int, **named: Any
+        self, rank: int, peers: Sequence[int], rows: RowMemory, counters: Counters, *, links: Links, most_counts: int, **told: Any
     ) -> None:
         heads = RowMemory(HEADER + most_counts, landing=(1, (len(peers) - 1) * (AHEAD + 1)), sending=(1, 1))
-        super().__init__(rank, peers, heads, *arguments, **named)
+        super().__init__(rank, peers, heads, counters, **told)
         self._body, self._links = rows, links
 
     def put(self, peer: int, number: int, piece: Piece, counts: Sequence[int]) -> None:

@@ -193,12 +193,17 @@ class RankEngine(ThreadEngine):
 
 class DeviceEngine(RankEngine):
     """For a backend with `ended_ns`: by task, when the device had done it, if a device did it. Such a task ends then, not when its
-    thread has noticed; what it let start counts from then."""
+    thread has noticed; what it let start counts from then, unless something that was noticed before it had ended later."""
 
     _backend: Any
+    _latest: Time = 0
 
     def _settle(self, task: Record, result: Result | None, error: BaseException | None, end: Time) -> None:
         at_ns = self._backend.ended_ns.pop(task.number, None)
         if at_ns is not None:
             end = max(task.start_ps, min(end, self._since_origin(at_ns)))
         super()._settle(task, result, error, end)
+
+    def _hand_out(self, now: Time) -> None:
+        self._latest = max(self._latest, now)
+        super()._hand_out(self._latest)

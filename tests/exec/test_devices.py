@@ -57,12 +57,16 @@ def test_each_rank_of_a_computer_needs_a_device_of_its_own(monkeypatch: pytest.M
     """Under torchrun only so many of all ranks run here as it says."""
     monkeypatch.setattr(devices, "missing", lambda: "")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     assert devices.for_ranks(DeviceName.cpu, 9) == ""
     assert devices.for_ranks(DeviceName.cuda, 2) == "cuda"
     with pytest.raises(UserError, match=r"--device cuda: 4 ranks on this computer need a GPU each, and it has 2; give --ranks 2"):
         devices.for_ranks(DeviceName.cuda, 4)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert devices.for_ranks(DeviceName.cuda, 4) == "cuda"
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    with pytest.raises(UserError, match="--device cuda: this torch is built without NCCL"):
+        devices.for_ranks(DeviceName.cuda, 2)
 
 
 def test_packages_are_imported_without_torch_or_numba() -> None:
