@@ -90,12 +90,14 @@ def changes(events: tuple[Trouble, ...], plant: Plant) -> list[Change]:
 
 
 def market(events: tuple[Trouble, ...], plant: Plant, now_s: float) -> dict[str, Any]:
-    """What anybody can ask of the provider: of each node what an hour costs, and whether it is to be had."""
+    """What anybody can ask of the provider: of each node what an hour costs, and whether it is to be had: neither gone nor about to
+    be taken away."""
     groups = [plant.cluster.node[n].group for n in plant.nodes]
     usd = {n: g.price.usd_per_hour if g.price else 0.0 for n, g in zip(plant.nodes, groups, strict=True)}
     down: set[str] = set()
     for event in events:
-        if event.at_s > now_s or event.node is None:
+        told_s = event.at_s - (event.notice_s if event.what == "preempt" else 0.0)
+        if told_s > now_s or event.node is None:
             continue
         if event.what == "price":
             assert event.usd_per_hour is not None

@@ -23,6 +23,7 @@ class Gauge:
         self.sizes, self.pool, self.views, self.tally, self.groups, self.startup_s = sizes, pool, views, tally, groups, startup_s
         self._told: dict[str, GroupState] = {}
         """The newest word of each group."""
+        self._entered: dict[str, int] = {}
         self._worked = self._last_s = 0.0
         """Seconds that a unit of capacity worked so far, and when that was last looked at."""
 
@@ -71,6 +72,8 @@ class Gauge:
     def _arrived(self) -> int:
         """Requests so far: at the coordinator's own door, and elsewhere as gossip tells."""
         here = self.views.here
-        own = self.tally.entered.get(here, 0)
-        told = (self.views.entry(here, n) for n, name in enumerate(self.views.plant.nodes) if name != here)
-        return own + sum(int(e.value.entered) for e in told if e is not None)
+        for node, name in enumerate(self.views.plant.nodes):
+            entry = self.views.entry(here, node)
+            if entry is not None and name != here:
+                self._entered[name] = int(entry.value.entered)
+        return self.tally.entered.get(here, 0) + sum(self._entered.values())

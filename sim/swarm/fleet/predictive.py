@@ -29,7 +29,7 @@ class Predictive(Limits):
     phi: float = 0.9
     target: float = 0.8
     queue: float = 4.0
-    down_s: float = 120.0
+    down_s: float = 300.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from sim.events import Request
 from sim.placement.policy import load as load_policy
 from sim.placement.recorded import Recorded
 from sim.swarm.ballots import Commit, Committee, Prepare, PrePrepare, Signed, Value
+from sim.swarm.fleet.arbitrage import Arbitrage
+from sim.swarm.fleet.policy import load as load_autoscaler
 from sim.swarm.mail import Act, Heard, Message, Send
 from sim.swarm.plant import Plant
 from sim.swarm.routes import Routes
@@ -53,9 +57,7 @@ def recorded(tokens: int = 500, seed: int = 0) -> Recorded:
     return Recorded(counts[None], Sample(experts, np.zeros(tokens, np.int64)))
 
 
-def study(
-    requests: Sequence[Request], troubles: Sequence[Trouble] = (), policy: str = "greedy", cluster: Cluster | None = None
-) -> Study:
+def study(requests: Sequence[Request], troubles: Sequence[Trouble] = (), policy: str = "greedy", cluster: Cluster | None = None) -> Study:
     plant = Plant(cluster or small(), models.load("tiny-mixtral"))
     names = (*plant.nodes, plant.cluster.coordinator)
     origins = tuple(names[i % len(names)] if i % 3 == 0 else plant.cluster.coordinator for i in range(len(requests)))
@@ -140,9 +142,30 @@ def scenario(seed: int) -> tuple[Study, Settings, Callable[[Server], None]]:
         suspect_s=rng.choice([6.0, 12.0]), rebalance_s=rng.choice([0.0, 7.0]), hysteresis=0.01, seed=seed,
     )  # fmt: skip
     troubles = away(troubles, seed, seats=faulty == "none")
+    if seed % 4 == 0:
+        troubles, settings, faulty = hired(troubles, settings, seed)
     policy = rng.choice(["greedy", "eplb", "replicate-hot", "round-robin"])
     requests = poisson(rng.randint(5, 40), rng.uniform(0.2, 3), seed)
     return study(requests, troubles, policy), settings, with_a_liar(seed) if faulty == "liar" else nothing
+
+
+def hired(troubles: Sequence[Trouble], settings: Settings, seed: int) -> tuple[list[Trouble], Settings, str]:
+    """The same where nodes are rented as load or prices ask; all members of the control plane are honest then, as it may have one."""
+    rng = random.Random(f"hired {seed}")
+    prices = [
+        Trouble(at_s=rng.uniform(0, 60), what="price", node=f"{rng.choice('abc')}-{i}", usd_per_hour=rng.uniform(0.1, 60))
+        for i in range(2) for _ in range(rng.randint(0, 6))
+    ]  # fmt: skip
+    least, start = rng.choice([1, 1, 3]), rng.choice([0, 3])
+    common = f"min={least}:start={start}:startup-s={rng.choice([0.5, 3, 8])}:look-s={rng.choice([1, 3])}"
+    text = rng.choice([
+        f"fixed:{common}", f"reactive:{common}:target={rng.uniform(0.01, 0.5)}:down-s={rng.choice([0, 6])}",
+        f"predictive:{common}:window-s=4:target={rng.uniform(0.1, 1)}:down-s={rng.choice([0, 6])}",
+    ])  # fmt: skip
+    moves = rng.choice([None, Arbitrage(margin=0.01), Arbitrage(margin=0.5, at_once=2)])
+    design = rng.choice(["nodes", "nodes", "replicas", "spread"])
+    settings = replace(settings, design=design, silent=0, autoscale=load_autoscaler(text), arbitrage=moves)
+    return sorted([*troubles, *prices], key=lambda t: t.at_s), settings, "none"
 
 
 def away(troubles: Sequence[Trouble], seed: int, seats: bool) -> list[Trouble]:
@@ -168,6 +191,23 @@ def hold(done: Finished) -> None:
     assert all(g.backlog_tokens == 0 for g in server.groups), "what groups were told to do has all been done"
     one_placement_an_epoch(server)
     nobody_works_longer_than_it_lasts(done)
+    nothing_is_where_nothing_is_rented(server)
+
+
+def nothing_is_where_nothing_is_rented(server: Server) -> None:
+    """No group holds experts or requests on a node that is not rented, never more nodes than there are, one rent of a node at a time."""
+    if server.fleet is None:
+        return
+    pool = server.fleet.pool
+    free = frozenset(range(len(server.plant.nodes))) - pool.rented
+    assert server.placer.absent == free | pool.nodes("starting") and server.placer.absent <= server.placer.dead
+    for group in server.groups:
+        assert not any(group.holds(n) for n in server.placer.absent), f"{group.name} holds experts on {server.placer.absent}"
+        assert not (group.up and group.home in free), f"{group.name} lives on {group.home}, which is not rented"
+    for node in range(len(pool.state)):
+        mine = [r for r in pool.rents if r.node == node]
+        assert all(a.until is not None and a.until <= b.since for a, b in itertools.pairwise(mine)), f"node {node} is rented twice"
+        assert all(r.until is not None for r in mine[:-1]) and not (node in pool.kept and mine[-1].until is not None)
 
 
 def nobody_works_longer_than_it_lasts(done: Finished) -> None:
@@ -188,11 +228,12 @@ def one_placement_an_epoch(server: Server) -> None:
     assert carried_out <= len(server.control.waits_s) <= max(len(log) for log in logs)
 
 
+RENTED = ("nodes ordered", "given back", "ordered in vain", "moved for a price")
 COUNTED = ("suspected", "rejoined", "handed_over", "rebalances", "discarded", "superseded")
 
 
 def main(count: int, first: int = 0) -> int:
-    failed, seen = 0, dict.fromkeys((*COUNTED, "moves", "commits", "views changed", "messages lost", "GB restored"), 0.0)
+    failed, seen = 0, dict.fromkeys((*COUNTED, "moves", "commits", "views changed", "messages lost", "GB restored", *RENTED), 0.0)
     for seed in range(first, first + count):
         try:
             done = simulate(*scenario(seed))
@@ -214,6 +255,12 @@ def tell(server: Server, seen: dict[str, float]) -> None:
     seen["views changed"] += max(r.view for r in server.control.replicas)
     seen["messages lost"] += server.views.mail.lost + server.control.mail.lost
     seen["GB restored"] += server.shelves.restored_bytes / 1e9
+    if server.fleet is not None:
+        rents, moves = server.fleet.pool.rents, server.fleet.moves
+        seen["nodes ordered"] += sum(r.since > 0 for r in rents)
+        seen["given back"] += sum(r.until is not None for r in rents)
+        seen["ordered in vain"] += sum(r.wasted for r in rents)
+        seen["moved for a price"] += len(moves.done) if moves is not None else 0
 
 
 if __name__ == "__main__":
