@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,9 @@ from sim.events import Result
 from sim.machines.schema import Lane
 from sim.plan import Plan
 
+PASSING = frozenset({"launch", "enter", "put", "load"})
+"""Ops that compute nothing."""
+
 
 class RankBackend:
     """Implements `exec.runtime.Backend` for one order. May be run several times; layers then begin with the same rows.
@@ -38,6 +42,7 @@ class RankBackend:
         if order.model.hidden < HEADER + order.experts_per_rank:
             raise UserError(f"--model {order.model.name}: rows of {order.model.hidden} numbers hold no header for its experts")
         self.order, self.rank = order, rank
+        self._computed_s: list[float] = []
         same = before is not None and _same_weights(before.order, order)
         self.weights = before.weights if before is not None and same else self._loaded(shards.shard(order, rank))
         self._warm = same and order.threads == before.order.threads
@@ -76,6 +81,7 @@ class RankBackend:
     def begin(self, plan: Plan, states: Any) -> None:
         """Ready for another run of the same order. states: of requests, of which this kind of run has none."""
         self.store = self.moe.store = Store()
+        self._computed_s = []
         self.moe.counts = []
         if self.dense:
             self.dense = self._dense()
@@ -103,7 +109,16 @@ class RankBackend:
             self._warm = True
 
     def run(self, task: Record, interrupt: Interrupt) -> Result | None:
-        return self._ops[task.work.op](task, interrupt)
+        began_s = time.thread_time()
+        result = self._ops[task.work.op](task, interrupt)
+        if task.work.op not in PASSING:
+            self._computed_s.append(time.thread_time() - began_s)
+        return result
+
+    @property
+    def computed_s(self) -> float:
+        """CPU seconds of the run in ops that compute, each of whose threads takes as long."""
+        return self.order.threads * sum(self._computed_s)
 
     def outputs(self, cpu_s: float) -> Outputs:
         left = self.store.left()
@@ -112,7 +127,7 @@ class RankBackend:
         logits = {r: np.stack(rows) for r, rows in ((dense.logits or {}) if dense else {}).items() if rows}
         tokens = dense.sequences.outputs() if dense else {}
         hidden = self.store.hidden if keep and not dense else None
-        return Outputs(self.moe.counts, hidden, tokens, logits, self.rows.peak, cpu_s)
+        return Outputs(self.moe.counts, hidden, tokens, logits, self.rows.peak, cpu_s, computed_s=self.computed_s)
 
 
 def _same_weights(a: Order, b: Order) -> bool:

@@ -10,19 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exec.calibration.insitu import LIMITS, _tamed
+from exec.cluster.backend import PASSING
 from exec.cluster.observe import Observed
-from exec.cluster.prices import SPREAD, ClusterCosts, rows_of, simulate
+from exec.cluster.prices import HANDED, SPREAD, ClusterCosts, rows_of, simulate
 from sim.demands import ratio_at
 from sim.machines.schema import Machine, OpRate
 
 ROUNDS = 2
 CORRECTED = "; corrected by "
+HANDS = ("launch", "enter")
 
 
-def fitted(machine: Machine, observed: Sequence[Observed]) -> Machine:
+def fitted(machine: Machine, observed: Sequence[Observed], handed: bool = False) -> Machine:
     """The machine with each op corrected by what whole layers took over what the simulator says. The second round corrects
-    what the first left, ops being beside others then."""
+    what the first left, ops being beside others then. handed: see `HANDED`."""
     for _ in range(ROUNDS):
+        if handed:
+            machine = _handing_corrected(machine, observed)
         found: dict[tuple[str, str], list[_Tasks]] = defaultdict(list)
         for seen in observed:
             for key, tasks in _durations(machine, seen):
@@ -46,6 +50,32 @@ def _spread(observed: Sequence[Observed]) -> float:
         squares += float(_tamed(((logs - logs.mean(axis=0)) ** 2).ravel()).sum())
         freedoms += (len(logs) - 1) * int(experts.sum())
     return float(np.sqrt(squares / max(1, freedoms)))
+
+
+def _handing_corrected(machine: Machine, observed: Sequence[Observed]) -> Machine:
+    """With `HANDED` such that passing on takes as much of what the cores do, beside the ops that compute, as it really did: a share,
+    because both are as much slower when the computer is. What hands out tasks and takes in messages is in no op's time."""
+    found = []
+    for seen in observed:
+        passing_s, computing_s = _core_s(machine, seen)
+        really = float(np.median([s.cpu_s / s.computed_s - 1.0 for s in seen.settled]))
+        launches = int(np.array([work.op in HANDS for work in seen.plan.works])[seen.plan.work].sum())
+        found.append((really * computing_s - passing_s) / launches)
+    before_s = sum(row.curve[0][1] for row in machine.ops if row.op == HANDED)
+    curve = ((1.0, max(1e-9, before_s + float(np.median(found)))),)
+    row = OpRate(op=HANDED, lane="host", curve=curve, source="calibrated: CPU time of ranks in whole layers, outside the ops that compute")
+    return machine.model_copy(update={"ops": (*(r for r in machine.ops if r.op != HANDED), row)})
+
+
+def _core_s(machine: Machine, seen: Observed) -> tuple[float, float]:
+    """Seconds of the cores as priced, for passing on and for computing."""
+    priced = ClusterCosts(machine, seen.order, rows_of(seen.outputs)).bind(seen.plan)
+    prices = priced.prices
+    cores = np.array([name.startswith("cores.") for name in priced.resources])
+    demands = np.add.reduceat(np.append(prices.amount * cores[prices.resource], 0.0), prices.ptr[:-1]) * (np.diff(prices.ptr) > 0)
+    compute = np.array([work.op not in PASSING and work.op != "barrier" for work in priced.plan.works])[priced.plan.work]
+    each = demands[priced.cls]
+    return float(each[~compute].sum()), float(each[compute].sum())
 
 
 class _Tasks(NamedTuple):

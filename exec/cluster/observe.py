@@ -34,13 +34,14 @@ leave a quiet computer well below."""
 class Sample(NamedTuple):
     """One run. durations_s [tasks] in order of task numbers, see `elapsed_s`; cpu_s: of all ranks; others_s: CPU seconds that
     the rest of the computer took meanwhile, as far as the system tells; reference_s: of `Reference`, just before or after,
-    whichever was longer."""
+    whichever was longer; computed_s: of cpu_s, in ops that compute."""
 
     makespan_s: float
     durations_s: NDArray[np.float64]
     cpu_s: float
     others_s: float
     reference_s: float
+    computed_s: float = 0.0
 
 
 def calmest(samples: Sequence[Sample], at_best_s: float = 0.0) -> list[int]:
@@ -112,7 +113,8 @@ def _sample(cluster: Cluster, setup: Setup, watch: Watch) -> Sample:
     watch.begin()
     done = once(cluster, setup)
     pace = watch.end(done.outputs)
-    return Sample(done.run.makespan_ps / 1e12, elapsed_s(done.run), *pace)
+    computed_s = sum(o.computed_s for o in done.outputs.values())
+    return Sample(done.run.makespan_ps / 1e12, elapsed_s(done.run), *pace, computed_s)
 
 
 def against_the_best(observed: Sequence[Observed], best_s: float) -> list[Observed]:

@@ -31,9 +31,10 @@ class Phase(NamedTuple):
 
 
 def phases(serving: Serving, runs: Sequence[Served], at_best_s: float = 0.0) -> dict[str, Phase]:
-    """Plans of all runs by phase. Left out: those in which seats of ranks that were there were empty, and, while all were, those with
-    requests of both sides of the shift. Where the computer was watched, Plans of a phase are runs of one setup, of which those
-    count that nothing disturbed (`exec.cluster.observe.calmest`); at_best_s: of that."""
+    """Plans of all runs by phase. Left out: the first of a run, which finds caches and connections cold; those in which seats of ranks
+    that were there were empty; and, while all were, those with requests of both sides of the shift. Where the computer was
+    watched, Plans of a phase are runs of one setup, of which those count that nothing disturbed (`exec.cluster.observe.calmest`);
+    at_best_s: of that."""
     found: dict[str, list[tuple[Served, Plan]]] = {name: [] for name in PHASES}
     for served in runs:
         for name, plan in _full(serving, served.scheduler.tally.served):
@@ -55,7 +56,7 @@ def _full(serving: Serving, plans: Sequence[Plan]) -> Iterator[tuple[str, Plan]]
     full = serving.settings.seats * serving.settings.steps
     versions = [p.version for p in plans if p.requests[1] < serving.shift]
     before = versions[-1] if versions else 0
-    for plan in plans:
+    for plan in plans[1:]:
         name = SHORT if plan.living < serving.ranks else _phase(plan, serving.shift, before)
         if name and plan.rows == full * plan.living:
             yield name, plan

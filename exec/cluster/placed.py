@@ -168,6 +168,7 @@ class PlacedBackend(RankBackend):
 
     def __init__(self, order: PlacedOrder, rank: int) -> None:
         self.order, self.rank, self.dense, self._warm = order, rank, None, False
+        self._computed_s = []
         nothing = np.empty((0, order.model.hidden), np.float32)
         routers = tuple(shards.drawn_router(order, i) for i in range(order.model.layers))
         self.weights = Weights(nothing, nothing, nothing, routers, ())
@@ -179,13 +180,14 @@ class PlacedBackend(RankBackend):
     def begin(self, plan: Plan, states: States) -> None:
         """Whatever the run before left lying, where it was given up, is void."""
         self.store = self.moe.store = Store()
+        self._computed_s = []
         self.rows.forget()
         self.moe.begin(plan, states)
 
     def outputs(self, cpu_s: float) -> PlacedOutputs:
         left = self.store.left()
         assert not left, f"rank {self.rank}: buffers {', '.join(left)} were written and never read"
-        return PlacedOutputs([], None, {}, {}, self.rows.peak, cpu_s, self.moe.states())
+        return PlacedOutputs([], None, {}, {}, self.rows.peak, cpu_s, self.moe.states(), computed_s=self.computed_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,12 +131,12 @@ class DrawnCosts(PlacedCosts):
         return _drawn(priced, self._spread, (self._draw << 32) + plan.first) if self._spread else priced
 
     def routed(self, plan: Plan) -> Plan:
-        """And with the words between ranks that each task waits for."""
+        """And with the words between ranks that each task waits for, and that it says to the controller."""
         plan = super().routed(plan)
         table: dict[Work, int] = {}
         column = np.empty_like(plan.work)
-        for i, words in enumerate(words_of(Split(plan))):
-            work = plan.works[plan.work[i]]
+        for i, (waited, said) in enumerate(zip(words_of(Split(plan)), plan.notify.tolist(), strict=True)):
+            work, words = plan.works[plan.work[i]], waited + said
             column[i] = table.setdefault(work._replace(messages=words) if words else work, len(table))
         return replace(plan, works=tuple(table), work=column)
 
@@ -160,14 +160,20 @@ def _simulate(serving: Serving, costs: PlacedCosts, changes: Sequence[Change]) -
 
 
 def when_lost(serving: Serving, machine: Machine, kill: Kill, replaced_s: Sequence[float]) -> list[Change]:
-    """A rank is lost in the simulated middle of the step that it was killed in, and replaced as long after as it really was."""
+    """A rank is lost in the simulated middle of the step that it was killed in, and replaced as long after as it really was. Until then
+    the process that starts in its place takes the share of the cores that it had."""
     (whole,) = simulate(serving, machine, draws=1)
     plans, each = whole.scheduler.tally.served, serving.settings.steps
     plan = plans[min(kill.step // each, len(plans) - 1)]
     first, last = np.searchsorted(whole.run.number, (plan.first, plan.first + plan.tasks - 1)).tolist()
     start, end = int(whole.run.start_ps[first]), int(whole.run.end_ps[last])
-    at = start + (end - start) * (2 * (kill.step % each) + 1) // (2 * each)
-    return [(at, names.alive(kill.rank), names.GONE), (at + round(sum(replaced_s) * PS_PER_S), names.alive(kill.rank), 1.0)]
+    lost = start + (end - start) * (2 * (kill.step % each) + 1) // (2 * each)
+    joined = lost + round(sum(replaced_s) * PS_PER_S)
+    changes = [(lost, names.alive(kill.rank), names.GONE), (joined, names.alive(kill.rank), 1.0)]
+    for name, resource in machine.resources.items():
+        if name.startswith("cores."):
+            changes += [(lost, name, resource.capacity * (1 - 1 / serving.ranks)), (joined, name, resource.capacity)]
+    return changes
 
 
 # In one process ---------------------------------------------------------------------------------

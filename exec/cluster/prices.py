@@ -42,6 +42,10 @@ GATHERED = "gathered"
 SPREAD = "spread"
 """Row of the op table: ratio is the standard deviation of the logarithm of what an experts task takes, from run to run."""
 
+HANDED = "handed"
+"""Row of the op table: seconds of the cores that a rank's threads take for each task that is handed out while others compute, beyond what
+the same takes alone. Each task has a launch, which is charged for it."""
+
 DRAWS = 15
 """Simulated runs with times drawn around what the op table says, of which the median counts."""
 
@@ -75,11 +79,12 @@ def size_of(work: Work) -> float:
 
 
 class HostPrices:
-    """Prices one (lane, exact work) by the profile of a computer's ranks. `messages` of a work: words that it waits for."""
+    """Prices one (lane, exact work) by the profile of a computer's ranks. `messages` of a work: words that it waits for, or says."""
 
     def __init__(self, machine: Machine, model: ModelSpec) -> None:
         self.machine, self.model = machine, model
         self.table = OpTable(machine, model.dtype)
+        self._handed = [row for row in machine.ops if row.op == HANDED]
 
     def price(self, lane: str, work: Work) -> Price:
         """Raises UserError where the profile has no row for it."""
@@ -90,13 +95,14 @@ class HostPrices:
             return self._passed(where, [(self.table.row(where, work), float(work.bytes), 1.0)])
         if work.op in ("launch", "enter"):
             row = self.table.row(where, work)
-            return self._passed(where, [(row, 1.0, 1.0), *self._words(where, work)])
+            return self._passed(where, [(row, 1.0, 1.0), *((handed, 1.0, 1.0) for handed in self._handed), *self._words(where, work)])
         whole = self.table.row(where, Work(f"task.{work.op}"))
         busy_s = sum(units * curve_at(self.table.row(where, Work(op)).curve, rows) for op, rows, units in parts_of(self.model, work))
         busy_s *= ratio_at(whole.ratio, size_of(work))
         assert where.cores is not None, where
         threads = float(where.threads)
-        return 0.0, [(where.cores, (whole.latency_s + busy_s) * threads, threads, threads)]
+        told_s = sum(n * curve_at(row.curve, size) * ratio_at(row.ratio, size) for row, size, n in self._words(where, work))
+        return 0.0, [(where.cores, (whole.latency_s + busy_s) * threads + told_s, threads, threads)]
 
     def _put(self, lane: Lane, work: Work) -> Price:
         links: list[Demand] = [(name, float(work.bytes), self.machine.resources[name].capacity, 1.0) for name in lane.path]

@@ -25,6 +25,7 @@ class Traffic(BaseModel):
     model: str = "tiny-mixtral"
     batch: int | None = Field(None, gt=0, description="requests served at a time on all ranks; none: 64 a rank")
     gen: int = Field(16, gt=0, description="steps of each request")
+    plan_steps: int = Field(4, gt=0, description="steps of a plan, which counts as a whole or not at all")
     requests: int | None = Field(None, gt=0, description="in all; none: four for each served at a time")
     shift: int | None = Field(None, gt=0, description="the first request whose hot experts are others")
     trace: Path | None = Field(None, description="routing trace whose choices are dealt out; none: they are drawn")
@@ -46,7 +47,7 @@ class Traffic(BaseModel):
         rebalancer = Rebalancer(load_policy(placement, "--placement"), slots, self.hysteresis, self.seed)
         before = chosen.counts(slice(0, at))
         chosen = chosen.shifted(at, onto_one_rank(before, rebalancer.first(before, ranks)))
-        settings = Settings(seats, every=self.rebalance_every, most_rows=seats * spec.top_k)
+        settings = Settings(seats, self.plan_steps, self.rebalance_every, most_rows=seats * spec.top_k)
         return Serving(spec, ranks, chosen, at, rebalancer, settings, (self.gen,) * count, seed=self.seed, threads=threads_of(ranks))
 
     def drill(self, ranks: int) -> Kill | None:

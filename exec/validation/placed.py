@@ -13,7 +13,7 @@ from typing import Any
 
 from exec.cluster.calibrate import draft
 from exec.cluster.fit import fitted
-from exec.cluster.observe import Observed, Watch, against_the_best, observe
+from exec.cluster.observe import Observed, Watch, against_the_best, merged, observe
 from exec.cluster.phases import summarize
 from exec.cluster.placing import Served, Serving, largest_difference, serve, simulate, when_lost
 from exec.cluster.probes import PROBES, setup_of
@@ -25,6 +25,9 @@ from exec.cluster.traffic import Traffic
 from exec.validation.grid import DISTURBED, Grid, product
 from sim import configuration
 from sim.machines.schema import Machine
+
+PROBE_RUNS = 1
+"""Runs of a probe in each round."""
 
 Say = Callable[[str], None]
 
@@ -51,7 +54,7 @@ def validate(
     best_s = reference.best_s
     seen = against_the_best(probed, best_s)
     say("simulating the same")
-    profile = fitted(unfitted, seen) if machine is None else machine
+    profile = fitted(unfitted, seen, handed=True) if machine is None else machine
     rows = [_row(serving, kill, runs, profile, best_s, say) for (serving, kill), runs in zip(jobs, served, strict=True)]
     phases = [phase for row in rows for phase in row["phases"]]
     disturbed = sum(p["disturbed"] for p in phases) + sum(one.disturbed for one in seen)
@@ -65,20 +68,19 @@ def validate(
 def _rounds(
     cluster: StandingCluster, jobs: Sequence[tuple[Serving, Kill | None]], rounds: int, probing: bool, reference: Reference, say: Say
 ) -> tuple[list[list[Served]], list[Observed]]:
-    """Runs of each case, and probes, each of which is taken in one of the rounds. Ranks are lost in the last round alone: who starts
-    meanwhile takes cores."""
+    """Runs of each case, and probes. Ranks are lost in the last round alone: who starts meanwhile takes cores."""
     served: list[list[Served]] = [[] for _ in jobs]
     setups = [setup_of(probe, cluster.ranks) for probe in PROBES] if probing else []
-    seen = []
+    seen: list[list[Observed]] = [[] for _ in setups]
     for turn in range(rounds):
-        for setup in setups[turn::rounds]:
-            say(f"round {turn + 1} of {rounds}: whole layers, {setup.scheduler}")
-            seen.append(observe(cluster, setup, reference))
+        for k, setup in enumerate(setups):
+            say(f"round {turn + 1} of {rounds}: whole layers, {k + 1} of {len(setups)}, {setup.scheduler}")
+            seen[k].append(observe(cluster, setup, reference, PROBE_RUNS))
         for k, (serving, kill) in enumerate(jobs):
             if kill is None or turn == rounds - 1:
                 say(f"round {turn + 1} of {rounds}: {len(serving.lengths)} requests{', a rank is killed' if kill else ''}")
                 served[k].append(serve(cluster, serving, Unknown(), kill, watch=Watch(reference)))
-    return served, seen
+    return served, [merged(one) for one in seen]
 
 
 def _row(serving: Serving, kill: Kill | None, runs: Sequence[Served], profile: Machine, best_s: float, say: Say) -> dict[str, Any]:
