@@ -179,14 +179,18 @@ class Fleet:
             group.closed = group.closed or group.home == node
 
     def _settle(self, now: Time) -> Iterator[Command]:
-        """Groups that live on elsewhere ask for a placement without the nodes that are drained, or with those taken up again."""
+        """Groups that live on elsewhere ask for a placement without the nodes that are drained, or with those taken up again, on
+        which one that is down may come up."""
         drained = self.pool.nodes("draining") & self._alive()
         for group in self.groups:
-            if not group.up or group.closed or group.name in self.changes.migrations or group.name in self.changes.wanted:
-                continue
             reach = self.sizes.reach[group.name]
-            if any(group.holds(n) for n in drained & reach) or self._again & reach:
-                self._again -= reach
+            again = self._again & reach
+            if group.closed or group.name in self.changes.migrations or group.name in self.changes.wanted:
+                continue
+            self._again -= reach
+            if not group.up and again:
+                yield from self.changes.replace(now, group, lost_home=True)
+            elif group.up and (again or any(group.holds(n) for n in drained & reach)):
                 yield from self.changes.leave(now, group)
 
     # Elsewhere ----------------------------------------------------------------------------------

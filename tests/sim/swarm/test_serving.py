@@ -222,8 +222,9 @@ def test_designs_that_run_in_processes_of_their_own_come_to_the_same() -> None:
     assert together[2] > here[2] and told[-1] == "waiting for a full replica per region"
 
 
-@pytest.mark.parametrize("seed", [119, 161, 247, *range(1000, 1021)])  # in the first three one member ran a view ahead for ever
+@pytest.mark.parametrize("seed", [119, 161, 247, 960, *range(1000, 1021)])
 def test_failure_campaign(seed: int) -> None:
+    """In the first three one member ran a view ahead for ever; in the fourth a group that was down had its nodes taken up again."""
     hold(simulate(*scenario(seed)))
 
 
@@ -314,7 +315,9 @@ def test_the_command_prints_one_object_with_floor_and_baselines(tmp_path: Path) 
     assert timeline.stat().st_size > 1000
     html = page.read_text()
     assert all(f">{r}</text>" in html for r in "HABC") and "activations to experts elsewhere: <b>" in html
-    assert html.count('class="heat"') == 2 and "given up or off</title>" in html and "3 s: crash a-0" in html
+    assert html.count('class="heat"') == 2 and "given up or off</title>" in html and "<b>1</b> 3 s: crash a-0" in html
+    assert all(f'id="flow-{k}"' in html and f'<g class="layer {k}"><g' in html for k in ("all", "activations", "gossip"))
+    assert "<script" not in html and "H to A: " in html
     shown = CliRunner().invoke(app, ["swarm", *map(str, flags)])
     assert "floor a token" in shown.stdout and "a full replica per region" in shown.stdout and "replicas, edge redirection" in shown.stdout
 
