@@ -3,7 +3,8 @@
     python benchmarks/placement.py [--data ../shared/data] [--only front,stale,time] [--plot docs/images/placement-front.svg] [--json]
 
 front: GPUs touched and balancedness on a dataset that no policy saw, mean over the datasets of the gpt-oss-20b trace, against
-two rivals run here: largest-first (LPT) and a swap search on co-activation, alone and with load at weight 0.3. "Told" is
+two rivals run here: largest-first (LPT) and a swap search on co-activation, alone and with load at weight 0.3; `joint` asked to
+keep each rival's balance chooses its pull without the dataset that is scored. "Told" is
 what `joint` reaches where it is fitted on the very tokens on which it is scored: nobody who does not see them does better.
 stale: balancedness on a dataset left out, spares for one copy a GPU; settings chosen on other splits than those that are
 scored (nested), or one by one. time: 61 layers x 256 experts on 144 unequal GPUs.
@@ -26,10 +27,11 @@ from numpy.typing import NDArray
 from sim.cli.output import print_table
 from sim.placement import Gpus, Placement, Problem, Sample, measures
 from sim.placement.held_out import folds
+from sim.placement.joint import Joint
 from sim.placement.policy import load
 
 Array = NDArray[Any]
-PULLS = (0.1, 0.5, 0.8, 3)
+PULLS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.8, 1.4, 4)
 TOLD = (0.8, 1.3)
 NOMINALS = (0.1, 0.25, 0.5, 1.0)
 STARTS = 4
@@ -102,20 +104,21 @@ def swap_search(together: Any, load: Any, gpus: int, balance: float, where: Any)
         where[a], where[b] = where[b], where[a]
 
 
-def rival(together: Array, load_: Array, gpus: int, balance: float) -> Placement:
+def swapped(problem: Problem, balance: float) -> Placement:
     """The swap search of every layer, the best of a few random starts by its own objective."""
-    layers, experts = load_.shape
-    held = np.zeros((layers, experts, gpus), np.bool_)
-    for layer in range(layers):
+    assert problem.sample is not None
+    gpus, load_, together = len(problem.gpus), problem.windows.sum(0), coactivation(problem.sample.experts, problem.experts)
+    held = np.zeros((problem.layers, problem.experts, gpus), np.bool_)
+    for layer in range(problem.layers):
         pairs, share = together[layer] / (together[layer].sum() / 2), load_[layer] / load_[layer].sum() * gpus
         found = []
         for start in range(STARTS):
-            where = np.random.default_rng((layer, start)).permutation(np.arange(experts) % gpus)
+            where = np.random.default_rng((layer, start)).permutation(np.arange(problem.experts) % gpus)
             swap_search(pairs, share, gpus, balance, where)
             same = where[:, None] == where[None, :]
             worth = (pairs * same).sum() / 2 - balance * np.bincount(where, weights=share, minlength=gpus).max()
             found.append((worth, start, where))
-        held[layer, np.arange(experts), max(found, key=lambda f: f[0])[2]] = True
+        held[layer, np.arange(problem.experts), max(found, key=lambda f: f[0])[2]] = True
     return Placement(held)
 
 
@@ -126,13 +129,15 @@ def front(trace: Trace, gpus: int, tell: Callable[[str], None]) -> list[dict[str
         tell(f"front: {gpus} GPUs, without {trace.names[i]}")
         windows, sample = trace.without(i)
         problem, test = Problem(windows, Gpus.even(gpus, 32), sample), trace.only(i)
-        together = coactivation(sample.experts, 32)
         placements = {
             "round-robin": load("round-robin").place(problem), "greedy (LPT)": load("greedy").place(problem),
-            "swap search, co-activation": rival(together, windows.sum(0), gpus, 0.0),
-            "swap search, load at 0.3": rival(together, windows.sum(0), gpus, 0.3), "affinity": load("affinity").place(problem),
+            "swap search, co-activation": swapped(problem, 0.0), "swap search, load at 0.3": swapped(problem, 0.3),
+            "affinity": load("affinity").place(problem),
         }  # fmt: skip
         placements["joint"] = load("joint").place(problem, tell)
+        for name, weight in (("co-activation", 0.0), ("load at 0.3", 0.3)):
+            pull = Joint().chosen(problem, lambda part, weight=weight: swapped(part, weight), tell)
+            placements[f"joint, keeps {name}"] = Joint(pull).place(problem)
         placements |= {f"joint, pull {p}": load(f"joint:pull={p}").place(problem) for p in PULLS}
         told = Problem(trace.counts[i][None], problem.gpus, test)
         placements |= {f"told, pull {p}": load(f"joint:pull={p}").place(told) for p in TOLD}
@@ -232,8 +237,8 @@ def timed(policies: Sequence[str], tell: Callable[[str], None]) -> list[dict[str
 
 
 MARKS = {"round-robin": "P", "greedy (LPT)": "s", "swap search, co-activation": "v", "swap search, load at 0.3": "^", "affinity": "D",
-         "joint": "*"}  # fmt: skip
-LABELS = {"joint": "joint, pull chosen"}
+         "joint": "*", "joint, keeps load at 0.3": "X", "joint, keeps co-activation": "p"}  # fmt: skip
+LABELS = {"joint": "joint (keeps EPLB's balance)"}
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:

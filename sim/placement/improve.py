@@ -21,8 +21,10 @@ MOST_S = 8.0
 MOST_STEPS = 40_000
 STEPS_A_CELL = 300
 """Steps for each expert x GPU of a layer, at most: a small layer is searched to the end long before the time is up."""
-STEP_NS, SCENARIO_NS, GPU_NS, PRODUCT_NS = 250.0, 12.0, 0.4, 2.5
-"""What a step costs, a scenario in it, a GPU of a scenario, a factor in a token's chance to miss a GPU: on one 2020s server core."""
+STEP_NS, SCENARIO_NS, GPU_NS = 300.0, 12.0, 1.0
+"""What a step costs, a scenario in it, a GPU of a scenario: on one 2020s server core."""
+PAIRS_NS, FOLLOW_NS, PRODUCT_NS, EXACT = 100.0, 6.0, 2.5, 0.01
+"""With tokens: what a step costs more, an expert in it, a factor in a token's chance to miss a GPU; share of steps that look at tokens."""
 
 Sets = Sequence[tuple[Ints, Floats]]
 
@@ -37,7 +39,8 @@ def steps_for(problem: Problem, seconds: float, scenarios: int, sets: Sets | Non
     cost = STEP_NS + scenarios * (SCENARIO_NS + GPU_NS * len(problem.gpus))
     if sets:
         rows, k = float(np.mean([len(share) for _, share in sets])), sets[0][0].shape[1]
-        cost += 2 * rows * k / problem.experts * 2 * k * PRODUCT_NS
+        tokens = 2 * rows * k / problem.experts * 2 * k * PRODUCT_NS
+        cost += PAIRS_NS + FOLLOW_NS * problem.experts + EXACT * tokens
     return int(min(MOST_STEPS, STEPS_A_CELL * problem.experts * len(problem.gpus), seconds * 1e9 / cost / problem.layers))
 
 

@@ -8,18 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.placement.compiled import jit
+from sim.placement.reach import misses, pairs_of
 
 
 class Layer(NamedTuple):
     """State and givens of one layer; shapes with E experts, G GPUs, S scenarios, T token sets of k experts, U units.
 
     held [E, G] bool; x [E, G]: share of the expert's tokens that the GPU serves, 1/copies where it has a copy.
-    copies [E]; members [G, E]: the used[g] experts on GPU g.
+    copies [E]; members [G, most used]: the used[g] experts on GPU g.
     scenarios [S, E]: loads that add up to the sum of speeds; weight [S]; speed [G].
     loads [S, G]: load over speed; top [S]: its busiest GPU.
     sets [T, k]: experts that tokens chose together; share [T]: of the tokens; first [E + 1], where: the sets that
-    hold an expert; mass [E]: their share. unit [G]: what is counted when touched (the GPU, its node or region).
+    hold an expert. unit [G]: what is counted when touched (the GPU, its node or region).
     y [U, E]: x by unit; miss [U, T]: chance that the token leaves the unit untouched.
+    pairs [E, E]: share of the tokens that chose both; near [U, E]: y x pairs. Both [0, 0] where there are no tokens.
     home [E, G] bool: copies that need not be loaded.
     """
 
@@ -37,10 +39,11 @@ class Layer(NamedTuple):
     share: Any
     first: Any
     where: Any
-    mass: Any
     unit: Any
     y: Any
     miss: Any
+    pairs: Any
+    near: Any
     home: Any
 
 
@@ -58,36 +61,33 @@ def layer_of(
     total = scenarios.sum(axis=1, keepdims=True)
     ideal = np.ascontiguousarray(scenarios / total * speed.sum())
     chosen, share = np.ascontiguousarray(sets[0]), np.ascontiguousarray(sets[1])
-    first, where, mass = _inverted(chosen, share, experts)
-    found: Layer = _build(held.copy(), ideal, weight, speed, chosen, share, first, where, mass, unit, held if home is None else home)
+    first, where = _inverted(chosen, experts)
+    found: Layer = _build(held.copy(), ideal, weight, speed, chosen, share, first, where, unit, held if home is None else home)
     return found
 
 
 @jit
-def _inverted(sets: Any, share: Any, experts: int) -> Any:
-    """For each expert the sets that hold it, and their share."""
-    first, mass = np.zeros(experts + 1, np.int64), np.zeros(experts)
+def _inverted(sets: Any, experts: int) -> Any:
+    """For each expert the sets that hold it."""
+    first = np.zeros(experts + 1, np.int64)
     for t in range(sets.shape[0]):
         for e in sets[t]:
             first[e + 1] += 1
-            mass[e] += share[t]
     first = np.cumsum(first)
     where, at = np.empty(sets.size, np.int64), first[:-1].copy()
     for t in range(sets.shape[0]):
         for e in sets[t]:
             where[at[e]] = t
             at[e] += 1
-    return first, where, mass
+    return first, where
 
 
 @jit
-def _build(
-    held: Any, scenarios: Any, weight: Any, speed: Any, sets: Any, share: Any, first: Any, where: Any, mass: Any, unit: Any, home: Any
-) -> Any:
+def _build(held: Any, scenarios: Any, weight: Any, speed: Any, sets: Any, share: Any, first: Any, where: Any, unit: Any, home: Any) -> Any:
     experts, gpus = held.shape
     copies = held.sum(axis=1)
     x, y = np.zeros((experts, gpus)), np.zeros((unit.max() + 1, experts))
-    members, used = np.zeros((gpus, experts), np.int64), np.zeros(gpus, np.int64)
+    members, used = np.zeros((gpus, held.sum(axis=0).max()), np.int64), np.zeros(gpus, np.int64)
     for g in range(gpus):
         for e in range(experts):
             if held[e, g]:
@@ -99,23 +99,9 @@ def _build(
     top = np.zeros(len(weight), np.int64)
     for s in range(len(weight)):
         top[s] = loads[s].argmax()
-    miss = _misses(sets, y)
-    return Layer(held, x, copies, members, used, scenarios, weight, speed, loads, top, sets, share, first, where, mass, unit, y, miss, home)
-
-
-@jit
-def _misses(sets: Any, y: Any) -> Any:
-    """Chance that a token leaves a unit untouched [U, T]."""
-    units, experts = y.shape
-    reach, count = np.zeros((experts, units), np.int64), np.zeros(experts, np.int64)
-    for u in range(units):
-        for e in range(experts):
-            if y[u, e] > 0:
-                reach[e, count[e]] = u
-                count[e] += 1
-    miss = np.ones((units, sets.shape[0]))
-    for t in range(sets.shape[0]):
-        for e in sets[t]:
-            for i in range(count[e]):
-                miss[reach[e, i], t] *= 1.0 - y[reach[e, i], e]
-    return miss
+    miss = misses(sets, y)
+    pairs = pairs_of(sets, share, experts) if len(share) else np.zeros((0, 0))
+    near = y @ pairs if len(share) else np.zeros((0, 0))
+    return Layer(
+        held, x, copies, members, used, scenarios, weight, speed, loads, top, sets, share, first, where, unit, y, miss, pairs, near, home
+    )

@@ -22,7 +22,7 @@ from sim.placement.improve import effort_s, improved, steps_for
 from sim.placement.packing import spread
 from sim.placement.placement import Bools, Placement
 from sim.placement.policy import Tell, silent
-from sim.placement.problem import Problem
+from sim.placement.problem import Floats, Problem
 from sim.placement.relabel import near_current
 from sim.placement.scenarios import scenarios
 
@@ -50,35 +50,36 @@ class Robust:
 
     def place(self, problem: Problem, tell: Tell = silent) -> Placement:
         loads, weight = scenarios(problem, self.nominal)
-        steps = steps_for(problem, effort_s(problem), len(weight), None)
+        limited = self.moves > 0 and problem.current is not None
+        seconds = effort_s(problem) / (2 if limited else 1)
         start, price = filled(problem), LEAVING if len(weight) == 1 else 0.0
+        steps = steps_for(problem, seconds, len(weight), None)
         best = near_current(improved(problem, start, loads, weight, steps, price=price, home=start), problem)
         wanted = best.moved(problem.current)
         limit = int(self.moves * wanted if self.moves < 1 else self.moves)
-        if self.moves == 0 or problem.current is None or wanted <= limit:
+        if not limited or wanted <= limit:
             return best
+        assert problem.current is not None
         if not np.array_equal(problem.current.used, best.used):
             raise UserError("option moves: the current placement fills other slots than there are; place once without a limit")
-        return self._limited(problem, limit, tell)
+        return _limited(problem, loads, weight, steps_for(problem, seconds / HALVINGS, len(weight), None), limit, tell)
 
-    def _limited(self, problem: Problem, limit: int, tell: Tell) -> Placement:
-        """At most `limit` copies loaded; the current placement where no price is high enough. All searches together take as long
-        as the one without a limit."""
-        assert problem.current is not None
-        loads, weight = scenarios(problem, self.nominal)
-        steps = steps_for(problem, effort_s(problem) / HALVINGS, len(weight), None)
-        low, high = np.log(PRICES)
-        best = problem.current
-        for i in range(HALVINGS):
-            price = float(np.exp((low + high) / 2))
-            found = improved(problem, problem.current.held, loads, weight, steps, price=price)
-            moved = found.moved(problem.current)
-            tell(f"price {price:.2g}: {moved:,} of at most {limit:,} copies ({i + 1} of {HALVINGS})")
-            if moved > limit:
-                low = np.log(price)
-            else:
-                high, best = np.log(price), found
-        return best
+
+def _limited(problem: Problem, loads: Floats, weight: Floats, steps: int, limit: int, tell: Tell) -> Placement:
+    """At most `limit` copies loaded; the current placement where no price is high enough."""
+    assert problem.current is not None
+    low, high = np.log(PRICES)
+    best = problem.current
+    for i in range(HALVINGS):
+        price = float(np.exp((low + high) / 2))
+        found = improved(problem, problem.current.held, loads, weight, steps, price=price)
+        moved = found.moved(problem.current)
+        tell(f"price {price:.2g}: {moved:,} of at most {limit:,} copies ({i + 1} of {HALVINGS})")
+        if moved > limit:
+            low = np.log(price)
+        else:
+            high, best = np.log(price), found
+    return best
 
 
 def filled(problem: Problem) -> Bools:

@@ -6,7 +6,9 @@ copy of an expert that has others for a copy of an expert that it lacks; used sl
 copy that must be loaded costs that much balancedness.
 
 Annealing after Kirkpatrick, Gelatt and Vecchi (Science 220, 1983) with geometric cooling; half of the proposals start
-at the busiest GPU of a scenario. The number of steps is fixed beforehand: no clock decides about a placement.
+at the busiest GPU of a scenario. While it is hot, reach goes by co-activated pairs (`reach`), which cost next to nothing and
+have fewer local optima; then by the tokens, where pairs only turn down what is hopeless: delayed acceptance, Christen and Fox
+(J. Comp. Graph. Stat. 14, 2005). The number of steps is fixed beforehand: no clock decides about a placement.
 """
 
 from __future__ import annotations
@@ -16,21 +18,60 @@ from typing import Any
 import numpy as np
 
 from sim.placement.compiled import jit
+from sim.placement.reach import follow, misses, pairs_change, reach_change, shift
 
-HOT, COLD = 0.02, 0.0003
-"""First and last temperature, in units of balancedness (of a unit touched, where that is worth more): what one bad move may cost."""
+HOT, WARM, COLD = 0.02, 0.001, 0.0003
+"""Temperatures at first, where pairs give way to tokens, and last, in units of balancedness (of a unit touched, where that is
+worth more): what one bad move may cost."""
+COARSE = 0.75
+"""Share of the steps in which reach goes by pairs."""
 SWAPS = 0.6
 """Share of exchanges among the proposals."""
+SLOPES = 64
+"""Exchanges by which a pair's worth is measured."""
 
 
 @jit
 def anneal(x: Any, pull: float, price: float, steps: int, seed: int) -> Any:
     """The best placement found [experts, gpus] bool; `x`, a `Layer`, is left wherever the search ended."""
     np.random.seed(seed)
+    best, worth = x.held.copy(), value(x, pull, price)
+    scale, coarse = max(1.0, pull), int(COARSE * steps) if pull > 0 else 0
+    hot, between = scale * HOT, scale * (WARM if coarse else HOT)
+    for exact in (False, True):
+        if exact:
+            x.miss[:] = misses(x.sets, x.y)
+            hot, coarse = between, steps - coarse
+        walk(x, best, worth, pull, slope(x) if pull > 0 else 0.0, price, hot, scale * COLD if exact else between, coarse, exact)
+    return best
+
+
+@jit
+def value(x: Any, pull: float, price: float) -> float:
+    """What is maximised, summed from scratch."""
+    found = 0.0
+    for s in range(len(x.weight)):
+        found += x.weight[s] / x.loads[s, x.top[s]]
+    for e in range(len(x.copies)):
+        for g in range(len(x.used)):
+            if x.held[e, g] and not x.home[e, g]:
+                found -= price
+    for t in range(len(x.share)):
+        for u in range(len(x.miss)):
+            found -= pull * x.share[t] * (1.0 - x.miss[u, t])
+    return found
+
+
+@jit
+def walk(x: Any, best: Any, worth: float, pull: float, pair: float, price: float, hot: float, cold: float, steps: int, exact: bool) -> None:
+    """Moves x while it cools; `best` becomes the best state that is worth more than `worth`, where values are `exact`.
+
+    pair: units touched less for each co-activated pair more.
+    """
     gpus = x.held.shape[1]
     at, de, df = np.empty(gpus, np.int64), np.empty(gpus), np.empty(gpus)
-    best, best_gain, gain = x.held.copy(), 1e-12, 0.0
-    heat, cooling = HOT * max(1.0, pull), (COLD / HOT) ** (1.0 / max(1, steps))
+    now = value(x, pull, price) if exact else -np.inf
+    heat, cooling = hot, (cold / hot) ** (1.0 / max(1, steps))
     for _ in range(steps):
         heat *= cooling
         swap = np.random.random() < SWAPS
@@ -38,25 +79,43 @@ def anneal(x: Any, pull: float, price: float, steps: int, seed: int) -> Any:
         if e < 0:
             continue
         n = exchange(x, e, f, a, b, at, de, df) if swap else replace(x, e, f, a, at, de, df)
-        least = heat * np.log(np.random.random())
         change = balance_change(x, e, f, at, de, df, n) - price * loaded_change(x, e, f, a, b, swap)
-        if change + pull * (x.mass[e] + x.mass[f]) < least:
+        guess = change + pull * pair * pairs_change(x, e, f, at, de, df, n) if pull > 0 else change
+        if guess < heat * np.log(np.random.random()):
             continue
         if pull > 0:
             shift(x, e, f, at, de, df, n, 1.0)
-            change += pull * reach_change(x, e, f, at, n, False)
-            if change < least:
-                shift(x, e, f, at, de, df, n, -1.0)
-                continue
-            reach_change(x, e, f, at, n, True)
-        if change < 0 and gain > best_gain:  # kept only when it is about to be left: a copy of every step up would cost more than the steps
-            best_gain = gain
+            if exact:
+                change += pull * reach_change(x, e, f, at, n, False)
+                if change - guess < heat * np.log(np.random.random()):
+                    shift(x, e, f, at, de, df, n, -1.0)
+                    continue
+                reach_change(x, e, f, at, n, True)
+            follow(x, e, f, at, de, df, n)
+        if change < 0 and now > worth:  # kept only when it is about to be left: a copy of every step up would cost more than the steps
+            worth = now
             best[:] = x.held
         accept(x, e, f, a, b, at, de, df, n, swap)
-        gain += change
-    if gain > best_gain:
+        now += change
+    if now > worth:
         best[:] = x.held
-    return best
+
+
+@jit
+def slope(x: Any) -> float:
+    """Units touched less for each co-activated pair more: least squares over random exchanges from where x is."""
+    at, de, df = np.empty(2, np.int64), np.empty(2), np.empty(2)
+    square, product = 0.0, 0.0
+    for _ in range(SLOPES):
+        e, f, a, b = propose(x, True)
+        if e >= 0:
+            n = exchange(x, e, f, a, b, at, de, df)
+            pairs = pairs_change(x, e, f, at, de, df, n)
+            shift(x, e, f, at, de, df, n, 1.0)
+            product += pairs * reach_change(x, e, f, at, n, False)
+            square += pairs * pairs
+            shift(x, e, f, at, de, df, n, -1.0)
+    return product / square if square > 0 else 1.0
 
 
 @jit
@@ -137,40 +196,6 @@ def most_elsewhere(loads: Any, at: Any, n: int) -> float:
         else:
             most = max(most, loads[g])
     return most
-
-
-@jit
-def shift(x: Any, e: int, f: int, at: Any, de: Any, df: Any, n: int, sign: float) -> None:
-    """The rows of y follow the move, or go back."""
-    for i in range(n):
-        x.y[x.unit[at[i]], e] += sign * de[i]
-        x.y[x.unit[at[i]], f] += sign * df[i]
-
-
-@jit
-def reach_change(x: Any, e: int, f: int, at: Any, n: int, keep: bool) -> float:
-    """Units that a token touches less, on average, now that the rows of y have moved; `keep`: remember it."""
-    gain = 0.0
-    for i in range(n):
-        u = x.unit[at[i]]
-        again = False
-        for j in range(i):
-            again = again or x.unit[at[j]] == u
-        if again:
-            continue
-        row, left = x.y[u], x.miss[u]
-        for one in (e, f):
-            for q in range(x.first[one], x.first[one + 1]):
-                t = x.where[q]
-                both, miss = False, 1.0
-                for k in x.sets[t]:
-                    miss *= 1.0 - row[k]
-                    both = both or (one == f and k == e)
-                if not both:
-                    gain += x.share[t] * (miss - left[t])
-                    if keep:
-                        left[t] = miss
-    return gain
 
 
 @jit

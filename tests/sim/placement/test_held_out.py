@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pytest
 
+from sim.errors import UserError
 from sim.placement import Gpus, Problem, Sample, measures
-from sim.placement.held_out import LAYERS, MOST, folds, surely_above
+from sim.placement.held_out import LAYERS, MOST, Fold, folds, surely_above
 from sim.placement.joint import PULLS, USUAL, Joint
 from sim.placement.policy import load
-from tests.sim.placement.problems import counted
+from tests.sim.placement.problems import clustered, counted
 from tests.traces.shared_data import folder
 
 
@@ -65,10 +66,23 @@ def test_a_gain_must_exceed_its_own_error() -> None:
 
 def test_the_pull_that_is_chosen_is_the_strongest_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = recorded(4, 50)
+    monkeypatch.setattr(Joint, "_searcher", lambda self, problem: lambda pull, seconds: pull)
     for last in range(-1, len(PULLS)):
         passes = set(PULLS[: last + 1])
-        monkeypatch.setattr(Joint, "_scores", lambda self, left_out, pull, seconds, ok=passes: np.full(len(left_out), 1.0 * (pull in ok)))
-        assert Joint()._chosen(problem, lambda text: None) == PULLS[max(0, last)]
+        monkeypatch.setattr(Fold, "score", lambda self, pull, ok=passes: 1.0 * (pull in ok))
+        assert Joint().chosen(problem, 0.5) == PULLS[max(0, last)]
+
+
+def test_the_balance_to_keep_is_a_policys_or_a_number() -> None:
+    """A stronger pull where less is asked for; nothing is chosen where a pull is given."""
+    sample = clustered(layers=1, tokens=800, seed=1)
+    problem = Problem(counted(sample, 16), Gpus.even(4, 16), sample)
+    pulls = [Joint().chosen(problem, load(name).place) for name in ("greedy", "affinity")]
+    assert pulls[0] < pulls[1] and Joint().chosen(problem, 0.0) == PULLS[-1] and Joint().chosen(problem, 1.1) == PULLS[0]
+    assert load("joint:keep=0.0").place(problem) == load(f"joint:pull={PULLS[-1]}").place(problem)
+    assert load("joint:keep=affinity").place(problem) == load(f"joint:pull={pulls[1]}").place(problem)
+    with pytest.raises(UserError, match="option keep: unknown name 'greed'; did you mean 'greedy'"):
+        load("joint:keep=greed")
 
 
 def test_robust_on_one_window_is_as_good_on_the_next_as_eplb() -> None:

@@ -27,7 +27,7 @@ def test_what_the_search_keeps_is_what_a_sum_from_scratch_gives(problem: Problem
     state = layer_of(start, loads, np.full(len(loads), 1 / len(loads)), gpus.speed, sets, gpus.node)
     found = anneal(state, 0.5, 0.0, 3000, problem.seed)
     fresh = layer_of(state.held, loads, state.weight, gpus.speed, sets, gpus.node)
-    for name in ("x", "copies", "loads", "y", "miss", "used"):
+    for name in ("x", "copies", "loads", "y", "miss", "near", "used"):
         assert getattr(state, name) == pytest.approx(getattr(fresh, name), abs=1e-9), name
     assert (found.sum(axis=0) == start.sum(axis=0)).all() and found.any(axis=1).all()
     worth = [_worth(h, problem, loads) for h in (start, found)]
