@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.cli import options, output
+from sim.cli import compiling, options, output
 from sim.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def run(
     choice = _choose(spec, box, before, caching, batch or 1) if auto else None
     caching = caching if choice is None else choice.best.caching
     job = _job(spec, box, caching, workload, gen, batch, seed)
-    with pool.open_store(model, spec) as store, output.progress("running with experts from disk (the first run compiles the kernels)"):
+    with pool.open_store(model, spec) as store, output.progress("running with experts from disk"), compiling.told():
         ran = pool.run(
             job, store, byte_prompts([r.prompt_tokens for r in job.requests], seed), before=before,
             replay_routing=None if trace is None else RoutingIndex(trace),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.cli import output
+from sim.cli import compiling, output
 from sim.errors import UserError
 
 
@@ -13,7 +13,7 @@ def fused(model: str, tokens: int, threads: int, seed: int, as_json: bool) -> No
     spec = models.load(model)
     if not spec.experts:
         raise UserError(f"--model {spec.name}: has no routed experts; a Mixture-of-Experts model is needed")
-    with output.progress("running the layer on both clocks"):
+    with output.progress("running the layer on both clocks"), compiling.told():
         found = {"model": spec.name, "tokens": tokens, "threads": threads, **twin(spec, tokens, threads, seed).summary()}
     if as_json:
         output.print_json(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.cli import output
+from sim.cli import compiling, output
 from sim.errors import UserError
 
 
@@ -28,7 +28,7 @@ def generate(model: str, prompt: str, scheduler: str, gen: int, as_json: bool) -
     workload = Workload(name="prompt", source="given on the command line", **lengths)
     job = prepare(spec, this_computer(), workload, scheduler, Policy(batch=1, microbatch=1))
     eos = () if tokenizer.eos is None else (tokenizer.eos,)
-    with output.progress(f"generating with {scheduler}"):
+    with output.progress(f"generating with {scheduler}"), compiling.told():
         done = execute(job, weights_of(model, spec, 0), [ids], eos=eos)
     tokens = done.outcome.tokens[0]
     text = tokenizer.decode([t for t in tokens if t not in eos])

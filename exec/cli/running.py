@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sim.cli import options, output
+from sim.cli import compiling, options, output
 
 if TYPE_CHECKING:
     from exec.devices import DeviceName
@@ -32,7 +32,7 @@ def run(
     )
     check_runs_here(job.machine, device=device)
     replay = _replay(trace, job)
-    with output.progress(f"running {job.scheduler} (the first run compiles the kernels)"):
+    with output.progress(f"running {job.scheduler}"), compiling.told():
         done = execute(
             job, weights_of(model, spec, seed), record_routing=record_routing is not None, replay_routing=replay, device=device,
             graphs=graphs,
