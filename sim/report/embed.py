@@ -89,14 +89,15 @@ def pack(timeline: Timeline, rows: NDArray[np.int64], path: CriticalPath, name: 
     row, lanes = _rows(part)
     return {
         "name": name, "count": len(rows), "total": int(_bars(timeline).sum()), "lanes": lanes, "ops": list(part.ops),
-        "start": _base64(part.start_ps / 1e6, "<f8"), "duration": _base64(part.duration_ps / 1e6, "<f4"),
-        "row": _base64(row, "<u2"), "op": _base64(part.op, "<u2"), "task": _base64(part.task_id, "<f8"),
-        "step": _base64(part.step, "<i4"), "layer": _base64(part.layer, "<i2"), "microbatch": _base64(part.microbatch, "<i2"),
-        "critical": _base64(np.isin(rows, path.rows), "<u1"), "done": _base64(part.status == part.code("status", "done"), "<u1"),
+        "start": packed(part.start_ps / 1e6, "<f8"), "duration": packed(part.duration_ps / 1e6, "<f4"),
+        "row": packed(row, "<u2"), "op": packed(part.op, "<u2"), "task": packed(part.task_id, "<f8"),
+        "step": packed(part.step, "<i4"), "layer": packed(part.layer, "<i2"), "microbatch": packed(part.microbatch, "<i2"),
+        "critical": packed(np.isin(rows, path.rows), "<u1"), "done": packed(part.status == part.code("status", "done"), "<u1"),
     }  # fmt: skip
 
 
-def _base64(values: NDArray[Any], dtype: str) -> str:
+def packed(values: NDArray[Any], dtype: str) -> str:
+    """A column as text that scripts read."""
     return base64.b64encode(np.ascontiguousarray(values, np.dtype(dtype)).tobytes()).decode()
 
 

@@ -88,15 +88,20 @@ def _page(given: Mapping[str, Timeline], paths: Mapping[str, CriticalPath], fact
         f"<h1>{escape(title)}</h1>", f'<p class="lead">{escape(_lead(given, facts))}</p>', _warning(given, facts), cards(given, facts),
         _timeline_section(given, data), _sections(given, paths, facts, specs), _footer(given),
     ])  # fmt: skip
-    return document(title, body, data, "timeline.js")
+    return document(title, body, scripts(data, "timeline.js"))
 
 
-def document(title: str, body: str, data: Mapping[str, Any], script: str) -> str:
-    """One HTML file that needs nothing else: `body` in the report's style, what `script` of this package reads, and the script."""
-    asset = resources("sim.report")
-    return _SHELL.format(
-        title=escape(title), css=(asset / "report.css").read_text("utf-8"), body=body, data=json.dumps(data).replace("</", "<\\/"),
-        vega=charts.bundle().replace("</script", "<\\/script"), script=(asset / script).read_text("utf-8"),
+def document(title: str, body: str, scripts: str = "", style: str = "") -> str:
+    """One HTML file that needs nothing else: `body` in the report's style and in the page's own `style`, then `scripts`."""
+    css = (resources("sim.report") / "report.css").read_text("utf-8") + style
+    return _SHELL.format(title=escape(title), css=css, body=body, scripts=scripts)
+
+
+def scripts(data: Mapping[str, Any], script: str) -> str:
+    """What `script` of this package reads, the charts' library, and the script."""
+    return _SCRIPTS.format(
+        data=json.dumps(data).replace("</", "<\\/"), vega=charts.bundle().replace("</script", "<\\/script"),
+        script=(resources("sim.report") / script).read_text("utf-8"),
     )  # fmt: skip
 
 
@@ -115,16 +120,18 @@ _SHELL = """<!doctype html>
 <main>
 {body}
 </main>
-<script type="application/json" id="data">{data}</script>
+{scripts}
+</body>
+</html>
+"""
+
+_SCRIPTS = """<script type="application/json" id="data">{data}</script>
 <script type="module">
 {vega}
 </script>
 <script type="module">
 {script}
-</script>
-</body>
-</html>
-"""
+</script>"""
 
 
 def _title(given: Mapping[str, Timeline], facts: Mapping[str, Any]) -> str:

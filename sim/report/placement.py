@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,8 +15,9 @@ from sim.placement.problem import Floats, Sample
 from sim.placement.recorded import Recorded
 from sim.placement.sets import token_sets
 from sim.report import charts
+from sim.report.embed import packed
 from sim.report.figures import seconds_text
-from sim.report.page import document
+from sim.report.page import document, scripts
 from sim.report.sections import facts_tables, table
 from traces.files import replacing
 
@@ -68,7 +68,7 @@ def write_page(path: Path, scene: Scene, facts: Mapping[str, Any]) -> None:
         facts_tables(shown),
     ])  # fmt: skip
     with replacing(path) as part:
-        part.write_text(document(title, body, data, "placement.js"), encoding="utf-8")
+        part.write_text(document(title, body, scripts(data, "placement.js")), encoding="utf-8")
 
 
 def _data(scene: Scene) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _data(scene: Scene) -> dict[str, Any]:
         relative = _relative(placement, scene)
         entry: dict[str, Any] = {
             "name": name, "balancedness": measures.balancedness(placement, scene.counts, gpus),
-            "load": base64.b64encode(np.clip(np.rint(relative * STEPS), 0, 255).astype(np.uint8).tobytes()).decode(),
+            "load": packed(np.clip(np.rint(relative * STEPS), 0, 255), "<u1"),
         }  # fmt: skip
         if small:
             entry["experts"] = placement.to_json()["layers"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sim.report.figures import seconds_text
+from sim.report.page import document
 from sim.report.sections import table
 from sim.swarm.report import atlas, heat
 from sim.swarm.study import Finished, Study
@@ -23,25 +23,10 @@ _CSS = """
 .map .halo { paint-order: stroke; stroke: #f4f7fa; stroke-width: 4px; }
 .map g:hover { opacity: 1; filter: brightness(0.9); }
 .kinds { display: flex; flex-wrap: wrap; gap: 4px 22px; margin: 10px 0 0; font-size: 13.5px; }
-.scale { display: flex; margin: 8px 0 0 150px; font-size: 12px; } .scale span { padding: 1px 12px; }
-"""
-_SHELL = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<link rel="icon" href="data:,">
-<style>
-{css}
-</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
+.kinds b { color: #b34f00; }
+.scale { display: flex; margin: 8px 0 0 12.1%; font-size: 12px; } .scale span { padding: 1px 12px; }
+input[name="flow"] { accent-color: #3d4653; margin: 0 5px 0 0; vertical-align: -1px; }
+input[name="flow"] + label { margin-right: 20px; font-size: 13.5px; white-space: nowrap; cursor: pointer; }
 """
 
 
@@ -52,9 +37,8 @@ def write_report(path: Path, study: Study, done: Finished, rows: Sequence[Mappin
         f"<h1>{escape(title)}</h1>", f'<p class="lead">{escape(_lead(rows[0], facts))}</p>', _cards(rows[0]), _map(study, done),
         _loads(study, done), _designs(rows), _between(rows[0]), _footer(rows[0], facts),
     ])  # fmt: skip
-    css = resources("sim.report").joinpath("report.css").read_text("utf-8") + _CSS
     with replacing(path) as part:
-        part.write_text(_SHELL.format(title=escape(title), css=css, body=body), encoding="utf-8")
+        part.write_text(document(title, body, style=_CSS + atlas.STYLE), encoding="utf-8")
 
 
 def _lead(row: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
@@ -106,8 +90,9 @@ def _map(study: Study, done: Finished) -> str:
     rtt_s = {(link.a, link.b): link.rtt_s for link in plant.cluster.links}
     drawn = atlas.svg(plant.cluster, tally.flows, busy, rtt_s)
     return f"""<section><h2>Where it went</h2>
-<p class="note">Arrows are bytes on the wire over the whole study (width goes with their root); discs say how much of the GPUs'
-time was worked. Point at an arrow for its bytes. Labels are round trips.</p>{drawn}</section>"""
+<p class="note">Bytes on the wire between regions over the whole study, tunnels included: choose what is drawn. An arrow's width goes
+with the root of its bytes, the widest of each choice being alike; all together have the colour of what is most. Discs say how much of
+the GPUs' time was worked, labels on links are round trips. Point at an arrow for its bytes.</p>{drawn}</section>"""
 
 
 def _loads(study: Study, done: Finished) -> str:
@@ -123,17 +108,20 @@ def _loads(study: Study, done: Finished) -> str:
     gone = np.array([dead[m].all(axis=0) for m in groups])
     marks = [(e.at_s, f"{e.what} {e.node or e.region}") for e in study.troubles]
     names = [f"{g.name} {g.kind}" for g in plant.cluster.gpu]
-    small = 12 if len(names) > 24 else 16
+    stretch = f"stretch of {seconds_text(float(edges[1]))}"
+    small = 14 if len(names) <= 64 else 11
     return f"""<section><h2>Load over time</h2>
-<p class="note">Share of each stretch that was worked. Dashed lines are events; point at one, or at a cell.</p>
-{heat.scale()}{heat.svg(plant.regions, regions, gone, edges, marks, 26)}
-<h2>Experts, GPU by GPU</h2>
-<p class="note">Share of each stretch in which the GPU's own experts were computed: what a placement evens out.</p>
+<p class="note">Share of each {stretch} that a region's GPUs worked, as their node was taken for a step. Dashed lines are events;
+point at a cell for its share.</p>
+{heat.svg(plant.regions, regions, gone, edges, marks, 26)}{heat.listed(marks, done.seconds)}</section>
+<section><h2>Experts, GPU by GPU</h2>
+<p class="note">Share of each {stretch} in which the GPU's own experts were computed: what a placement evens out. The colours reach as
+far as the busiest GPU.</p>
 {heat.svg(names, gpus, dead[plant.node_of], edges, marks, small)}</section>"""
 
 
 def _designs(rows: Sequence[Mapping[str, Any]]) -> str:
-    times = ["TTFT p50", "p99", "TPOT p50", "p99", "floor a token"]
+    times = ["TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "floor a token"]
     head = ["design", "tokens/s", *times, "between regions", "$ a million tokens", "answered", "lost"]
     body = []
     for r in rows:
