@@ -37,9 +37,8 @@ class Point:
     link: int
     cpu: float
     gpu: float
-    cpu_weights: float
     gpu_weights: float
-    """Shares of the expert weights that each keeps on the host."""
+    """Share of the expert weights that it keeps on the host."""
 
     @property
     def on_cpu(self) -> bool:
@@ -57,7 +56,7 @@ def _point(model: ModelSpec, gen: int, ratio: int, link: int) -> Point:
     case = paper.Case(model, hardware, 1, PROMPT, gen, HOST_BYTES * ratio, HOST_BYTES_PER_S * ratio, "l4-padding")
     best = paper.optimise(case)
     gpu, weights = attention_on_gpu(case)
-    return Point(gen, ratio, link, best.tokens_per_s if best else 0.0, gpu, 1 - best.wg if best else 0.0, weights)
+    return Point(gen, ratio, link, best.tokens_per_s if best else 0.0, gpu, weights)
 
 
 def attention_on_gpu(case: paper.Case) -> tuple[float, float]:
