@@ -21,9 +21,9 @@ MOST_S = 8.0
 MOST_STEPS = 40_000
 STEPS_A_CELL = 300
 """Steps for each expert x GPU of a layer, at most: a small layer is searched to the end long before the time is up."""
-STEP_NS, SCENARIO_NS, GPU_NS = 300.0, 12.0, 1.0
+STEP_NS, SCENARIO_NS, GPU_NS = 300.0, 12.0, 0.5
 """What a step costs, a scenario in it, a GPU of a scenario: on one 2020s server core."""
-PAIRS_NS, FOLLOW_NS, PRODUCT_NS, EXACT = 100.0, 6.0, 2.5, 0.01
+PAIRS_NS, FOLLOW_NS, PRODUCT_NS, EXACT = 100.0, 9.0, 2.5, 0.01
 """With tokens: what a step costs more, an expert in it, a factor in a token's chance to miss a GPU; share of steps that look at tokens."""
 
 Sets = Sequence[tuple[Ints, Floats]]
