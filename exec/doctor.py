@@ -149,5 +149,9 @@ def _gpu_fallbacks(note: Any) -> None:
         form = grouped.how(device, dtype)
         if form == grouped.ONE_BY_ONE:
             note(f"grouped products of {name} experts", form, "neither torch._grouped_mm nor Numba-CUDA takes them here")
+    if not torch.distributed.is_nccl_available():
+        note("--ranks N --device cuda", "--device cpu", "torch is built without NCCL")
+    elif torch.cuda.device_count() < 2:
+        note("--ranks N --device cuda", "--device cpu", "there is one GPU, and each rank needs its own")
     if torch.cuda.get_device_capability(device) < (8, 0):
         note("bf16 kernels", "fp16 or fp32", "the GPU is older than sm_80")

@@ -64,7 +64,7 @@ class RankDevice:
     def take(self, name: str, shape: tuple[int, ...], touch: bool = True) -> torch.Tensor:
         """float32 [*shape] of the device's memory, zeros."""
         count = int(np.prod(shape))
-        return self._device.allocate(max(1, 4 * count)).view(torch.uint8)[: 4 * count].view(torch.float32).view(shape).zero_()
+        return self._device.allocate(max(1, 4 * count))[: 4 * count].view(torch.float32).view(shape).zero_()
 
     def up(self, array: np.ndarray) -> torch.Tensor:
         """A copy of a host array."""

@@ -30,6 +30,9 @@ AHEAD = 4
 """Receives posted ahead for each peer. More messages that nobody has read yet still arrive, only later."""
 
 TAGS = 1 << 20
+FOREVER = timedelta(hours=12)
+"""Receives are posted ahead, and wait for as long as nobody sends; the group's own limit is for ranks that connect. Who notices a
+peer that is gone is the operating system, and one that has stalled, the controller."""
 
 
 class Landing(NamedTuple):
@@ -79,7 +82,7 @@ class _Failed:
     def __init__(self, error: RuntimeError) -> None:
         self._error = error
 
-    def wait(self) -> None:
+    def wait(self, timeout: timedelta) -> None:
         raise self._error
 
 
@@ -133,7 +136,7 @@ class Mesh:
 
     def _finish(self, peer: int, work: Any) -> None:
         try:
-            work.wait()
+            work.wait(FOREVER)
         except RuntimeError as error:
             raise PeerLost(peer, first_line(error)) from error
 
@@ -202,7 +205,7 @@ class Mesh:
     def _take(self, peer: int) -> bool:
         """Take the next message in; False after the last."""
         work, piece = self._posted[peer].popleft()
-        work.wait()
+        work.wait(FOREVER)
         kind, number, count, experts = header_of(self._rows.of(piece))
         if kind == LAST:
             self._drain(peer, piece)
@@ -224,7 +227,7 @@ class Mesh:
         self._rows.give(piece)
         while self._posted[peer]:
             work, piece = self._posted[peer].popleft()
-            work.wait()
+            work.wait(FOREVER)
             self._rows.give(piece)
 
 
