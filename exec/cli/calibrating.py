@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,9 @@ def calibrate(rig: str, output: Path, device: DeviceName) -> None:
 
     out.check_writable("-o", output, (".yaml", ".yml"))
     devices.check(device)
-    began = time.perf_counter()
+    measure, began = _measurement(rig, device), time.perf_counter()
     with out.steps("calibrating (about a minute; keep the computer otherwise idle)") as say:
-        machine = _measured(rig, device, say)
+        machine = measure(say)
     profile.write(machine, output)
     r = machine.resources
     rows = [
@@ -35,13 +36,13 @@ def calibrate(rig: str, output: Path, device: DeviceName) -> None:
     out.print_table(f"calibrated {machine.name}", ("", "value"), rows)
 
 
-def _measured(rig: str, device: DeviceName, say: Callable[[str], None]) -> Machine:
-    """A GPU's links are its own; on the CPU the rig says which to keep to."""
+def _measurement(rig: str, device: DeviceName) -> Callable[[Callable[[str], None]], Machine]:
+    """A GPU's links are its own; on the CPU the rig says which to keep to. Raises UserError for a rig that cannot be read."""
     if device is DeviceName.cuda:
         from exec.calibration.device import calibrate as measure
 
-        return measure(lambda: devices.opened(device), say)
+        return partial(measure, lambda: devices.opened(device))
     from exec.calibration.profile import calibrate as measure_host
     from sim.machines import load_rig
 
-    return measure_host(load_rig(rig), say)
+    return partial(measure_host, load_rig(rig))

@@ -176,3 +176,14 @@ def test_demo_makes_a_report_from_a_profile(
 def test_options_of_another_way_to_run_are_refused(flags: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--model", "tiny-mixtral", *flags.split()]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("rig", "says"), [
+    ("laptop-rik", "--rig: unknown name 'laptop-rik'; did you mean 'laptop-rig'?"), ("mine.yaml", "--rig mine.yaml: no such file"),
+])  # fmt: skip
+def test_a_rig_that_is_not_there_is_told_before_anything_is_measured(
+    rig: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["calibrate", "--rig", rig, "-o", str(tmp_path / "p.yaml")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line and not (tmp_path / "p.yaml").exists()
