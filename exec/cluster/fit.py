@@ -57,7 +57,7 @@ def _handing_corrected(machine: Machine, observed: Sequence[Observed]) -> Machin
     because both are as much slower when the computer is. What hands out tasks and takes in messages is in no op's time."""
     found = []
     for seen in observed:
-        passing_s, computing_s = _core_s(machine, seen)
+        passing_s, computing_s = core_s(machine, seen)
         really = float(np.median([s.cpu_s / s.computed_s - 1.0 for s in seen.settled]))
         launches = int(np.array([work.op in HANDS for work in seen.plan.works])[seen.plan.work].sum())
         found.append((really * computing_s - passing_s) / launches)
@@ -67,7 +67,7 @@ def _handing_corrected(machine: Machine, observed: Sequence[Observed]) -> Machin
     return machine.model_copy(update={"ops": (*(r for r in machine.ops if r.op != HANDED), row)})
 
 
-def _core_s(machine: Machine, seen: Observed) -> tuple[float, float]:
+def core_s(machine: Machine, seen: Observed) -> tuple[float, float]:
     """Seconds of the cores as priced, for passing on and for computing."""
     priced = ClusterCosts(machine, seen.order, rows_of(seen.outputs)).bind(seen.plan)
     prices = priced.prices

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from exec.cluster import calibrate, observe, prices, reference
-from exec.cluster.fit import fitted
+from exec.cluster.fit import core_s, fitted
 from exec.cluster.machine import Place, of_ranks
 from exec.cluster.observe import Observed, Sample
 from exec.cluster.outputs import Outputs
@@ -84,8 +84,10 @@ def made_by(machine: Machine, scheduler: str, tokens: int) -> Observed:
     outputs = {r: Outputs(counts, None, {}, {}, 0, 0.0) for r in range(4)}
     plan = plan_of(setup)
     run = replace(prices.simulate(machine, setup.order, plan, outputs, draws=0), sources=(plan,))
-    took = Sample(run.makespan_ps / 1e12, observe.elapsed_s(run), 1.0, 0.0, 1.0)
-    return Observed(setup.order, plan, outputs, (took, took))
+    seen = Observed(setup.order, plan, outputs, ())
+    passing_s, computed_s = core_s(machine, seen)
+    took = Sample(run.makespan_ps / 1e12, observe.elapsed_s(run), passing_s + computed_s, 0.0, 1.0, computed_s)
+    return replace(seen, samples=(took, took))
 
 
 def test_the_fit_finds_what_made_the_runs_so() -> None:
@@ -94,6 +96,18 @@ def test_the_fit_finds_what_made_the_runs_so() -> None:
     found = {(row.lane, row.op): row for row in fitted(draft, seen).ops}
     assert found["gpu", "task.experts"].ratio[0][1] == pytest.approx(1.4, rel=0.03)
     assert found["put.local", "put"].latency_s == pytest.approx(8e-4, rel=0.15)
+    assert not any(row.op == prices.HANDED for row in found.values())
     fresh = made_by(truth, "chunked", 96)
     twin = prices.simulate(fitted(draft, seen), fresh.order, fresh.plan, fresh.outputs)
     assert twin.makespan_ps / 1e12 == pytest.approx(fresh.samples[0].makespan_s, rel=0.03)
+
+
+def test_what_handing_out_takes_is_found_by_the_cpu_time_outside_of_the_ops() -> None:
+    handed = OpRate(op=prices.HANDED, lane="host", curve=((1.0, 3e-4),), source="test")
+    draft = profile(1.2, 2e-4, 0.0)
+    truth = draft.model_copy(update={"ops": (*draft.ops, handed)})
+    seen = [made_by(truth, scheduler, tokens) for scheduler in ("bulk-sync", "overlapped") for tokens in (64, 160)]
+    slower = [replace(one, samples=tuple(s._replace(cpu_s=2 * s.cpu_s, computed_s=2 * s.computed_s) for s in one.samples)) for one in seen]
+    for observed in (seen, slower):
+        (found,) = [row for row in fitted(draft, observed, handed=True).ops if row.op == prices.HANDED]
+        assert found.curve[0][1] == pytest.approx(3e-4, rel=0.1)

@@ -1,0 +1,86 @@
+"""validate --placement: a case that shifts and one that loses a rank, on two real processes and on both clocks."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from exec.cli.app import main
+from exec.cluster import reference
+from exec.cluster.calibrate import OPS, WORDS
+from exec.cluster.machine import Place, of_ranks
+from exec.cluster.phases import BEFORE, MOVING, REBALANCED
+from exec.cluster.traffic import Traffic
+from exec.validation import placed
+from sim.errors import UserError
+from sim.machines.schema import Machine, OpRate, Resource
+from tests.exec import profiles
+
+
+def profile() -> Machine:
+    """Invented."""
+
+    def row(op: str, lane: str) -> OpRate:
+        return OpRate(op=op, lane=lane, curve=((1.0, 1e-6), (1e6, 1e-3)), source="test")
+
+    kernels = [row(op, "gpu") for op in ("rms_norm", "router", "dispatch", "combine", "expert_ffn", "expert_columns")]
+    tasks = [OpRate(op=f"task.{op}", lane="gpu", source="test") for op in OPS]
+    passing = [row("*", "host"), row("*", "comm"), row("load", "host"), row("put", "put.local"), *(row(op, lane) for op, lane in WORDS)]
+    cores = Resource(kind="cores", capacity=2, source="test")
+    return of_ranks("test", [Place(0, 0)] * 2, 1, cores, {}, [*kernels, *tasks, *passing])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(profiles.model(tmp_path_factory.mktemp("model")))
+
+
+def test_every_run_is_answered_on_both_clocks_and_what_was_disturbed_is_told(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "PATIENCE_S", 0.0)  # however busy the computer is
+    sizes = dict(model=model, batch=8, gen=4, plan_steps=1, skew=1.5, hysteresis=0.0)
+    cases = [Traffic(requests=24, shift=8, **sizes), Traffic(requests=16, kill="1@3", **sizes)]
+    found = placed.validate(2, "eplb", cases, 2, profile())
+    shifted, drill = found["cases"]
+    assert (shifted["runs"], drill["runs"]) == (2, 1)
+    assert (shifted["answered"], drill["answered"]) == (48, 16)
+    assert all(c["lost"] == c["duplicated"] == 0 and c["max_relative_difference"] < 1e-5 for c in found["cases"])
+    assert drill["lost_ranks"] == drill["joined_ranks"] == [1]
+    phases = {p["phase"]: p for p in shifted["phases"]}
+    for name in (BEFORE, MOVING, REBALANCED):
+        row = phases[name]
+        assert row["error"] == pytest.approx(row["simulated_rows_per_s"] / row["measured_rows_per_s"] - 1)
+    plans = shifted["plans"] - 2  # the first of each run finds caches cold
+    assert sum(p["plans"] + p["disturbed"] for p in shifted["phases"]) <= plans
+    everything = [p for c in found["cases"] for p in c["phases"]]
+    assert found["runs"] == sum(p["plans"] + p["disturbed"] for p in everything)
+    assert found["disturbed"] == sum(p["disturbed"] for p in everything)
+
+
+def test_the_default_grid_shifts_moves_and_loses_a_rank_and_never_ends_in_the_middle_of_a_phase() -> None:
+    rounds, cases = placed.load_grid(None)
+    assert rounds >= 2 and [bool(case.kill) for case in cases] == [False, True]
+    for case in cases:
+        serving = case.serving(4, "eplb")
+        assert serving.shift < len(serving.lengths) and serving.shift % (4 * serving.settings.seats) == 0
+        assert case.gen % serving.settings.steps == 0 and math.isfinite(serving.rebalancer.hysteresis)
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("cases: [{batch: 0}]", "batch"),
+    ("cases: [{requests: 8, colour: red}]", "colour"),
+    ("cases: [{kill: 7@1}]", "--kill: is '7@1'"),
+    ("cases: [{model: no-such-model}]", "no-such-model"),
+])  # fmt: skip
+def test_bad_grids(text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "grid.yaml").write_text(text)
+    assert main(["validate", "--ranks", "2", "--placement", "eplb", "--grid", str(tmp_path / "grid.yaml")]) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_without_a_number_of_ranks_nothing_is_served(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "--placement", "eplb"]) == 2
+    assert "--placement: needs ranks that this command starts" in capsys.readouterr().err
+    with pytest.raises(UserError, match="unknown name 'eplp'"):
+        Traffic().serving(2, "eplp")
