@@ -31,9 +31,12 @@ def cache(
     sequences: int | None, skip: int, next_gate: Path | None, plot: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Run every combination and print them, or with `auto` choose among them; slow ones tell on stderr how far they are."""
+    from sim import models
+
+    spec = models.load(model)
     if auto:
         _check_alone({"--capacity": capacity, "--global": whole, "--host": host, "--plot": plot})
-        study, _ = _study(model, machine, trace, batch, AUTO_STEPS if steps is None else steps, (skip, sequences), next_gate)
+        study, _ = _study(spec, machine, trace, batch, AUTO_STEPS if steps is None else steps, (skip, sequences), next_gate)
         grid = _grid(next_gate is not None, evict=evict, admit=admit, prefetch=prefetch, work=work)
         choosing.choose(study, grid, governed, as_json)
         return
@@ -41,9 +44,9 @@ def cache(
         raise UserError("--capacity: missing; experts of each layer that stay, separated by commas, or --auto")
     names = evict or "lru,lfu,lfru", admit or "always", prefetch or "none", work or "gpu"
     output.check_writable("--plot", plot, PICTURES)
+    wanted = list(_combinations(spec, capacity, *names, whole, host, governed))
     with output.steps("simulating expert caches") as tell, compiling.told():
-        study, skipped = _study(model, machine, trace, batch, steps, (skip, sequences), next_gate)
-        wanted = list(_combinations(study.model, capacity, *names, whole, host, governed))
+        study, skipped = _study(spec, machine, trace, batch, steps, (skip, sequences), next_gate)
         _check(study, wanted, trace, next_gate)
         found = _simulated(study, wanted, trace, tell)
     if skipped:
@@ -78,14 +81,14 @@ def _simulated(study: Study, wanted: Sequence[Caching], trace: Path, tell: Calla
 
 
 def _study(
-    model: str, machine: str | None, trace: Path, batch: int, steps: int | None, part: tuple[int, int | None], next_gate: Path | None
-) -> tuple[Study, int]:
+    spec: ModelSpec, machine: str | None, trace: Path, batch: int, steps: int | None, part: tuple[int, int | None],
+    next_gate: Path | None,
+) -> tuple[Study, int]:  # fmt: skip
     """The study, and the steps of the whole trace where not all are taken."""
-    from sim import machines, models
+    from sim import machines
     from sim.residency import feed as feeds
     from sim.residency.study import Study
 
-    spec = models.load(model)
     box = None if machine is None else machines.load(machine)
     feed, gates = _load(feeds.load(trace), spec, trace, part), None
     if next_gate is not None:

@@ -111,6 +111,16 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], trace: Path, 
     assert words in err[-1], err
 
 
+@pytest.mark.parametrize("flags", [["--capacity", "9"], ["--capacity", "2", "--evict", "lru2"], ["--capacity", "2", "--prefetch", "luck"]])
+def test_bad_names_are_told_before_the_trace_is_read(
+    capsys: pytest.CaptureFixture[str], trace: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sim.residency.feed.load", None)
+    assert run(trace, *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {flags[-2]}: ")
+
+
 def test_a_trace_without_decode_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run(write(tmp_path / "prompts.parquet", tokens=1, decode=False), "--capacity", "2") == 2
     assert "holds no decode steps" in capsys.readouterr().err
