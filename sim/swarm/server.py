@@ -21,9 +21,9 @@ from sim.swarm.control import ControlPlane
 from sim.swarm.desk import Desk
 from sim.swarm.dispatch import Dispatcher
 from sim.swarm.faults import Faults
-from sim.swarm.fleet.fleet import Fleet, rented
+from sim.swarm.fleet.fleet import Fleet
 from sim.swarm.fleet.pool import Pool
-from sim.swarm.fleet.sizes import Sizes
+from sim.swarm.fleet.sizes import Sizes, rented
 from sim.swarm.group import Group
 from sim.swarm.history import History
 from sim.swarm.jobs import Tally
@@ -75,7 +75,7 @@ class Server:
     def _rent(self, reach: Mapping[str, Scope]) -> tuple[Pool, Sizes] | None:
         """Nodes that are rented when the study begins; None: all, for ever."""
         policy, movable = self.settings.autoscale, self.settings.arbitrage is not None
-        return rented(self.placer, reach, policy, movable) if policy is not None else None
+        return rented(self.placer, reach, policy.limits, movable) if policy is not None else None
 
     def _form(self, routes: Routes, reach: Mapping[str, Scope]) -> list[Group]:
         """Groups with their first placements, which are loaded before the study begins; down where not enough of their nodes are

@@ -8,7 +8,7 @@ counts as dead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -21,25 +21,11 @@ from sim.swarm.fleet.policy import Autoscaler, Seen
 from sim.swarm.fleet.pool import Pool
 from sim.swarm.fleet.sizes import Sizes
 from sim.swarm.group import Group
-from sim.swarm.placing import Placer, Scope
 from sim.tasks import PS_PER_S, Command, Task, Time
 
 MARKET = "market"
 """Op of a look: the world tells what nodes cost and which are to be had."""
 EPSILON = 1e-9
-
-
-def rented(placer: Placer, reach: Mapping[str, Scope], policy: Autoscaler, movable: bool) -> tuple[Pool, Sizes]:
-    """What is rented when the study begins: the cheapest nodes that hold the model; all others are absent from then on. movable: none
-    is kept, beside the coordinator where it has GPUs."""
-    plant, limits = placer.plant, policy.limits
-    nodes, here = frozenset(range(len(plant.nodes))), plant.cluster.coordinator
-    hub = frozenset([plant.nodes.index(here)] if here in plant.nodes else [])
-    sizes, most = Sizes(placer, reach), limits.max or len(nodes)
-    first = sizes.first(hub, limits.at_start, most)
-    placer.absent |= nodes - first
-    placer.dead |= nodes - first
-    return Pool(len(nodes), first, hub if movable else sizes.first(hub, limits.min, most), most), sizes
 
 
 class Fleet:
@@ -75,7 +61,7 @@ class Fleet:
         self.past.append(seen)
         commands += self._move(now, self.moves) if self.moves is not None else []
         commands += self._grow(now, wanted := self.policy.desired(self.past))
-        commands += self._shrink(now, wanted)
+        self._shrink(wanted)
         return [*commands, *self._settle(now), self.begin()]
 
     def _hear(self, result: Result) -> None:
@@ -84,7 +70,7 @@ class Fleet:
         self._offered = frozenset(n for n, up in enumerate(result.facts["up"]) if up)
         for node in (self.pool.nodes("up") & self.placer.leaving) - self.pool.kept:
             self.pool.drain(node)
-            self._close(node)
+            self._close(node, True)
 
     def _alive(self) -> frozenset[int]:
         return self.pool.rented - self.placer.dead
@@ -110,7 +96,7 @@ class Fleet:
             if not found:
                 break
             self.ups += 1
-            commands += [self.order(now, n) for n in min(found, key=self.sizes.worth)]
+            commands += [self._order(now, n) for n in min(found, key=self.sizes.worth)]
         return commands
 
     def _short(self, now: Time, wanted: float) -> bool:
@@ -120,7 +106,7 @@ class Fleet:
     def _free(self) -> frozenset[int]:
         return self.pool.nodes("free") & self._offered
 
-    def order(self, now: Time, node: int) -> Task:
+    def _order(self, now: Time, node: int) -> Task:
         self.pool.order(now, node)
         return self.desk.timer(self.limits.startup_s, lambda at, result: self._came(at, node, result), MARKET)
 
@@ -144,39 +130,36 @@ class Fleet:
         self.pool.take_up(node)
         self.placer.leaving.discard(node)
         self._again.add(node)
-        for group in self.groups:
-            group.closed = group.closed and group.home != node
+        self._close(node, False)
         return self.requests.unpark(now)
 
     # Less ---------------------------------------------------------------------------------------
 
-    def _shrink(self, now: Time, wanted: float) -> list[Command]:
+    def _shrink(self, wanted: float) -> None:
         """Drain the dearest nodes that are not wanted, as long as those that serve are enough without them."""
-        commands: list[Command] = []
         while spare := self._spare(wanted):
             self.downs += 1
-            commands += self.drain(now, max(spare, key=self.sizes.worth))
-        return commands
+            self._drain(max(spare, key=self.sizes.worth))
 
     def _spare(self, wanted: float) -> list[tuple[int, ...]]:
         serving = self.gauge.serving(self._alive())
         found = self.sizes.shrinks(serving, self.groups)
-        fast = self.pool.kept | (self.moves.nodes if self.moves is not None else frozenset())
-        return [u for u in found if not fast & set(u) and self._enough(serving - set(u), wanted)]
+        fixed = self.pool.kept | (self.moves.nodes if self.moves is not None else frozenset())
+        return [u for u in found if not fixed & set(u) and self._enough(serving - set(u), wanted)]
 
     def _enough(self, nodes: frozenset[int], wanted: float) -> bool:
         return len(nodes) >= self.limits.min and self.sizes.capacity(nodes) >= wanted - EPSILON
 
-    def drain(self, now: Time, unit: Sequence[int]) -> list[Command]:
+    def _drain(self, unit: Sequence[int]) -> None:
         for node in unit:
             self.pool.drain(node)
             self.placer.leaving.add(node)
-            self._close(node)
-        return []
+            self._close(node, True)
 
-    def _close(self, node: int) -> None:
+    def _close(self, node: int, closed: bool) -> None:
+        """The group that lives on the node takes no newcomers, or again."""
         for group in self.groups:
-            group.closed = group.closed or group.home == node
+            group.closed = closed if group.home == node else group.closed
 
     def _settle(self, now: Time) -> Iterator[Command]:
         """Groups that live on elsewhere ask for a placement without the nodes that are drained, or with those taken up again, on
@@ -199,15 +182,16 @@ class Fleet:
         """Drain what others stand for now, and begin the next move if one pays."""
         serving = self.gauge.serving(self._alive())
         moves.watch()
-        commands = [c for node in moves.arrived(now, serving) for c in self.drain(now, [node])]
+        self._drain(moves.arrived(now, serving))
         alone = frozenset(u[0] for u in self.sizes.shrinks(serving, self.groups) if len(u) == 1)
         fresh = frozenset(g[0] for g in self.sizes.growths(self._coming(now), self._free()) if len(g) == 1)
         sources = (alone & self.pool.nodes("up")) - self.pool.kept - moves.nodes
         offer = moves.wanted(now, sources, fresh, self._alive()) if self.pool.room else None
-        if offer is not None:
-            commands.append(self.order(now, offer.target))
-            moves.begun(offer.source, offer.target)
-        return commands
+        if offer is None:
+            return []
+        task = self._order(now, offer.target)
+        moves.begun(offer.source, offer.target)
+        return [task]
 
     # Away ---------------------------------------------------------------------------------------
 
@@ -219,7 +203,7 @@ class Fleet:
     def _retire(self, now: Time, node: int) -> list[Command]:
         """Groups that used an empty node have nothing to do: they stop, and begin again where the rest of their nodes holds the model."""
         users = [g for g in self.groups if self.faults.uses(g, node)]
-        commands = [c for g in users for c in self._shut(g)] + self.give_back(now, node)
+        commands = [c for g in users for c in self._shut(g)] + self._give_back(now, node)
         for group in users:
             if self.placer.fits(self.sizes.reach[group.name] - self.placer.dead - self.placer.leaving):
                 commands += self.changes.replace(now, group, lost_home=True)
@@ -236,14 +220,15 @@ class Fleet:
     def _lost(self, now: Time) -> list[Command]:
         """Nodes that have been given up, and those of which nothing was heard since they started, are paid for no longer."""
         gone = self.pool.nodes("up", "draining") - self._alive() - self._young(now) - self.pool.kept
-        return [c for n in sorted(gone) for c in self.give_back(now, n)]
+        return [c for n in sorted(gone) for c in self._give_back(now, n)]
 
-    def give_back(self, now: Time, node: int) -> list[Command]:
+    def _give_back(self, now: Time, node: int) -> list[Command]:
         """It is empty, or lost: nothing is fetched from it, sent to it or heard of it any more."""
         self.pool.give_back(now, node)
         self.placer.dead.add(node)
         self.placer.absent.add(node)
         self.placer.leaving.discard(node)
+        self._close(node, False)
         commands: list[Command] = []
         for group in self.groups:
             commands += self.changes.lose(group, node)
@@ -256,6 +241,6 @@ class Fleet:
         assert not group.active and group.running is None, f"{group.name} has {len(group.active)} requests"
         commands = self.changes.stop(group)
         self.changes.withdraw(group)
-        group.up = group.closed = False
+        group.up = False
         group.move(group.home, np.zeros_like(group.held))
         return commands

@@ -43,9 +43,13 @@ class Predictive(Limits):
             raise UserError("queue and down-s must be 0 or more")
 
     def desired(self, past: Sequence[Seen]) -> float:
-        now, expected = past[-1], self.expected(past)
-        asked = [(at, rate / (now.rate * self.target)) for at, rate in expected if at >= now.at_s - self.down_s]
-        wanted = settled(asked or [(now.at_s, now.rented)], now.rented, 0.0, self.down_s)
+        looks, expected = [s for s in past if s.at_s >= past[-1].at_s - self.down_s], self.expected(past)
+        return settled([(s.at_s, self._asked(s, expected)) for s in looks], past, 0.0, self.down_s)
+
+    def _asked(self, now: Seen, expected: Sequence[tuple[float, float]]) -> float:
+        """What one look asks for: what bears the last forecast of then, or what waits, whichever is more."""
+        rate = next((rate for at, rate in reversed(expected) if at <= now.at_s), None)
+        wanted = now.rented if rate is None else rate / (now.rate * self.target)
         short = now.waiting / (self.queue * max(now.nodes, 1)) if self.queue else 0.0
         return max(wanted, scaled(now, short, 0.0)) if short > 1.0 else wanted
 

@@ -42,7 +42,7 @@ class Reactive(Limits):
 
     def desired(self, past: Sequence[Seen]) -> float:
         asked = [(s.at_s, self._asked(past[: i + 1])) for i, s in enumerate(past) if s.at_s >= past[-1].at_s - max(self.up_s, self.down_s)]
-        return settled(asked, past[-1].rented, self.up_s, self.down_s)
+        return settled(asked, past, self.up_s, self.down_s)
 
     def _asked(self, past: Sequence[Seen]) -> float:
         now = past[-1]
@@ -61,13 +61,13 @@ def scaled(now: Seen, ratio: float, tolerance: float) -> float:
     return min(now.serving * ratio, max(2.0 * now.serving, now.serving + GROWTH))
 
 
-def settled(asked: Sequence[tuple[float, float]], rented: float, up_s: float, down_s: float) -> float:
+def settled(asked: Sequence[tuple[float, float]], past: Sequence[Seen], up_s: float, down_s: float) -> float:
     """What of (time, capacity asked for) becomes of what is rented: more only if all of the last `up_s` want more, and less only if
-    all of the last `down_s` want less."""
-    now = asked[-1][0]
+    all of the last `down_s` want less; what was rented at the first look counts as asked for then."""
+    now, first = past[-1].at_s, past[0]
     least = min(c for at, c in asked if at >= now - up_s)
-    most = max(c for at, c in asked if at >= now - down_s)
-    return min(max(rented, least), most) if least <= most else least
+    most = max([c for at, c in asked if at >= now - down_s] + [first.rented] * (first.at_s > now - down_s))
+    return min(max(past[-1].rented, least), most) if least <= most else least
 
 
 def recent_ttft_s(past: Sequence[Seen]) -> float:

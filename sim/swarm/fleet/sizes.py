@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 from sim.swarm.dispatch import SHARED
+from sim.swarm.fleet.policy import Limits
+from sim.swarm.fleet.pool import Pool
 from sim.swarm.group import Group
 from sim.swarm.placing import Placer, Scope
 
@@ -82,3 +84,16 @@ class Sizes:
             unit = min(found, key=self.worth)
             chosen |= frozenset(unit)
         return chosen
+
+
+def rented(placer: Placer, reach: Mapping[str, Scope], limits: Limits, movable: bool) -> tuple[Pool, Sizes]:
+    """What is rented when the study begins: the cheapest nodes that hold the model; all others are absent from then on. movable: none
+    is kept, beside the coordinator where it has GPUs."""
+    plant = placer.plant
+    nodes, here = frozenset(range(len(plant.nodes))), plant.cluster.coordinator
+    hub = frozenset([plant.nodes.index(here)] if here in plant.nodes else [])
+    sizes, most = Sizes(placer, reach), limits.max or len(nodes)
+    first = sizes.first(hub, limits.at_start, most)
+    placer.absent |= nodes - first
+    placer.dead |= nodes - first
+    return Pool(len(nodes), first, hub if movable else sizes.first(hub, limits.min, most), most), sizes

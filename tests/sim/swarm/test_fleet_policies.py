@@ -52,9 +52,12 @@ def test_less_is_rented_once_the_peak_is_long_ago() -> None:
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=8), st.floats(0, 10))
 def test_what_is_settled_is_what_somebody_asked_for_or_stays(asked: list[float], rented: float) -> None:
-    found = settled([(float(i), a) for i, a in enumerate(asked)], rented, up_s=2.0, down_s=5.0)
+    past = [seen(float(i), rented=rented) for i in range(len(asked))]
+    found = settled([(float(i), a) for i, a in enumerate(asked)], past, up_s=2.0, down_s=5.0)
     assert found == rented or found in asked
-    assert settled([(0.0, a) for a in asked[-1:]], rented, 0.0, 0.0) == asked[-1]
+    assert found >= min(rented, *asked) and found <= max(rented, *asked)
+    assert settled([(0.0, asked[0])], past[:1], 0.0, 0.0) == asked[0]
+    assert settled([(0.0, asked[0])], past[:1], 0.0, 9.0) >= rented  # nothing is given back before it was watched for so long
 
 
 # Predictive -------------------------------------------------------------------------------------------
