@@ -38,6 +38,8 @@ POLICIES = (
     "predictive:min=2:quantile=0.99",
 )  # fmt: skip
 DRAWN = ("fixed:min=4", "reactive:min=2", "predictive:min=2")
+LABELS = (4, 4, -11, 4, 4, 6, 4, -11)
+"""By how many points each policy's label stands above its dot."""
 SECONDS = 3600.0
 Steps = tuple[list[float], list[int]]
 """Minutes at which the number of rented nodes changes, and the number from then on."""
@@ -96,7 +98,7 @@ def draw(s: Study, rows: dict[str, dict[str, Any]], steps: dict[str, Steps], out
         x, y = found["node_hours"], found["ttft_s"]["p99"]
         colour = {"f": "#7a7a7a", "n": "#7a7a7a", "r": "#d1662a", "p": "#2a6fd1"}[text[0]]
         cost.plot(x, y, "o", color=colour)
-        cost.annotate(text, (x, y), textcoords="offset points", xytext=(6, -9 if i % 2 else 4), fontsize=7)
+        cost.annotate(text.replace(":min=2", ""), (x, y), textcoords="offset points", xytext=(6, LABELS[i % len(LABELS)]), fontsize=7)
     cost.set(xlabel="node-hours", ylabel="TTFT p99, s", yscale="log", title="What is paid and what is waited", xlim=(0, 14))
     figure.savefig(out)
 
