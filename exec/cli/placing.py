@@ -120,8 +120,8 @@ def _show_validated(found: dict[str, Any]) -> None:
 def _show(found: dict[str, Any], placement: str) -> None:
     columns = ("", "plans", "disturbed", "rows/s measured", "simulated", "error")
     rows = [
-        (p["phase"], p["plans"], p["disturbed"], _rate(p["measured_rows_per_s"]), _rate(p["simulated_rows_per_s"]),
-         "" if p["error"] is None else f"{p['error']:+.1%}")
+        (p["phase"], p["plans"], "" if p["disturbed"] is None else p["disturbed"], _rate(p["measured_rows_per_s"]),
+         _rate(p["simulated_rows_per_s"]), "" if p["error"] is None else f"{p['error']:+.1%}")
         for p in found["phases"] if p["plans"]
     ]  # fmt: skip
     out.print_table(f"{placement} on {found['ranks']} ranks, {found['model']}", columns, rows, numeric=columns[1:])

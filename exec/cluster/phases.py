@@ -19,10 +19,10 @@ PHASES = (BEFORE, SHIFTED, MOVING, REBALANCED, SHORT)
 
 class Phase(NamedTuple):
     """rates: of each Plan that counts, rows that pass all layers in a second; a row is a request's at a step. disturbed: Plans that
-    do not count."""
+    do not count; None: nobody watched the computer."""
 
     rates: tuple[float, ...] = ()
-    disturbed: int = 0
+    disturbed: int | None = None
 
     @property
     def rows_per_s(self) -> float | None:

@@ -57,8 +57,8 @@ def validate(
     profile = fitted(unfitted, seen, handed=True) if machine is None else machine
     rows = [_row(serving, kill, runs, profile, best_s, say) for (serving, kill), runs in zip(jobs, served, strict=True)]
     phases = [phase for row in rows for phase in row["phases"]]
-    disturbed = sum(p["disturbed"] for p in phases) + sum(one.disturbed for one in seen)
-    everything = sum(p["plans"] + p["disturbed"] for p in phases) + sum(len(one.samples) for one in seen)
+    disturbed = sum(p["disturbed"] or 0 for p in phases) + sum(one.disturbed for one in seen)
+    everything = sum(p["plans"] + (p["disturbed"] or 0) for p in phases) + sum(len(one.samples) for one in seen)
     return {
         "ranks": ranks, "placement": placement, "machine": profile.name, "rounds": rounds, "cases": rows, "runs": everything,
         "disturbed": disturbed, "counts": disturbed <= DISTURBED * everything,

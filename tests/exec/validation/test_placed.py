@@ -52,10 +52,10 @@ def test_every_run_is_answered_on_both_clocks_and_what_was_disturbed_is_told(mod
         row = phases[name]
         assert row["error"] == pytest.approx(row["simulated_rows_per_s"] / row["measured_rows_per_s"] - 1)
     plans = shifted["plans"] - 2  # the first of each run finds caches cold
-    assert sum(p["plans"] + p["disturbed"] for p in shifted["phases"]) <= plans
+    assert sum(p["plans"] + (p["disturbed"] or 0) for p in shifted["phases"]) <= plans
     everything = [p for c in found["cases"] for p in c["phases"]]
-    assert found["runs"] == sum(p["plans"] + p["disturbed"] for p in everything)
-    assert found["disturbed"] == sum(p["disturbed"] for p in everything)
+    assert found["runs"] == sum(p["plans"] + (p["disturbed"] or 0) for p in everything)
+    assert found["disturbed"] == sum(p["disturbed"] or 0 for p in everything)
 
 
 def test_the_default_grid_shifts_moves_and_loses_a_rank_and_never_ends_in_the_middle_of_a_phase() -> None:
