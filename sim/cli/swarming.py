@@ -105,7 +105,7 @@ def names(wanted: Wanted) -> tuple[Plant, Policy, tuple[Trouble, ...]]:
     if policy.whole_layers:
         raise UserError(f"--placement: {wanted.placement} places whole layers; a policy of experts is needed, as eplb or robust")
     troubles = trouble.load(wanted.events, plant) if wanted.events is not None else ()
-    return plant, policy, (*troubles, *market_events(wanted, plant))
+    return plant, policy, tuple(sorted((*troubles, *market_events(wanted, plant)), key=lambda e: e.at_s))
 
 
 def named_files(wanted: Wanted) -> tuple[tuple[str, Path | None], ...]:

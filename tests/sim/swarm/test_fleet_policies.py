@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -20,7 +22,9 @@ from sim.swarm.fleet.forecast import Holt
 from sim.swarm.fleet.policy import Seen, load
 from sim.swarm.fleet.predictive import Predictive
 from sim.swarm.fleet.reactive import Reactive, settled
-from tests.sim.swarm.campaign import poisson, small, study
+from tests.sim.swarm.campaign import poisson, recorded, small, study
+from traces.files import Provenance
+from traces.load import Load, write_load
 
 RECORDED = Path(__file__).parents[4] / "shared" / "data" / "spot_prices_availability"
 
@@ -205,3 +209,38 @@ def test_bad_flags_are_named(flags: list[str], message: str) -> None:
     base = ["swarm", "--machine", "five-regions", "--model", "tiny-mixtral", "--trace", str(Path(__file__)), *flags]
     with pytest.raises(UserError, match=message):
         CliRunner().invoke(app, base, catch_exceptions=False, standalone_mode=False)
+
+
+def test_the_command_tells_what_was_rented_and_what_moves_saved(tmp_path: Path) -> None:
+    cluster, load_file, trace = tmp_path / "c.yaml", tmp_path / "load.parquet", tmp_path / "prices.csv"
+    cluster.write_text(yaml.safe_dump(json.loads(small(nodes=1, memory=800_000_000, rtt_s=0.01).model_dump_json(exclude_none=True))))
+    write_load(load_file, Load(recorded().windows.astype(np.int64), Provenance("synthetic", "test", command="")))
+    trace.write_text("time,region,instance,price\n0,A,G,3\n0,B,G,2\n10,A,G,90\n")
+    flags = [
+        "--machine",
+        cluster,
+        "--model",
+        "tiny-mixtral",
+        "--trace",
+        load_file,
+        "--prices",
+        trace,
+        "--duration",
+        60,
+        "--design",
+        "nodes",
+    ]
+    flags += ["--autoscale", "fixed:startup-s=2:look-s=1", "--arbitrage", "on"]
+    result = CliRunner().invoke(app, ["swarm", *map(str, flags), "--json"])
+    assert result.exit_code == 0, result.output
+    moved, still, *others = json.loads(result.stdout)["results"]
+    assert (moved["autoscale"], moved["arbitrage"], still["arbitrage"]) == ("fixed", True, False) and moved["words"].endswith(
+        "cheaper nodes"
+    )
+    assert moved["price_moves"] == 1 and 0 < moved["migration_usd"] < moved["cost_usd"] < still["cost_usd"]
+    assert [(o["design"], o["autoscale"], o["node_hours"]) for o in others] == [
+        (d, "none", pytest.approx(3 * o["seconds"] / 3600)) for d, o in zip(("nodes", "replicas", "edge"), others, strict=True)
+    ]
+    assert moved["lost"] == moved["duplicated"] == 0 and 1 < moved["node_hours"] * 3600 / moved["seconds"] < 2
+    shown = CliRunner().invoke(app, ["swarm", *map(str, flags)])
+    assert "1 moves to cheaper nodes for $" in shown.stdout and "idle power left out: not stated" in shown.stdout
