@@ -20,7 +20,6 @@ from sim.swarm.ballots import (
     Fetch,
     NewView,
     Prepare,
-    Prepared,
     PrePrepare,
     Said,
     Signed,
@@ -29,6 +28,7 @@ from sim.swarm.ballots import (
     size_bytes,
 )
 from sim.swarm.mail import Act, Alarm, Heard, Message, Send
+from sim.swarm.votes import Votes, Wishes
 from sim.tasks import PS_PER_S, Time
 
 
@@ -62,11 +62,8 @@ class Replica:
         self.decided_at: list[Time] = []
         self.pending: dict[str, Value] = {}
         self._opening: tuple[int, Value | None] = (0, None)
-        self._lead: Signed[PrePrepare] | None = None
-        self._prepares: dict[Prepare, dict[str, Signed[Prepare]]] = {}
-        self._commits: dict[Commit, dict[str, Signed[Commit]]] = {}
-        self._prepared: Prepared | None = None
-        self._wishes: dict[int, dict[str, Signed[ViewChange]]] = {}
+        self._votes = Votes(committee)
+        self._wishes = Wishes(committee)
         self._new_view: Signed[NewView] | None = None
         self._mine: list[Said] = []
         """Own words on what is open, to be said again."""
@@ -146,7 +143,7 @@ class Replica:
 
     def _lead_on(self, now: Time) -> list[Act]:
         """The leader opens the epoch with what must or may come next."""
-        if self.changing or self.committee.leader(self.view) != self.name or self._lead is not None:
+        if self.changing or self.committee.leader(self.view) != self.name or self._votes.lead is not None:
             return []
         first, required = self._opening
         value = required if required is not None and first == self.epoch else next(iter(self.pending.values()), None)
@@ -158,47 +155,33 @@ class Replica:
     def _pre_prepare(self, now: Time, lead: Signed[PrePrepare]) -> list[Act]:
         body = lead.body
         first, required = self._opening
-        if body.view != self.view or self.changing or self._lead is not None or lead.signer != self.committee.leader(self.view):
+        if body.view != self.view or self.changing or self._votes.lead is not None or lead.signer != self.committee.leader(self.view):
             return []
         wrong = body.epoch < first or (body.epoch == first and required is not None and body.value != required)
         if wrong or not self._may_vote(body.value):
             return []
-        self._lead = lead
+        self._votes.lead = lead
         vote = self.committee.keys.sign(self.name, Prepare(body.view, body.epoch, body.value))
         return [*self._say(vote, keep=True), *self._prepare(now, vote), *self._tick(now)]
 
     def _prepare(self, now: Time, vote: Signed[Prepare]) -> list[Act]:
-        self._prepares.setdefault(vote.body, {})[vote.signer] = vote
-        return [*self._check_prepared(now), *self._tick(now)]
-
-    def _check_prepared(self, now: Time) -> list[Act]:
-        """Prepared: the leader's word and quorum - 1 of the others'."""
-        lead = self._lead
-        if lead is None or self.changing or (self._prepared is not None and self._prepared.lead.body.view == self.view):
-            return []
-        wanted = Prepare(lead.body.view, lead.body.epoch, lead.body.value)
-        votes = [v for signer, v in self._prepares.get(wanted, {}).items() if signer != lead.signer]
-        if len(votes) < self.committee.quorum - 1:
-            return []
-        self._prepared = Prepared(lead, tuple(votes))
-        commit = self.committee.keys.sign(self.name, Commit(self.view, lead.body.epoch, lead.body.value))
-        return [*self._say(commit, keep=True), *self._commit(now, commit)]
+        self._votes.prepare(vote)
+        proof = self._votes.newly_prepared()
+        if proof is None:
+            return self._tick(now)
+        commit = self.committee.keys.sign(self.name, Commit(self.view, proof.lead.body.epoch, proof.lead.body.value))
+        return [*self._say(commit, keep=True), *self._commit(now, commit), *self._tick(now)]
 
     def _commit(self, now: Time, vote: Signed[Commit]) -> list[Act]:
-        votes = self._commits.setdefault(vote.body, {})
-        votes[vote.signer] = vote
-        if len(votes) < self.committee.quorum:
-            return self._tick(now)
-        return self._decide(now, Decision(tuple(votes.values())))
+        decision = self._votes.commit(vote)
+        return self._tick(now) if decision is None else self._decide(now, decision)
 
     def _decide(self, now: Time, decision: Decision) -> list[Act]:
         assert decision.epoch == self.epoch, f"{self.name}: decision of epoch {decision.epoch}, {self.epoch} is open"
         self.decisions.append(decision)
         self.decided_at.append(now)
         self.pending.pop(decision.value.request, None)
-        self._lead = self._prepared = None
-        self._prepares.clear()
-        self._commits.clear()
+        self._votes.close()
         if not self.changing:
             self._mine.clear()
         self._since, self._tries = now, 0
@@ -230,35 +213,30 @@ class Replica:
         waited = min(self.patience.timeout_s * 2.0 ** min(self._tries, 30), self.patience.longest_s)
         if self._waits and self._may_give_up and now - self._since >= waited * PS_PER_S:
             return self._want(now, self.view + 1)
-        words = [*map(Ask, self.pending.values()), *self._mine, *([Fetch(self.epoch)] if self._overheard else [])]
+        words = [*map(Ask, self.pending.values()), *self._mine, *([Fetch(self.epoch)] if self._votes.overheard else [])]
         return [*(act for said in words for act in self._say(said)), *self._tick(now)]
 
     @property
     def _waits(self) -> bool:
         """Whether something waits for a decision here. A view change with nothing to decide can wait for the next request."""
-        return bool(self.pending or self._prepared is not None or (self._mine and not self.changing))
+        return bool(self.pending or self._votes.prepared is not None or (self._mine and not self.changing))
 
     @property
     def _may_give_up(self) -> bool:
         """A view that is only wished for is given up once a quorum has wished for it (section 4.5.2): else one replica could run a view
         ahead of the others for ever."""
-        return not self.changing or len(self._wishes.get(self.view, {})) >= self.committee.quorum
-
-    @property
-    def _overheard(self) -> bool:
-        """Whether a correct replica has committed what is not decided here: it is or will be, and can be asked for."""
-        return any(len(votes) > self.committee.f for votes in self._commits.values())
+        return not self.changing or bool(self._wishes.quorum(self.view))
 
     @property
     def _open(self) -> bool:
-        return self._waits or self._overheard
+        return self._waits or self._votes.overheard
 
     def _want(self, now: Time, view: int) -> list[Act]:
         self.view, self.changing, self._since = view, True, now
         self._tries += 1
-        self._lead = None
+        self._votes.lead = None
         last = self.decisions[-1] if self.decisions else None
-        wish = self.committee.keys.sign(self.name, ViewChange(view, self.epoch, last, self._prepared))
+        wish = self.committee.keys.sign(self.name, ViewChange(view, self.epoch, last, self._votes.prepared))
         self._mine.clear()
         return [*self._say(wish, keep=True), *self._wish(now, wish), *self._tick(now)]
 
@@ -269,22 +247,20 @@ class Replica:
             return self._answer(signed.signer, signed.body.epoch)
         if not self.committee.proves_wish(signed):
             return []
-        wishes = self._wishes.setdefault(view, {})
-        if signed.signer not in wishes and view == self.view and len(wishes) == self.committee.quorum - 1:
+        if self._wishes.add(signed) and view == self.view:
             self._since = now  # from here on its new leader is waited for
-        wishes[signed.signer] = signed
         acts: list[Act] = self._answer(signed.signer, signed.body.epoch)
         if signed.body.last is not None and signed.body.last.epoch > self.epoch:
             acts += self._to(signed.signer, Fetch(self.epoch))
         elif signed.body.last is not None and signed.body.last.epoch == self.epoch:
             acts += self._decide(now, signed.body.last)
-        later = {s for v, wishes in self._wishes.items() if v > self.view for s in wishes}
-        if len(later) > self.committee.f:
-            return [*acts, *self._want(now, min(v for v in self._wishes if v > self.view))]
-        if self.changing and view == self.view and self.committee.leader(view) == self.name:
-            if len(wishes) >= self.committee.quorum:
-                new = self.committee.keys.sign(self.name, NewView(view, tuple(wishes.values())))
-                return [*acts, *self._say(new), *self._enter(now, new)]
+        ahead = self._wishes.ahead(self.view)
+        if ahead is not None:
+            return [*acts, *self._want(now, ahead)]
+        wishes = self._wishes.quorum(view)
+        if self.changing and view == self.view and self.committee.leader(view) == self.name and wishes:
+            new = self.committee.keys.sign(self.name, NewView(view, wishes))
+            return [*acts, *self._say(new), *self._enter(now, new)]
         return [*acts, *self._tick(now)]
 
     def _enter(self, now: Time, signed: Signed[NewView]) -> list[Act]:
@@ -293,10 +269,10 @@ class Replica:
             return []
         self.view, self.changing, self._since = new.view, False, now
         self._new_view = signed
-        self._lead = None
+        self._votes.lead = None
         self._mine.clear()
         self._opening = self.committee.opening(new)
-        self._wishes = {v: wishes for v, wishes in self._wishes.items() if v > new.view}
+        self._wishes.forget(new.view)
         acts: list[Act] = []
         if self.epoch < self._opening[0]:
             acts += self._say(Fetch(self.epoch))
