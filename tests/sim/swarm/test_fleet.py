@@ -33,7 +33,7 @@ def pool(nodes: int = 2) -> Study:
 def burst(later: int = 0) -> list[Request]:
     """A few requests, many from 20 to 30 s, few again to the end, others there where `later` is told."""
     calm = poisson(40, 0.5, seed=1)
-    busy = [replace(r, arrival_ps=r.arrival_ps + 20 * PS_PER_S) for r in poisson(150, 15.0, seed=2, output=30)]
+    busy = [replace(r, arrival_ps=r.arrival_ps + 20 * PS_PER_S) for r in poisson(90, 9.0, seed=2, output=30)]
     moved = [replace(r, arrival_ps=r.arrival_ps + later * PS_PER_S // 10) if r.arrival_ps > 45 * PS_PER_S else r for r in calm]
     found = sorted([*moved, *busy], key=lambda r: (r.arrival_ps, r.prompt_tokens))
     return [replace(r, request_id=i) for i, r in enumerate(found)]
