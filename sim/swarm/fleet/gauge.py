@@ -19,11 +19,14 @@ MEASURED = 20
 
 
 class Gauge:
+    """Makes `Seen`: of each group its newest word, of each node how much it worked. startup_s: the lead before any was seen."""
+
     def __init__(self, sizes: Sizes, pool: Pool, views: Views, tally: Tally, groups: Sequence[Group], startup_s: float) -> None:
         self.sizes, self.pool, self.views, self.tally, self.groups, self.startup_s = sizes, pool, views, tally, groups, startup_s
         self._told: dict[str, GroupState] = {}
         """The newest word of each group."""
         self._entered: dict[str, int] = {}
+        """Requests that came in at each other node, as far as it has told."""
         self._worked = self._last_s = 0.0
         """Seconds that a unit of capacity worked so far, and when that was last looked at."""
 
@@ -40,7 +43,7 @@ class Gauge:
         self._reshape()
         capacity = self.sizes.capacity(serving)
         busy = {n: self.views.entry(self.views.here, n) for n in serving}
-        worked = sum(e.value.busy * self.sizes.speed[n] for n, e in busy.items() if e is not None)
+        worked = float(sum(e.value.busy * self.sizes.speed[n] for n, e in busy.items() if e is not None))
         self._worked += worked * (now / PS_PER_S - self._last_s)
         self._last_s = now / PS_PER_S
         leads = list(self.pool.leads_s())
