@@ -3,8 +3,7 @@
 The search maximises mean balancedness over the scenarios - pull x GPUs touched by a token. A row of pulls gives the
 front, from balance alone to affinity alone; `place` returns the point of its own pull. Unless that is given, it is the
 strongest whose placement still keeps, on load that was left out, what balance is asked for: another policy's, EPLB's unless
-told. No other pull can be better balanced than that policy and touch fewer GPUs: weaker ones touch more, stronger ones
-are worse balanced.
+told. No other pull keeps that balance and touches fewer GPUs: weaker ones touch more, stronger ones are worse balanced.
 Sources for the two goals: `robust` and `affinity`; weighing them in one objective as MoETuner (arXiv 2502.06643) does.
 """
 
