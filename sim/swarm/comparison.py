@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -80,7 +83,17 @@ def _started(study: Study, designs: Sequence[Settings]) -> Iterator[list[Connect
 
 
 def _work(answer: Connection, study: Study, settings: Settings) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches everybody on a terminal; who started this process ends it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     answer.send((_row(study, settings), _peak_mib()))
+
+
+def _end_with_parent() -> None:
+    """Of a parent that was killed nobody is told."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _received(answer: Connection, settings: Settings) -> tuple[Row, int]:
