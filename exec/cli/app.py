@@ -115,6 +115,8 @@ def validate(
     if (place := clustering.place(None)) is not None and place[0] > 0:
         clustering.serve_as_rank(*place)
     if placement is not None:
+        if device is DeviceName.cuda:
+            raise typer.BadParameter("--device cuda: does not go with --placement")
         placing.validate(ranks, placement, machine, grid, json)
         return
     if ranks is not None or place is not None:

@@ -38,6 +38,13 @@ def test_device_cuda_says_what_is_missing_and_what_to_use(command: str, capsys: 
     assert "use --device cpu here" in err
 
 
+@pytest.mark.parametrize("command", ["run --model tiny-mixtral", "validate"])
+def test_placed_experts_are_on_no_device(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where there is a GPU: no run on cores passes for one on it."""
+    assert main([*command.split(), "--ranks", "2", "--placement", "eplb", "--device", "cuda"]) == 2
+    assert "--device cuda: does not go with --placement" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(("cuda", "available", "says"), [
     (None, False, "is built without CUDA"), ("13.0", False, "finds no NVIDIA GPU"), ("13.0", True, ""),
 ])  # fmt: skip
