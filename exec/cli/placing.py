@@ -36,7 +36,8 @@ def run(
         model=model, batch=batch, gen=gen or 16, requests=requests, shift=shift, trace=trace, skew=skew, spares=spares,
         rebalance_every=every, hysteresis=hysteresis, kill=kill, seed=seed,
     )  # fmt: skip
-    serving, drill = traffic.serving(ranks, placement), traffic.drill(ranks)
+    serving = traffic.serving(ranks, placement)
+    drill = traffic.drill(serving)
     if drill is not None and not recover:
         raise UserError("--kill: ends the run, as nobody is to go on; add --on-rank-loss recover")
     try:
@@ -95,8 +96,7 @@ def _twins(serving: Serving, profile: Machine, real: Served, drill: Kill | None)
     from exec.cluster.placing import simulate, when_lost
 
     with out.progress("simulating the same"):
-        changes = when_lost(serving, profile, drill, real.replaced_s) if drill is not None else ()
-        return simulate(serving, profile, changes)
+        return simulate(serving, profile, when_lost(serving, profile, drill, real.replaced_s))
 
 
 def _timeline(serving: Serving, run: Run) -> Timeline:

@@ -34,6 +34,7 @@ from sim.models.spec import ModelSpec
 from sim.placement.rebalance import Rebalancer
 from sim.plan import Plan
 from sim.schedulers.ep.rebalancing import Rebalancing, Settings
+from sim.schedulers.ep.seats import Seats
 from sim.tasks import PS_PER_S, Work
 
 DRAWS = 5
@@ -63,6 +64,16 @@ class Serving:
     @property
     def requests(self) -> tuple[Request, ...]:
         return tuple(Request(i, 1, n, n) for i, n in enumerate(self.lengths))
+
+    @property
+    def steps(self) -> int:
+        """Of a run that loses no rank."""
+        seats, count = Seats(self.ranks, self.settings.seats), 0
+        for request, length in enumerate(self.lengths):
+            seats.arrive(request, length)
+        while seats.next_step(range(self.ranks)):
+            count += 1
+        return count
 
     def fresh(self) -> Rebalancing:
         """A scheduler object that has seen nothing yet."""
@@ -159,9 +170,11 @@ def _simulate(serving: Serving, costs: PlacedCosts, changes: Sequence[Change]) -
     return Served(scheduler, engine.run, log, {}, ())
 
 
-def when_lost(serving: Serving, machine: Machine, kill: Kill, replaced_s: Sequence[float]) -> list[Change]:
-    """A rank is lost in the simulated middle of the step that it was killed in, and replaced as long after as it really was. Until then
-    the process that starts in its place takes the share of the cores that it had."""
+def when_lost(serving: Serving, machine: Machine, kill: Kill | None, replaced_s: Sequence[float]) -> list[Change]:
+    """Nothing where no rank really was lost. Else it is in the simulated middle of the step that it was killed in, and replaced as long
+    after as it really was. Until then the process that starts in its place takes the share of the cores that it had."""
+    if kill is None or not replaced_s:
+        return []
     (whole,) = simulate(serving, machine, draws=1)
     plans, each = whole.scheduler.tally.served, serving.settings.steps
     plan = plans[min(kill.step // each, len(plans) - 1)]

@@ -45,11 +45,13 @@ class Kill:
     step: int
 
     @staticmethod
-    def of(text: str, ranks: int) -> Kill:
-        """From RANK@STEP. Raises UserError."""
+    def of(text: str, ranks: int, steps: int) -> Kill:
+        """From RANK@STEP, for a run of so many ranks and steps. Raises UserError."""
         rank, _, step = text.partition("@")
         if not (rank.isdecimal() and step.isdecimal() and int(rank) < ranks):
             raise UserError(f"--kill: is {text!r}; RANK@STEP is needed, as in 1@20, with a rank of 0 to {ranks - 1}")
+        if int(step) >= steps:
+            raise UserError(f"--kill: is {text!r}, and the run has {steps} steps; a step of 0 to {steps - 1} is needed")
         return Kill(int(rank), int(step))
 
 

@@ -50,9 +50,9 @@ class Traffic(BaseModel):
         settings = Settings(seats, self.plan_steps, self.rebalance_every, most_rows=seats * spec.top_k)
         return Serving(spec, ranks, chosen, at, rebalancer, settings, (self.gen,) * count, seed=self.seed, threads=threads_of(ranks))
 
-    def drill(self, ranks: int) -> Kill | None:
-        """Raises UserError for a rank that there is not."""
-        return None if self.kill is None else Kill.of(self.kill, ranks)
+    def drill(self, serving: Serving) -> Kill | None:
+        """Raises UserError for a rank or a step that there is not."""
+        return None if self.kill is None else Kill.of(self.kill, serving.ranks, serving.steps)
 
     def _chosen(self, spec: ModelSpec, count: int) -> Chosen:
         if self.trace is not None:

@@ -46,7 +46,7 @@ def validate(
     """The object of `validate --placement --json`, of one number of ranks. machine: profile to test as it is; without one, it is
     made in between. counts: whether few enough Plans and probes were disturbed. Raises UserError for a case that cannot be served,
     and what `StandingCluster` raises."""
-    jobs = [(case.serving(ranks, placement), case.drill(ranks)) for case in cases]
+    jobs = [(serving := case.serving(ranks, placement), case.drill(serving)) for case in cases]
     with StandingCluster(ranks) as cluster:
         unfitted = draft(cluster, say) if machine is None else machine
         reference = Reference()
@@ -85,7 +85,6 @@ def _rounds(
 
 def _row(serving: Serving, kill: Kill | None, runs: Sequence[Served], profile: Machine, best_s: float, say: Say) -> dict[str, Any]:
     """Of one case. A rank that was killed is lost at the same step in the twin, and comes as long after as it did in the first run."""
-    changes = when_lost(serving, profile, kill, runs[0].replaced_s) if kill is not None else ()
-    twins = simulate(serving, profile, changes)
+    twins = simulate(serving, profile, when_lost(serving, profile, kill, runs[0].replaced_s))
     say("comparing the answers with those of one process")
     return summarize(serving, runs, twins, largest_difference(serving, [run.answers for run in runs]), best_s)

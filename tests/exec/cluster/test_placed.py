@@ -13,7 +13,7 @@ import typer
 from exec.cli import placing
 from exec.cluster.losses import RankLost, RunStopped
 from exec.cluster.phases import MOVING, SHORT, phases, summarize
-from exec.cluster.placing import DrawnCosts, Served, Serving, largest_difference, serve
+from exec.cluster.placing import DrawnCosts, Served, Serving, largest_difference, serve, when_lost
 from exec.cluster.profile import Unknown
 from exec.cluster.recovering import Kill
 from exec.cluster.standing import StandingCluster
@@ -82,6 +82,18 @@ def test_a_killed_rank_is_replaced_and_no_request_is_lost(cluster: StandingClust
     assert len(phases(job, [done])[SHORT].rates) == sum(p.rows == 8 for p in short)
     assert not short or short[0].rows == 8  # 4 seats, 2 steps
     assert np.isin([p.first for p in tally.served], done.run.number).all()
+
+
+def test_a_drill_after_the_last_step_is_refused_and_one_that_did_not_happen_is_not_simulated() -> None:
+    """24 requests of 3 or 4 steps in 8 seats."""
+    job = serving()
+    assert job.steps == 12
+    assert Kill.of("1@11", 2, job.steps) == Kill(1, 11)
+    with pytest.raises(UserError, match=r"--kill: is '1@12', and the run has 12 steps; a step of 0 to 11 is needed"):
+        Kill.of("1@12", 2, job.steps)
+    with pytest.raises(UserError, match="--kill: is '2@1'; RANK@STEP is needed"):
+        Kill.of("2@1", 2, job.steps)
+    assert when_lost(job, load_machine("8xh100"), Kill(1, 11), replaced_s=()) == []
 
 
 def test_messages_that_hold_less_than_a_rank_may_send_are_refused() -> None:
