@@ -31,7 +31,7 @@ def run(
     from exec.cluster.traffic import Traffic
 
     out.check_writable("--timeline", timeline, options.TIMELINE_SUFFIXES)
-    profile = _profile(machine, ranks)
+    profile = _profile(machine, [ranks])
     traffic = Traffic(
         model=model, batch=batch, gen=gen or 16, requests=requests, shift=shift, trace=trace, skew=skew, spares=spares,
         rebalance_every=every, hysteresis=hysteresis, kill=kill, seed=seed,
@@ -53,32 +53,29 @@ def run(
 
 
 def validate(ranks: str | None, placement: str, machine: str | None, grid: Path | None, as_json: bool) -> None:
-    """Each number of ranks in turn. Exits with 1 where they cannot go on."""
-    from exec.cli.profiling import numbers_of, say_failed
-    from exec.cluster.losses import RunStopped
+    """Each number of ranks in turn, see `each_number`."""
+    from exec.cli.profiling import each_number, numbers_of
     from exec.validation import placed
+    from sim.placement.policy import load as load_policy
 
     if ranks is None:
         raise UserError("--placement: needs ranks that this command starts; leave torchrun out and give --ranks")
+    load_policy(placement, "--placement")
+    numbers = numbers_of(ranks)
     rounds, cases = placed.load_grid(grid)
-    found = []
-    try:
-        with out.steps(f"validating {len(cases)} cases on {ranks} ranks, {rounds} rounds each") as say:
-            for number in numbers_of(ranks):
-                found.append(placed.validate(number, placement, cases, rounds, _profile(machine, number), say))
-    except RunStopped as stopped:
-        say_failed(str(stopped))
-    if as_json:
-        out.print_json({"ranks": found})
-        return
-    for one in found:
-        _show_validated(one)
+    profile = _profile(machine, numbers)
+    for number in numbers:  # ahead of the first measurement
+        placed.jobs_of(cases, number, placement)
+    each_number(
+        f"validating {len(cases)} cases on {ranks} ranks, {rounds} rounds each", numbers,
+        lambda number, say: placed.validate(number, placement, cases, rounds, profile, say), _show_validated, as_json,
+    )  # fmt: skip
 
 
-def _profile(machine: str | None, ranks: int) -> Machine | None:
+def _profile(machine: str | None, numbers: list[int]) -> Machine | None:
     from exec.cli.profiling import load as of_ranks
 
-    return None if machine is None else of_ranks(machine, [ranks])
+    return None if machine is None else of_ranks(machine, numbers)
 
 
 def _really(serving: Serving, recover: bool, drill: Kill | None) -> Served:

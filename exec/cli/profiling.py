@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,6 +16,9 @@ from sim.errors import UserError
 
 if TYPE_CHECKING:
     from sim.machines.schema import Machine
+
+Found = dict[str, Any]
+"""What `validate` says of one number of ranks."""
 
 
 def calibrate(ranks: int, path: Path, device: DeviceName) -> None:
@@ -36,27 +40,41 @@ def calibrate(ranks: int, path: Path, device: DeviceName) -> None:
 
 
 def validate(ranks: str, profile: str | None, grid: Path | None, as_json: bool, device: DeviceName) -> None:
-    """Each number of ranks in turn. Exits with 1 where a rank is lost."""
-    from exec.cluster.losses import RunStopped
-    from exec.validation.ranks import load_grid
-    from exec.validation.ranks import validate as really_validate
+    """Each number of ranks in turn, see `each_number`."""
+    from exec.validation import ranks as on_ranks
 
     numbers = numbers_of(ranks)
     kind = devices.for_ranks(device, max(numbers))
-    rounds, cases = load_grid(grid, kind)
+    rounds, cases = on_ranks.load_grid(grid, kind)
     machine = None if profile is None else load(profile, numbers, kind)
-    found = []
+    for number in numbers:  # ahead of the first measurement
+        on_ranks.setups_of(cases, number, kind)
+    each_number(
+        f"validating {len(cases)} cases on {ranks} ranks, at most {rounds} rounds each", numbers,
+        lambda number, say: on_ranks.validate(number, cases, rounds, machine, say, kind), _show_validated, as_json,
+    )  # fmt: skip
+
+
+def each_number(
+    what: str, numbers: Sequence[int], measure: Callable[[int, Callable[[str], None]], Found], show: Callable[[Found], None], as_json: bool
+) -> None:
+    """`measure` each number of ranks in turn, and tell what was found. Where they cannot go on, that is what was found before, and it
+    exits with 1."""
+    from exec.cluster.losses import RunStopped
+
+    found, ended = list[Found](), ""
     try:
-        with out.steps(f"validating {len(cases)} cases on {ranks} ranks, at most {rounds} rounds each") as say:
+        with out.steps(what) as say:
             for number in numbers:
-                found.append(really_validate(number, cases, rounds, machine, say, kind))
+                found.append(measure(number, say))
     except RunStopped as stopped:
-        say_failed(str(stopped))
-    if as_json:
+        ended = str(stopped)
+    if as_json and found:
         out.print_json({"ranks": found})
-        return
-    for one in found:
-        _show_validated(one)
+    for one in found if not as_json else ():
+        show(one)
+    if ended:
+        say_failed(ended)
 
 
 def numbers_of(ranks: str) -> list[int]:

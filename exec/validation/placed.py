@@ -24,6 +24,7 @@ from exec.cluster.standing import StandingCluster
 from exec.cluster.traffic import Traffic
 from exec.validation.grid import DISTURBED, Grid, product
 from sim import configuration
+from sim.errors import UserError
 from sim.machines.schema import Machine
 
 PROBE_RUNS = 1
@@ -46,7 +47,7 @@ def validate(
     """The object of `validate --placement --json`, of one number of ranks. machine: profile to test as it is; without one, it is
     made in between. counts: whether few enough Plans and probes were disturbed. Raises UserError for a case that cannot be served,
     and what `StandingCluster` raises."""
-    jobs = [(serving := case.serving(ranks, placement), case.drill(serving)) for case in cases]
+    jobs = jobs_of(cases, ranks, placement)
     with StandingCluster(ranks) as cluster:
         unfitted = draft(cluster, say) if machine is None else machine
         reference = Reference()
@@ -63,6 +64,18 @@ def validate(
         "ranks": ranks, "placement": placement, "machine": profile.name, "rounds": rounds, "cases": rows, "runs": everything,
         "disturbed": disturbed, "counts": disturbed <= DISTURBED * everything,
     }  # fmt: skip
+
+
+def jobs_of(cases: Sequence[Traffic], ranks: int, placement: str) -> list[tuple[Serving, Kill | None]]:
+    """Raises UserError naming a case that so many ranks cannot serve."""
+    found = []
+    for i, case in enumerate(cases):
+        try:
+            serving = case.serving(ranks, placement)
+            found.append((serving, case.drill(serving)))
+        except UserError as e:
+            raise UserError(f"--grid: case {i + 1}: {e}") from None
+    return found
 
 
 def _rounds(

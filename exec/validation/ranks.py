@@ -81,7 +81,7 @@ def validate(
     """The object of `validate --ranks --json`, of one number of ranks. rounds: at most. machine: profile to test as it is; without
     one, probes are taken in turn with the cases, and the profile is theirs. device: what each rank computes with, see `Order`.
     counts: whether few enough runs were disturbed."""
-    setups = _setups(cases, ranks, device)
+    setups = setups_of(cases, ranks, device)
     with Cluster(ranks) as cluster:
         unfitted = draft(cluster, say, device) if machine is None else machine
         asked = [probes.setup_of(p, ranks, device) for p in probes.probes_of(device)] if machine is None else []
@@ -100,7 +100,8 @@ def validate(
     }  # fmt: skip
 
 
-def _setups(cases: Sequence[Case], ranks: int, device: str) -> list[Setup]:
+def setups_of(cases: Sequence[Case], ranks: int, device: str = "") -> list[Setup]:
+    """Raises UserError naming a case that so many ranks cannot run."""
     found = []
     for i, case in enumerate(cases):
         try:

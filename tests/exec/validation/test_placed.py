@@ -70,8 +70,9 @@ def test_the_default_grid_shifts_moves_and_loses_a_rank_and_never_ends_in_the_mi
 @pytest.mark.parametrize(("text", "says"), [
     ("cases: [{batch: 0}]", "batch"),
     ("cases: [{requests: 8, colour: red}]", "colour"),
-    ("cases: [{kill: 7@1}]", "--kill: is '7@1'"),
-    ("cases: [{model: no-such-model}]", "no-such-model"),
+    ("cases: [{}, {kill: 7@1}]", "--grid: case 2: --kill: is '7@1'"),
+    ("cases: [{kill: 1@64}]", "--grid: case 1: --kill: is '1@64', and the run has 64 steps"),
+    ("cases: [{model: no-such-model}]", "--grid: case 1: --model"),
 ])  # fmt: skip
 def test_bad_grids(text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "grid.yaml").write_text(text)
