@@ -14,11 +14,14 @@ from sim.machines.schema import Strict
 from sim.swarm.plant import Plant
 from sim.tasks import PS_PER_S
 
+MOST_S = 1e7
+"""The last moment at which anything may happen."""
+
 
 class Trouble(Strict):
     """One thing that happens to a node or region, see `docs/swarm.md`."""
 
-    at_s: float = Field(ge=0, le=1e7)
+    at_s: float = Field(ge=0, le=MOST_S)
     what: Literal["crash", "preempt", "rejoin", "slow", "partition", "heal", "price"]
     node: str | None = None
     region: str | None = None

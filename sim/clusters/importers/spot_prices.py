@@ -1,6 +1,7 @@
 """Price traces of clouds: AWS' `describe-spot-price-history`, Azure's daily tables, and a plain CSV.
 
-* JSON: `SpotPriceHistory` with AvailabilityZone, InstanceType, SpotPrice, Timestamp, in any order.
+* JSON: `SpotPriceHistory` with AvailabilityZone, InstanceType, SpotPrice, Timestamp, in any order. Where rows tell their
+  ProductDescription only those of Linux/UNIX count: other systems and their licences cost more.
 * CSV `Date,NC6,...`: one column for each instance, one file for each region, which is the file's name; empty: not on offer.
 * CSV `time,region,instance,price` (or `zone`): time in ISO 8601 or in seconds, $ an hour.
 """
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 from sim.errors import UserError
 
 AWS = ("AvailabilityZone", "InstanceType", "SpotPrice", "Timestamp")
+PRODUCT = "Linux/UNIX"
 
 
 class Quote(NamedTuple):
@@ -53,12 +55,21 @@ def _aws(path: Path, text: str) -> Iterator[Quote]:
     try:
         rows = json.loads(text)["SpotPriceHistory"]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: no SpotPriceHistory in it; the JSON of `aws ec2 describe-spot-price-history` is needed") from None
-    for i, row in enumerate(rows):
-        where = f"{path}: SpotPriceHistory[{i}]"
+        rows = None
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: no SpotPriceHistory in it; the JSON of `aws ec2 describe-spot-price-history` is needed")
+    mine = [i for i, row in enumerate(rows) if not isinstance(row, dict) or row.get("ProductDescription", PRODUCT) == PRODUCT]
+    if rows and not mine:
+        found = rows[0]["ProductDescription"]
+        raise UserError(f"{path}: SpotPriceHistory: ProductDescription: is {found!r}; prices of {PRODUCT} are needed")
+    for i in mine:
+        where, row = f"{path}: SpotPriceHistory[{i}]", rows[i]
         missing = [k for k in AWS if not isinstance(row, dict) or k not in row]
         if missing:
             raise UserError(f"{where}: {missing[0]}: missing")
+        wrong = [k for k in AWS if not isinstance(row[k], str)]
+        if wrong:
+            raise UserError(f"{where}: {wrong[0]}: has {row[wrong[0]]!r}; text is needed")
         yield Quote(moment(where, row["Timestamp"]), row["AvailabilityZone"], row["InstanceType"], _usd(where, row["SpotPrice"]))
 
 
@@ -72,17 +83,24 @@ def _tables(path: Path, text: str) -> Iterator[Quote]:
     missing = [n for n in ("time", "instance", "price") if n not in names]
     if missing or place is None:
         raise UserError(f"{path}: column {missing[0] if missing else 'region'}: missing; time,region,instance,price are needed")
-    for line, row in enumerate(reader, 2):
-        where = f"{path}: line {line}"
+    for where, row in _rows(path, reader):
         yield Quote(moment(where, row["time"]), row[place], row["instance"], _usd(where, row["price"]))
 
 
-def _daily(path: Path, reader: csv.DictReader[Any]) -> Iterator[Quote]:
+def _rows(path: Path, reader: csv.DictReader[Any]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each row and where it is; it has as many columns as the head."""
     for line, row in enumerate(reader, 2):
         where = f"{path}: line {line}"
+        if None in row or None in row.values():
+            raise UserError(f"{where}: has {'more' if None in row else 'fewer'} columns than the head; as many are needed")
+        yield where, row
+
+
+def _daily(path: Path, reader: csv.DictReader[Any]) -> Iterator[Quote]:
+    for where, row in _rows(path, reader):
         try:
             at_s = datetime.strptime(row.pop("Date"), "%m/%d/%Y").replace(tzinfo=UTC).timestamp()
-        except (ValueError, TypeError):
+        except ValueError:
             raise UserError(f"{where}: Date: month/day/year is needed") from None
         yield from (Quote(at_s, path.stem, name, _usd(where, price)) for name, price in row.items() if price)
 
@@ -90,19 +108,21 @@ def _daily(path: Path, reader: csv.DictReader[Any]) -> Iterator[Quote]:
 def moment(where: str, text: str) -> float:
     """Seconds since 1970 of an ISO 8601 time (UTC unless it says otherwise), or a number of seconds as it is."""
     try:
-        return float(text)
-    except (ValueError, TypeError):
+        number = float(text)
+        if math.isfinite(number):
+            return number
+    except ValueError:
         pass  # then it is no number of seconds
     try:
         found = datetime.fromisoformat(text)
-    except (ValueError, TypeError):
+    except ValueError:
         raise UserError(f"{where}: time {text!r}: ISO 8601 or a number of seconds is needed") from None
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
-def _usd(where: str, text: str | None) -> float:
+def _usd(where: str, text: str) -> float:
     try:
-        value = float((text or "").lstrip("$"))
+        value = float(text.lstrip("$"))
     except ValueError:
         value = math.nan
     if not 0 <= value < 1e5:

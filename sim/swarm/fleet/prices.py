@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 
 from sim.clusters.importers.spot_prices import Quote
 from sim.clusters.schema import NodeGroup
 from sim.errors import UserError
 from sim.swarm.plant import Plant
-from sim.swarm.trouble import Trouble
+from sim.swarm.trouble import MOST_S, Trouble
 
 NOTICE_S = 120.0
 """From a pre-emption's notice to the end (AWS' two minutes)."""
+LAST_S = MOST_S - NOTICE_S - 1.0
+"""After this no step counts: what it leads to would come too late for any study."""
 
 Steps = Sequence[tuple[float, float]]
 """(s since the study's start, $ an hour), ascending; the first one at 0."""
@@ -21,7 +24,7 @@ def steps_of(plant: Plant, quotes: Sequence[Quote], start_s: float | None = None
     """What each node costs over time, for nodes whose place and instance the trace has.
 
     start_s: the trace's time at which the study begins; None: the first at which all those nodes have a price. A node without a price
-    yet at that time costs what it does first. Raises `UserError` where the trace has none of the cluster's.
+    yet at that time costs what it does first. Raises `UserError` where the trace has none of the cluster's, or none around `start_s`.
     """
     found = {n: q for n in plant.nodes if (q := _quotes(plant.cluster.node[n].group, quotes))}
     if not found:
@@ -31,8 +34,21 @@ def steps_of(plant: Plant, quotes: Sequence[Quote], start_s: float | None = None
             f"--prices: prices are of {places} for {kinds}; no node of {plant.cluster.name} is of such a zone or region, and of "
             "such a GPU kind or instance"
         )
+    _check_start(start_s, [q for mine in found.values() for q in mine])
     begin = max(q[0].at_s for q in found.values()) if start_s is None else start_s
     return {n: _steps(q, begin) for n, q in found.items()}
+
+
+def _check_start(start_s: float | None, quotes: Sequence[Quote]) -> None:
+    first, last = min(q.at_s for q in quotes), max(q.at_s for q in quotes)
+    if start_s is not None and not first <= start_s <= last:
+        span = f"{_said(first)} to {_said(last)}"
+        raise UserError(f"--prices-from: is {_said(start_s)}; the cluster's prices are from {span}: a time between is needed")
+
+
+def _said(at_s: float) -> str:
+    """As a date where it can be one, else as seconds."""
+    return datetime.fromtimestamp(at_s, UTC).isoformat() if 1e8 <= at_s < 1e11 else f"{at_s:g} s"
 
 
 def _quotes(group: NodeGroup, quotes: Iterable[Quote]) -> list[Quote]:
@@ -55,12 +71,14 @@ def _steps(quotes: Sequence[Quote], begin: float) -> Steps:
 
 def events(plant: Plant, steps: dict[str, Steps], bid: float | None = None, until_s: float | None = None) -> list[Trouble]:
     """What the trace does to the nodes. bid: the share of a node's list price above which it is taken away, with notice; it can be
-    had again, as another machine, once its price is at the bid or below. Nodes without a list price are never taken away."""
+    had again, as another machine, once its price is at the bid or below. Nodes without a list price are never taken away. until_s: steps
+    from then on are left out; None: those that no study can last to."""
     out: list[Trouble] = []
+    end_s = LAST_S if until_s is None else min(until_s, LAST_S)
     for node, found in steps.items():
         price = plant.cluster.node[node].group.price
         limit = bid * price.usd_per_hour if bid is not None and price else None
-        mine = [s for s in found if until_s is None or s[0] < until_s]
+        mine = [s for s in found if s[0] < end_s]
         out += [Trouble(at_s=at, what="price", node=node, usd_per_hour=usd) for at, usd in mine]
         out += _taken(node, mine, limit) if limit is not None else []
     return out
