@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -35,7 +36,10 @@ def _option(flag: str, name: str, found: type[Any], text: str) -> tuple[str, Any
         raise unknown(f"{flag}: option of {name}", key, known) if known else UserError(f"{flag}: {name} has no options")
     kind: type[Any] = type(known[key].default)
     try:
-        return known[key].name, kind(value)
+        read = kind(value)
+        if isinstance(read, float) and not math.isfinite(read):
+            raise ValueError(value)
     except ValueError:
         right = "a whole number" if kind is int else "a number"
         raise UserError(f"{flag}: {name}: option {key}: has {value!r}; must be {right}") from None
+    return known[key].name, read

@@ -107,7 +107,8 @@ def test_growth_is_ordered_before_it_comes() -> None:
         ("reactiv", "did you mean 'reactive'"), ("reactive:goal=1", "unknown name 'goal'"), ("reactive:target=2", "a share of time"),
         ("reactive:target=0:queue=0", "one metric is needed"), ("fixed:min=0", "min must be 1 or more"),
         ("fixed:min=5:max=3", "must be 5 or more"), ("predictive:window-s=1", "must be look-s"), ("predictive:phi=2", "from 0 to 1"),
-        ("reactive:min=x", "must be a whole number"),
+        ("reactive:min=x", "must be a whole number"), ("reactive:look-s=nan", "option look-s: has 'nan'; must be a number"),
+        ("fixed:startup-s=inf", "option startup-s: has 'inf'; must be a number"),
     ],
 )  # fmt: skip
 def test_bad_policies_are_named(text: str, message: str) -> None:
@@ -146,6 +147,17 @@ def aws(path: Path) -> Path:
     return path
 
 
+def aws_text(**changed: object) -> str:
+    return json.dumps({"SpotPriceHistory": [dict(zip(spot_prices.AWS, AWS[0], strict=True)) | changed]})
+
+
+def test_prices_of_other_systems_are_left_out(tmp_path: Path) -> None:
+    told = [("Windows", "9"), ("Linux/UNIX", "2")]
+    rows = [json.loads(aws_text(ProductDescription=p, SpotPrice=usd))["SpotPriceHistory"][0] for p, usd in told]
+    (tmp_path / "a.json").write_text(json.dumps({"SpotPriceHistory": rows}))
+    assert [q.usd_per_hour for q in spot_prices.read(tmp_path / "a.json")] == [2.0]
+
+
 def test_histories_are_read_in_order_of_time_from_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     aws(tmp_path / "deep" / "a.json")
@@ -167,6 +179,12 @@ def test_histories_are_read_in_order_of_time_from_files_and_folders(tmp_path: Pa
         ("a.csv", "time,region,instance,price\nnoon,r,i,1\n", "line 2: time 'noon'"),
         ("a.csv", "time,region,instance,price\n1,r,i,-1\n", "price '-1'"), ("a.csv", "time,region,instance,price\n", "holds no prices"),
         ("a.csv", "Date,X\n21.2.2020,1\n", "month/day/year"),
+        ("a.json", '{"SpotPriceHistory": null}', "no SpotPriceHistory"),
+        ("a.json", aws_text(SpotPrice=0.5), r"a.json: SpotPriceHistory\[0\]: SpotPrice: has 0.5; text is needed"),
+        ("a.json", aws_text(ProductDescription="Windows"), "ProductDescription: is 'Windows'; prices of Linux/UNIX are needed"),
+        ("a.csv", "time,instance,price,region\n1,i,2,r\n1,i,2\n", "a.csv: line 3: has fewer columns"),
+        ("a.csv", "Date,X\n2/21/2020,1,2\n", "a.csv: line 2: has more columns"),
+        ("a.csv", "time,region,instance,price\nnan,r,i,1\n", "line 2: time 'nan'"),
     ],
 )  # fmt: skip
 def test_bad_traces_are_named(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -185,6 +203,10 @@ def test_nodes_find_their_zone_and_instance_and_are_taken_above_the_bid(tmp_path
     found = [(e.at_s, e.what) for e in prices.events(plant, up_and_down, bid=0.7) if e.what != "price"]
     assert found == [(220.0, "preempt"), (221.0, "rejoin"), (1020.0, "preempt")]  # the bid is 0.7 of 3.60
     assert [e.what for e in prices.events(plant, up_and_down)] == ["price"] * 5
+    late = {"a-0": [(0.0, 2.0), (1e7 - 200, 3.0), (1e7 - 100, 1.0), (2e7, 2.0)]}
+    assert [(e.at_s, e.what) for e in prices.events(plant, late, bid=0.7)] == [(0.0, "price"), (1e7 - 200, "price"), (1e7 - 80, "preempt")]
+    with pytest.raises(UserError, match="--prices-from: is 30 s; the cluster's prices are from 2020-02-21T00:00.* to 2020-02-21T02:00"):
+        prices.steps_of(plant, spot_prices.read(tmp_path / "a.json"), 30.0)
     with pytest.raises(UserError, match="prices are of us-x-1a, us-x-1b for g.large, p.large; no node of small"):
         prices.steps_of(study(poisson(1, 1.0)).plant, spot_prices.read(tmp_path / "a.json"))
 
