@@ -18,6 +18,7 @@ from exec.cluster.members import Member, Members
 from exec.cluster.merge import Stamps
 from exec.cluster.wire import HEARTBEAT_S, SILENCE_S, Line
 from sim.drive import Deadlock
+from sim.errors import UserError
 from sim.plan import Plan
 
 PINGS = 40
@@ -51,8 +52,7 @@ class Cluster(Members):
         self._own_address = place is None
         if place is None:
             launch.choose_addresses()
-        host, port = launch.control_address()
-        listener = wire.listen(host, port, self.ranks, HEARTBEAT_S)
+        listener = self._door()
         try:
             self._children = launch.Children(range(self.ranks) if place is None else range(1), self.ranks)
             self._welcome(listener)
@@ -62,6 +62,14 @@ class Cluster(Members):
         finally:
             listener.close()
         return self
+
+    def _door(self) -> Any:
+        """Where ranks call. Raises UserError where its port is taken."""
+        host, port = launch.control_address()
+        try:
+            return wire.listen(host, port, self.ranks, HEARTBEAT_S)
+        except OSError as error:
+            raise UserError(f"{launch.CONTROL_PORT}: port {port} of {host}: {error.strerror}; name a free one") from None
 
     def _welcome(self, listener: Any) -> None:
         """Wait for every rank to call. Raises RankLost for one of ours that ends or falls silent before, RunStopped after a while

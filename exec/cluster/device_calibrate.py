@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 
 from exec.calibration import device as alone
 from exec.calibration import host
@@ -39,12 +40,11 @@ def draft(cluster: Cluster, kind: str, say: Say = lambda text: None) -> Machine:
     say("cores")
     calibrated = f"calibrated on {processor()}"
     cores = Resource(kind="cores", capacity=host.cores(), source=f"{calibrated}: all cores at once against one alone")
-    device = open_device(kind, 0)
-    name, ops = alone.device_name(device), []
-    for row in alone.measure(alone.Bench(spec, random_weights(spec, 0), device), (*MEASURED, "expert_ffn")):
-        say(f"{row.op} on the device")
-        ops.append(row)
-    device.close()
+    with closing(open_device(kind, 0)) as device:
+        name, ops = alone.device_name(device), []
+        for row in alone.measure(alone.Bench(spec, random_weights(spec, 0), device), (*MEASURED, "expert_ffn")):
+            say(f"{row.op} on the device")
+            ops.append(row)
     ops += [OpRate(op=f"task.{op}", lane="gpu", source="calibrated") for op in OPS]
     ops.append(OpRate(op="expert_columns", lane="gpu", curve=((1.0, NOTHING_S),), source="calibrated: part of expert_ffn"))
     say("words and puts")

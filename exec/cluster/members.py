@@ -196,4 +196,4 @@ class Members:
     @property
     def ended(self) -> int:
         """Tasks that ranks have reported so far, in their heartbeats."""
-        return sum(m.ended for m in self._members.values())
+        return sum(m.ended for m in tuple(self._members.values()))  # others join meanwhile

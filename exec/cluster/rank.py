@@ -75,6 +75,8 @@ class Listener:
         self.engine = None
         self._line, self._rank, self._quiet = line, rank, quiet
         self._ended = 0
+        self._dismissed = False
+        """Whether the last order has come: the controller may go from then on."""
 
     def listen(self) -> None:
         from exec.cluster.priority import SHORT_SLICE_NS, ask_for_slice
@@ -99,7 +101,10 @@ class Listener:
         except BlockingIOError:
             self._leave(STALLED)
         except (EOFError, OSError):
-            self._leave("the controller is gone")
+            if not self._dismissed:
+                self._leave("the controller is gone")
+            time.sleep(SILENCE_S)  # the main thread ends the process; unless it waits for a peer that is gone
+            os._exit(0)
 
     def _take(self, message: object) -> None:
         if isinstance(message, wire.Ping):
@@ -108,6 +113,7 @@ class Listener:
             self._line.send(wire.Last(self._last()))
             self._leave(message.why)
         elif not isinstance(message, wire.Alive):
+            self._dismissed = isinstance(message, wire.Bye)
             self.orders.put(message)
             if isinstance(message, wire.Halt) and (engine := self.engine) is not None:
                 engine.lost(GivenUp())

@@ -64,12 +64,12 @@ class StandingCluster(Cluster):
         from torch.distributed import TCPStore
 
         if launch.place() is not None:
-            raise UserError("--on-rank-loss recover: needs ranks that this command starts; leave torchrun out and give --ranks")
+            raise UserError("--placement: needs ranks that this command starts; leave torchrun out and give --ranks")
         launch.choose_addresses()
         self._own_address = True
         self._store = TCPStore(os.environ["MASTER_ADDR"], 0, is_master=True, wait_for_workers=False)
         os.environ[launch.STORE] = str(self._store.port)
-        self._listener = wire.listen(*launch.control_address(), self.ranks, HEARTBEAT_S)
+        self._listener = self._door()
         try:
             self._children = launch.Children(range(self.ranks), self.ranks)
             self._welcome(self._listener)
