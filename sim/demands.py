@@ -72,7 +72,7 @@ class TaskDemands:
         whole = self._table.find(lane, f"task.{work.op}")
         latency_s = whole.latency_s if whole else 0.0
         busy_s = measured = flops = flops_at_peak = moved = moved_at_peak = 0.0
-        latency_s += sum(self._table.rate(lane, name).latency_s for name in {part.op for part in parts})
+        latency_s += sum(self._table.rate(lane, name).latency_s for name in dict.fromkeys(part.op for part in parts))
         for part in parts:
             rate = self._table.rate(lane, part.op)
             if rate.curve:

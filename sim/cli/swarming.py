@@ -71,7 +71,7 @@ def swarm(wanted: Wanted, timeline: Path | None, html: Path | None, as_json: boo
     with output.steps("simulating") as tell:
         tell("reading traces")
         study = stated(wanted, *named)
-        apart = len(study.requests) >= APART_FROM and len(os.sched_getaffinity(0)) > 1
+        apart = len(study.requests) >= APART_FROM and (os.cpu_count() or 1) > 1
         first, rows, peak_mib = compare(study, settings, tell, apart)
     if timeline is not None:
         write_timeline(first, study, timeline)

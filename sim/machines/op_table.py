@@ -41,7 +41,7 @@ class OpTable:
 
     def has_variant(self, lane: Lane, variant: str) -> bool:
         """Whether any op has a row of this variant on the lane; "": one without."""
-        return (lane.name, variant) in self._variants
+        return any((name, variant) in self._variants for name in (lane.name, *lane.families))
 
     def _found(self, rate: OpRate | None, lane: Lane, op: str) -> OpRate:
         if rate is None:

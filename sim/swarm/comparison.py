@@ -6,11 +6,13 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from sim.errors import UserError
@@ -57,7 +59,8 @@ def _row(study: Study, settings: Settings) -> Row:
 
 
 def _peak_mib() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(most >> 20 if sys.platform == "darwin" else most >> 10)
 
 
 # Processes --------------------------------------------------------------------------------------------
@@ -67,14 +70,15 @@ def _peak_mib() -> int:
 def _started(study: Study, designs: Sequence[Settings]) -> Iterator[list[Connection]]:
     """A new process for each design, which is ended however the caller ends. Spawned, as a fork would copy the threads' locks."""
     context = multiprocessing.get_context("spawn")
-    answers, processes = list[Connection](), []
+    answers, processes = list[Connection](), list[BaseProcess]()
     try:
         for settings in designs:
             here, there = context.Pipe(duplex=False)
             answers.append(here)
-            processes.append(context.Process(target=_work, args=(there, study, settings), daemon=True))
-            processes[-1].start()
-            there.close()
+            process = context.Process(target=_work, args=(there, study, settings), daemon=True)
+            with there:
+                process.start()
+            processes.append(process)
         yield answers
     finally:
         for process in processes:

@@ -106,7 +106,7 @@ def _loads(study: Study, done: Finished) -> str:
     groups = [plant.region_of == i for i in range(len(plant.regions))]
     regions = np.array([np.average(nodes[m], axis=0, weights=weight[m]) for m in groups])
     gone = np.array([dead[m].all(axis=0) for m in groups])
-    marks = [(e.at_s, f"{e.what} {e.node or e.region}") for e in study.troubles]
+    marks = [(e.at_s, f"{e.what} {e.node or e.region}") for e in study.troubles if e.what != "price" and e.at_s <= done.seconds]
     names = [f"{g.name} {g.kind}" for g in plant.cluster.gpu]
     stretch = f"stretch of {seconds_text(float(edges[1]))}"
     small = 14 if len(names) <= 64 else 11
