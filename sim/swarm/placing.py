@@ -42,9 +42,10 @@ class Placer:
     def gpus(self, nodes: Scope) -> NDArray[np.int64]:
         return np.flatnonzero(np.isin(self.plant.node_of, sorted(nodes)))
 
-    def fits(self, nodes: Scope) -> bool:
-        """Whether these nodes, all of them alive, hold the model: dense weights on one of them, and every expert."""
-        home = self._nearest(nodes)
+    def fits(self, nodes: Scope, home: int | None = None) -> bool:
+        """Whether these nodes, all of them alive, hold the model: dense weights on one of them, and every expert. home: the one with
+        the dense weights; None: the nearest."""
+        home = self._nearest(nodes) if home is None else home
         return home is not None and int(self.plant.slots([home], self.gpus(nodes)).sum()) >= self.plant.model.experts
 
     def home(self, scope: Scope) -> int | None:

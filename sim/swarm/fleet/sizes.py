@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from sim.errors import UserError
 from sim.swarm.dispatch import SHARED
 from sim.swarm.fleet.policy import Limits
 from sim.swarm.fleet.pool import Pool
@@ -69,7 +70,8 @@ class Sizes:
         """Sets of nodes without which the rest of their group still holds the model, its home left alone, or whole groups."""
         for group in groups:
             mine = self.reach[group.name] & used
-            single = [n for n in sorted(mine - {group.home}) if self.placer.fits(mine - {n})]
+            home = group.home if group.home in mine else None
+            single = [n for n in sorted(mine - {group.home}) if self.placer.fits(mine - {n}, home)]
             yield from ((n,) for n in single)
             if mine and not single:
                 yield tuple(sorted(mine))
@@ -77,7 +79,7 @@ class Sizes:
     def first(self, chosen: Scope, count: int, most: int) -> Scope:
         """Nodes to begin with: those chosen, and so many of the cheapest that some group can serve on them."""
         everything = frozenset(range(len(self.plant.nodes)))
-        while len(chosen) < count or not any(self.placer.fits(reach & chosen) for reach in self.reach.values()):
+        while len(chosen) < count or not self._serves(chosen):
             found = [g for g in self.growths(chosen, everything - chosen) if len(chosen) + len(g) <= most]
             if not found:
                 break
@@ -85,15 +87,32 @@ class Sizes:
             chosen |= frozenset(unit)
         return chosen
 
+    def _serves(self, nodes: Scope) -> bool:
+        return any(self.placer.fits(reach & nodes) for reach in self.reach.values())
+
+    def check(self, limits: Limits, hub: Scope, first: Scope) -> None:
+        """Raises `UserError` where limits do not go with a pool that could serve."""
+        able = hub.union(*self.reach.values())
+        if not self.reach:  # the model fits nowhere, whatever the limits
+            return
+        where = f"{self.plant.model.name} on {self.plant.cluster.name}"
+        if limits.at_start > len(able):
+            name = "min" if limits.min == limits.at_start else "start"
+            raise UserError(f"--autoscale: {name}: is {limits.at_start}; must be {len(able)} or less, the nodes that can serve {where}")
+        if not self._serves(first):
+            least = len(self.first(hub, 1, len(self.plant.nodes)))
+            raise UserError(f"--autoscale: max: is {limits.max}; must be {least} or more to serve {where}, or 0 for all nodes")
+
 
 def rented(placer: Placer, reach: Mapping[str, Scope], limits: Limits, movable: bool) -> tuple[Pool, Sizes]:
     """What is rented when the study begins: the cheapest nodes that hold the model; all others are absent from then on. movable: none
-    is kept, beside the coordinator where it has GPUs."""
+    is kept, beside the coordinator where it has GPUs. Raises `UserError` where the limits allow for none that serve."""
     plant = placer.plant
     nodes, here = frozenset(range(len(plant.nodes))), plant.cluster.coordinator
     hub = frozenset([plant.nodes.index(here)] if here in plant.nodes else [])
     sizes, most = Sizes(placer, reach), limits.max or len(nodes)
     first = sizes.first(hub, limits.at_start, most)
+    sizes.check(limits, hub, first)
     placer.absent |= nodes - first
     placer.dead |= nodes - first
     return Pool(len(nodes), first, hub if movable else sizes.first(hub, limits.min, most), most), sizes
