@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sim.swarm.dice import below, uniform
+from sim.swarm.fleet.pool import Pool
 from sim.swarm.group import Group
 from sim.swarm.jobs import Job
 from sim.swarm.plant import Plant
@@ -19,14 +20,18 @@ SHARED = 16.0
 
 
 class Dispatcher:
-    """Chooses at a request's entry, by what is known there of the groups' load."""
+    """Chooses at a request's entry, by what is known there of the groups' load. pool: of rented nodes; None: all are, for ever."""
 
-    def __init__(self, plant: Plant, settings: Settings, groups: Sequence[Group], views: Views) -> None:
-        self.plant, self.settings, self.groups, self.views = plant, settings, groups, views
+    def __init__(self, plant: Plant, settings: Settings, groups: Sequence[Group], views: Views, pool: Pool | None) -> None:
+        self.plant, self.settings, self.groups, self.views, self.pool = plant, settings, groups, views, pool
+
+    def closed(self, group: Group) -> bool:
+        """It takes no newcomers while another group does: its home is drained."""
+        return self.pool is not None and self.pool.state[group.home] == "draining"
 
     def choose(self, now: Time, job: Job) -> Group | None:
         """Among groups that are up; None: there is none."""
-        up = [g for g in self.groups if g.up and not g.closed] or [g for g in self.groups if g.up]
+        up = [g for g in self.groups if g.up and not self.closed(g)] or [g for g in self.groups if g.up]
         if len(up) < 2:
             return up[0] if up else None
         rtt = {g.name: self.plant.network.rtt_s(job.origin, self.plant.nodes[g.home]) for g in up}

@@ -32,7 +32,7 @@ def figures(design: str, done: Finished, study: Study) -> dict[str, Any]:
         "under_way": under_way, "lost": unanswered - under_way,
         "duplicated": sum(max(0, j.deliveries - 1) for j in answered), "seconds": done.seconds, "tokens": tokens,
         "tokens_per_s": tokens / done.seconds if done.seconds else 0.0,
-        "ttft_s": _percentiles([_ttft_s(study, server, j) for j in answered]),
+        "ttft_s": _percentiles([_ttft_s(study, j) for j in answered]),
         "tpot_s": _percentiles([_tpot_s(j) for j in answered if j.output > 1]),
         "latency_s": _percentiles([(j.answered - j.arrival) / PS_PER_S for j in answered]),
         "floor_s_per_token": tally.floor_token_s / tally.tokens if tally.tokens else 0.0,
@@ -66,10 +66,10 @@ def _gossip(server: Server) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _ttft_s(study: Study, server: Server, job: Job) -> float:
-    """First token at the user's entry: sampled, and one way from the group's home."""
-    home = next(g.home for g in server.groups if g.name == job.group)
-    return (job.first - job.arrival) / PS_PER_S + study.plant.network.path(study.plant.nodes[home], job.origin).latency_s
+def _ttft_s(study: Study, job: Job) -> float:
+    """First token at the user's entry: sampled, and one way from the home that its group had then."""
+    home = study.plant.nodes[job.first_home]
+    return (job.first - job.arrival) / PS_PER_S + study.plant.network.path(home, job.origin).latency_s
 
 
 def _tpot_s(job: Job) -> float:

@@ -38,7 +38,7 @@ class Group:
     """One group.
 
     held [layers, experts, gpus] bool: live copies that it may use, over all GPUs of the plant. ready: every expert has one. loads: what
-    a home knows of the GPUs' load. closed: takes no newcomers while another group does.
+    a home knows of the GPUs' load.
     """
 
     def __init__(
@@ -53,7 +53,6 @@ class Group:
         self.observed = np.zeros((plant.model.moe_layers, plant.model.experts))
         self.served = Served()
         self.up = True
-        self.closed = False
         self._crosses = False
         self.move(home, held)
 
@@ -180,7 +179,7 @@ class Group:
             job.resident = job.tokens + steps - 1
             job.produced += steps
             if job.first < 0:
-                job.first = now
+                job.first, job.first_home = now, self.home
                 self.served.first(now - job.arrival)
         done = [j for j in self.active if j.done]
         self.active = [j for j in self.active if not j.done]

@@ -15,8 +15,8 @@ from sim.tasks import PS_PER_S, Time
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """A request on its way. produced: tokens that it has; resident: tokens in the KV cache, 0 where it must be prefilled; taken: a
-    group has it; deliveries: answers that its user was given."""
+    """A request on its way. produced: tokens that it has; resident: tokens in the KV cache, 0 where it must be prefilled; first_home:
+    where it had its first token; taken: a group has it; deliveries: answers that its user was given."""
 
     number: int
     origin: str
@@ -26,6 +26,7 @@ class Job:
     produced: int = 0
     resident: int = 0
     first: Time = -1
+    first_home: int = -1
     answered: Time = -1
     group: str = ""
     moves: int = 0

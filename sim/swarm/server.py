@@ -54,14 +54,15 @@ class Server:
         self.groups: list[Group] = []
         self.views = Views(plant, settings, self.tally, self.desk.numbers, self.groups, self.placer.dead)
         self.groups += self._form(routes, reach)
-        kept = leased[0].kept if leased else None
+        pool = leased[0] if leased else None
+        kept = pool.kept if pool else None
         self.control = ControlPlane(plant, self.desk.numbers, self.tally, settings.tolerate, settings.silent, settings.seed, kept)
         self.shelves = Shelves(plant, settings.seed)
         for group in self.groups:
             if group.up:
                 self.shelves.holds(group.held, group.home)
         self.running = Running()
-        dispatcher = Dispatcher(plant, settings, self.groups, self.views)
+        dispatcher = Dispatcher(plant, settings, self.groups, self.views, pool)
         self.requests = Requests(plant, self.desk, dispatcher, self.running, self.outcome, origins, self.placer.dead)
         self.changes = Changes(self.placer, self.desk, self.requests, self.running, self.control, self.shelves, self.outcome, reach)
         self.faults = Faults(

@@ -65,12 +65,13 @@ class Fleet:
         return [*commands, *self._settle(now), self.begin()]
 
     def _hear(self, result: Result) -> None:
-        """Prices and offers of now, and nodes that will be taken away: they drain, where they are not kept."""
+        """Prices and offers of now, and nodes that will be taken away: they drain, where they are not kept. One that drains is not to be
+        used either when it has started anew since."""
         self.sizes.usd = list(result.facts["usd"])
         self._offered = frozenset(n for n, up in enumerate(result.facts["up"]) if up)
         for node in (self.pool.nodes("up") & self.placer.leaving) - self.pool.kept:
             self.pool.drain(node)
-            self._close(node, True)
+        self.placer.leaving |= self.pool.nodes("draining")
 
     def _alive(self) -> frozenset[int]:
         return self.pool.rented - self.placer.dead
@@ -130,7 +131,6 @@ class Fleet:
         self.pool.take_up(node)
         self.placer.leaving.discard(node)
         self._again.add(node)
-        self._close(node, False)
         return self.requests.unpark(now)
 
     # Less ---------------------------------------------------------------------------------------
@@ -154,12 +154,6 @@ class Fleet:
         for node in unit:
             self.pool.drain(node)
             self.placer.leaving.add(node)
-            self._close(node, True)
-
-    def _close(self, node: int, closed: bool) -> None:
-        """The group that lives on the node takes no newcomers, or again."""
-        for group in self.groups:
-            group.closed = closed if group.home == node else group.closed
 
     def _settle(self, now: Time) -> Iterator[Command]:
         """Groups that live on elsewhere ask for a placement without the nodes that are drained, or with those taken up again, on
@@ -168,7 +162,7 @@ class Fleet:
         for group in self.groups:
             reach = self.sizes.reach[group.name]
             again = self._again & reach
-            if group.closed or group.name in self.changes.migrations or group.name in self.changes.wanted:
+            if self.requests.dispatcher.closed(group) or group.name in self.changes.migrations or group.name in self.changes.wanted:
                 continue
             self._again -= reach
             if not group.up and again:
@@ -214,7 +208,7 @@ class Fleet:
 
     def _is_idle(self, group: Group) -> bool:
         """It takes no newcomers and has nothing to do."""
-        idle = group.closed and not (group.active or group.waiting or group.running)
+        idle = self.requests.dispatcher.closed(group) and not (group.active or group.waiting or group.running)
         return idle and not self.requests.touches(group.home)
 
     def _lost(self, now: Time) -> list[Command]:
@@ -228,7 +222,6 @@ class Fleet:
         self.placer.dead.add(node)
         self.placer.absent.add(node)
         self.placer.leaving.discard(node)
-        self._close(node, False)
         commands: list[Command] = []
         for group in self.groups:
             commands += self.changes.lose(group, node)

@@ -23,7 +23,7 @@ class Gauge:
 
     def __init__(self, sizes: Sizes, pool: Pool, views: Views, tally: Tally, groups: Sequence[Group], startup_s: float) -> None:
         self.sizes, self.pool, self.views, self.tally, self.groups, self.startup_s = sizes, pool, views, tally, groups, startup_s
-        self._told: dict[str, GroupState] = {}
+        self.told: dict[str, GroupState] = {}
         """The newest word of each group."""
         self._entered: dict[str, int] = {}
         """Requests that came in at each other node, as far as it has told."""
@@ -39,7 +39,7 @@ class Gauge:
         """alive: nodes that are not given up; coming: those that are counted as capacity without serving yet."""
         serving = self.serving(alive)
         self._hear()
-        told = self._told.values()
+        told = self.told.values()
         self._reshape()
         capacity = self.sizes.capacity(serving)
         busy = {n: self.views.entry(self.views.here, n) for n in serving}
@@ -49,7 +49,7 @@ class Gauge:
         leads = list(self.pool.leads_s())
         return Seen(
             now / PS_PER_S, capacity, self.sizes.capacity(serving | coming), len(serving), self._rate(),
-            min(1.0, worked / capacity) if capacity else 0.0, sum(t.waiting for t in told), self._arrived(),
+            min(1.0, worked / capacity) if capacity else 0.0, self._waiting(alive), self._arrived(),
             sum(t.served.firsts for t in told), sum(t.served.ttft_s for t in told), float(np.mean(leads)) if leads else self.startup_s,
         )  # fmt: skip
 
@@ -57,11 +57,15 @@ class Gauge:
         for group in self.groups:
             entry = self.views.entry(self.views.here, group.home)
             if entry is not None and group.name in entry.value.groups:
-                self._told[group.name] = entry.value.groups[group.name]
+                self.told[group.name] = entry.value.groups[group.name]
+
+    def _waiting(self, alive: frozenset[int]) -> int:
+        """Requests that wait where somebody lives: what stood before a node that is given up was sent elsewhere."""
+        return sum(self.told[g.name].waiting for g in self.groups if g.home in alive and g.name in self.told)
 
     def _reshape(self) -> None:
         """Nodes are worth what they do for requests as they have been so far."""
-        served = [t.served for t in self._told.values()]
+        served = [t.served for t in self.told.values()]
         done = sum(s.done for s in served)
         if done:
             self.sizes.reshape(sum(s.prompt for s in served) / done, sum(s.output for s in served) / done)
@@ -69,7 +73,7 @@ class Gauge:
     def _rate(self) -> float:
         """Requests a second of working that the fastest node bears: as measured once some are done, which is too little while
         batches are small, and at most what its arithmetic and memory allow."""
-        done, bound = sum(t.served.done for t in self._told.values()), float(self.sizes.bears.max())
+        done, bound = sum(t.served.done for t in self.told.values()), float(self.sizes.bears.max())
         return min(bound, done / self._worked) if done >= MEASURED and self._worked else bound
 
     def _arrived(self) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sim.drive import replay
+from sim.errors import UserError
 from sim.events import Request
 from sim.swarm.figures import figures
 from sim.swarm.fleet import arbitrage, policy
@@ -102,6 +103,53 @@ def test_notice_drains_a_node_and_another_takes_its_place() -> None:
     [rent] = [r for r in fleet(done).pool.rents if done.server.plant.nodes[r.node] == "a-1"]
     assert rent.until is not None and 15 * PS_PER_S < rent.until < 40 * PS_PER_S
     assert done.server.outcome.suspected == done.server.outcome.handed_over == 0
+
+
+def test_a_group_whose_draining_home_dies_takes_newcomers_at_its_next_one() -> None:
+    """What had its first token at the old home is counted from there."""
+    requests = [*poisson(60, 12.0, seed=2, output=800, prompt=400)]
+    requests += [replace(r, arrival_ps=r.arrival_ps + 30 * PS_PER_S) for r in poisson(30, 1.0, seed=3)]
+    s = study(
+        [replace(r, request_id=i) for i, r in enumerate(requests)], [Trouble(at_s=5, what="preempt", node="b-0", notice_s=2)],
+        cluster=small(memory=450_000_000, rtt_s=0.01),
+    )  # fmt: skip
+    done = run(f"fixed:min=6:{SOON}", s, replace(NODES, design="replicas"), moves="on")
+    hold(done)
+    jobs, names = done.server.requests.jobs.values(), s.plant.nodes
+    assert "b-0" in {names[j.first_home] for j in jobs if j.first < 5 * PS_PER_S}
+    assert "b-1" in {names[j.first_home] for j in jobs if j.arrival > 30 * PS_PER_S}
+
+
+def test_a_queue_that_died_with_its_node_is_not_counted() -> None:
+    crash = [Trouble(at_s=6, what="crash", node="a-1")]
+    calm = [Request(300, 40, 12, 12, 60 * PS_PER_S)]
+    s = study([*poisson(300, 100.0, seed=2, output=30, prompt=6000), *calm], crash, cluster=small(memory=450_000_000, rtt_s=0.01))
+    done = run(f"fixed:min=1:start=2:{SOON}", s)
+    hold(done)
+    assert any(t.waiting for t in fleet(done).gauge.told.values()) and fleet(done).past[-1].waiting == 0
+
+
+def test_a_draining_node_that_starts_anew_is_given_back() -> None:
+    """It is back before it is missed, and its machine says nothing of leaving any more."""
+    away = [Trouble(at_s=10.2, what="preempt", node="a-1", notice_s=1.0), Trouble(at_s=11.2, what="rejoin", node="a-1")]
+    s = study(poisson(150, 3.0, seed=2, output=60), away, cluster=small(rtt_s=0.01))
+    settings = replace(NODES, design="spread", routing="nearest", gossip_s=0.3)
+    done = run("fixed:min=3:start=3:startup-s=3:look-s=2", s, settings, moves="on:margin=1e6")
+    hold(done)
+    assert not fleet(done).pool.nodes("draining")
+
+
+@pytest.mark.parametrize(
+    ("text", "design", "memory", "message"),
+    [
+        ("fixed:min=50", "nodes", 800_000_000, "--autoscale: min: is 50; must be 6 or less"),
+        ("fixed:start=7", "nodes", 800_000_000, "--autoscale: start: is 7; must be 6 or less"),
+        ("fixed:max=1", "spread", 110_000_000, "--autoscale: max: is 1; must be [2-6] or more"),
+    ],
+)
+def test_limits_that_no_pool_can_keep_are_refused(text: str, design: str, memory: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(text, study(poisson(2, 1.0), cluster=small(memory=memory)), replace(NODES, design=design))
 
 
 def test_a_run_repeats_and_replays() -> None:
