@@ -54,7 +54,8 @@ class Predictive(Limits):
         return max(wanted, scaled(now, short, 0.0)) if short > 1.0 else wanted
 
     def expected(self, past: Sequence[Seen]) -> list[tuple[float, float]]:
-        """(end of a window, requests a second expected from there until an order of that moment serves), for all windows so far."""
+        """(end of a window, requests a second expected from there until an order of that moment serves), for all windows so far; those of
+        earlier windows are made again with the lead that is known now."""
         edges = _edges(past, self.window_s)
         rates = [(b.arrived - a.arrived) / (b.at_s - a.at_s) for a, b in zip(edges, edges[1:], strict=False)]
         steps = 1 + math.ceil(past[-1].lead_s / self.window_s)
