@@ -48,7 +48,7 @@ def _check_start(start_s: float | None, quotes: Sequence[Quote]) -> None:
 
 def _said(at_s: float) -> str:
     """As a date where it can be one, else as seconds."""
-    return datetime.fromtimestamp(at_s, UTC).isoformat() if 1e8 <= at_s < 1e11 else f"{at_s:g} s"
+    return datetime.fromtimestamp(at_s, UTC).isoformat() if 1e8 <= at_s < 1e11 else f"{at_s:.12g} s"
 
 
 def _quotes(group: NodeGroup, quotes: Iterable[Quote]) -> list[Quote]:

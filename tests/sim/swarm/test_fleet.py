@@ -15,6 +15,8 @@ from sim.swarm.figures import figures
 from sim.swarm.fleet import arbitrage, policy
 from sim.swarm.fleet.bill import Bill
 from sim.swarm.fleet.fleet import Fleet
+from sim.swarm.fleet.sizes import Sizes
+from sim.swarm.placing import Placer, scopes
 from sim.swarm.server import Server
 from sim.swarm.settings import Settings
 from sim.swarm.study import Finished, Study, simulate
@@ -150,6 +152,20 @@ def test_a_draining_node_that_starts_anew_is_given_back() -> None:
 def test_limits_that_no_pool_can_keep_are_refused(text: str, design: str, memory: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run(text, study(poisson(2, 1.0), cluster=small(memory=memory)), replace(NODES, design=design))
+
+
+def test_whether_a_node_may_go_is_asked_of_the_home_that_its_group_has() -> None:
+    """A and B hold every expert beside the dense weights while those are on A, the nearest; a group that lives on B needs C too."""
+    values = small(nodes=1, memory=116_000_000).model_dump(exclude_none=True)
+    values["gpus"]["large"] = values["gpus"]["G"] | {"memory_bytes": 200_000_000}
+    values["nodes"]["b"]["gpu"] = "large"
+    s = study(poisson(2, 1.0), cluster=type(pool().plant.cluster).model_validate(values))
+    [group] = simulate(s, replace(NODES, design="spread", routing="nearest")).server.groups
+    sizes, found = Sizes(Placer(s.plant, s.routes, s.policy, NODES), scopes(s.plant, "spread")), []
+    for home in (0, 1):
+        group.move(home, group.held)
+        found.append((2,) in sizes.shrinks(frozenset({0, 1, 2}), [group]))
+    assert found == [True, False]
 
 
 def test_a_run_repeats_and_replays() -> None:
