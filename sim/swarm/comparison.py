@@ -81,9 +81,9 @@ def _started(study: Study, designs: Sequence[Settings]) -> Iterator[list[Connect
             processes.append(process)
         yield answers
     finally:
-        for process in processes:
-            process.terminate()
-            process.join()
+        for started in processes:
+            started.terminate()
+            started.join()
 
 
 def _work(answer: Connection, study: Study, settings: Settings) -> None:
