@@ -23,7 +23,9 @@ HANDS = ("launch", "enter")
 
 def fitted(machine: Machine, observed: Sequence[Observed], handed: bool = False) -> Machine:
     """The machine with each op corrected by what whole layers took over what the simulator says. The second round corrects
-    what the first left, ops being beside others then. handed: see `HANDED`."""
+    what the first left, ops being beside others then. handed: whether to fit `HANDED`, where all ranks are on one host: while they
+    wait for a slow link their threads look for word of it, on cores that nobody else wants."""
+    handed = handed and not any(row.lane == "put.network" for row in machine.ops)
     for _ in range(ROUNDS):
         if handed:
             machine = _handing_corrected(machine, observed)

@@ -111,3 +111,6 @@ def test_what_handing_out_takes_is_found_by_the_cpu_time_outside_of_the_ops() ->
     for observed in (seen, slower):
         (found,) = [row for row in fitted(draft, observed, handed=True).ops if row.op == prices.HANDED]
         assert found.curve[0][1] == pytest.approx(3e-4, rel=0.1)
+    apart = OpRate(op="put", lane="put.network", source="test")
+    rows = fitted(draft.model_copy(update={"ops": (*draft.ops, apart)}), seen, handed=True).ops
+    assert not any(row.op == prices.HANDED for row in rows)  # over a slow link it is waiting that takes the cores
