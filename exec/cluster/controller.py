@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import AuthenticationError
+from multiprocessing.connection import Listener
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,9 +15,9 @@ from exec.cluster.clocks import Offset, estimate
 from exec.cluster.job import Order
 from exec.cluster.losses import RunStopped
 from exec.cluster.machine import Place
-from exec.cluster.members import Member, Members
+from exec.cluster.members import Member, Members, called
 from exec.cluster.merge import Stamps
-from exec.cluster.wire import HEARTBEAT_S, SILENCE_S, Line
+from exec.cluster.wire import HEARTBEAT_S, SILENCE_S
 from sim.drive import Deadlock
 from sim.errors import UserError
 from sim.plan import Plan
@@ -48,22 +49,24 @@ class Cluster(Members):
     # Coming and going ---------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
+        try:
+            self._open()
+        except BaseException:
+            self._end_processes()
+            raise
+        return self
+
+    def _open(self) -> None:
         place = launch.place()
         self._own_address = place is None
         if place is None:
             launch.choose_addresses()
-        listener = self._door()
-        try:
+        with self._door() as door:
+            self._pulse.start()
             self._children = launch.Children(range(self.ranks) if place is None else range(1), self.ranks)
-            self._welcome(listener)
-        except BaseException:
-            self._end_processes()
-            raise
-        finally:
-            listener.close()
-        return self
+            self._welcome(door)
 
-    def _door(self) -> Any:
+    def _door(self) -> Listener:
         """Where ranks call. Raises UserError where its port is taken."""
         host, port = launch.control_address()
         try:
@@ -71,21 +74,20 @@ class Cluster(Members):
         except OSError as error:
             raise UserError(f"{launch.CONTROL_PORT}: port {port} of {host}: {error.strerror}; name a free one") from None
 
-    def _welcome(self, listener: Any) -> None:
+    def _welcome(self, door: Listener) -> None:
         """Wait for every rank to call. Raises RankLost for one of ours that ends or falls silent before, RunStopped after a while
         for those that others start."""
         give_up = time.monotonic() + wire.CONNECT_S
         while missing := sorted(set(range(self.ranks)) - set(self._members)):
             try:
-                line = Line(listener.accept())
-                joined = line.receive()
-            except (TimeoutError, EOFError, OSError, AuthenticationError):
+                member = called(door)
+            except (EOFError, OSError, AuthenticationError):  # also a TimeoutError: nobody has called
                 self._look_at_children(missing)
                 if time.monotonic() > give_up:
                     raise RunStopped(f"ranks {', '.join(map(str, missing))} did not call within {wire.CONNECT_S:g} s") from None
                 continue
-            self._pulse.lines.append(line)
-            self._members[joined.rank] = Member(joined.rank, joined.pid, joined.host, line, time.monotonic())
+            self._pulse.lines.append(member.line)
+            self._members[member.rank] = member
 
     def _look_at_children(self, missing: Sequence[int]) -> None:
         """Who has not called, and will not? Nobody is blamed for a time in which this process itself did not run."""

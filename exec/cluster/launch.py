@@ -52,8 +52,11 @@ def place() -> tuple[int, int] | None:
 
 
 def control_address() -> tuple[str, int]:
-    """Where the controller listens: on MASTER_ADDR, at the port above MASTER_PORT unless TANDEM_CONTROL_PORT names another."""
+    """Where the controller listens: on MASTER_ADDR, at the port above MASTER_PORT unless TANDEM_CONTROL_PORT names another.
+    Raises UserError for what is no port."""
     port = os.environ.get(CONTROL_PORT) or str(int(os.environ["MASTER_PORT"]) + 1)
+    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise UserError(f"{CONTROL_PORT}: is {port}, by default the one above MASTER_PORT; a port of 1 to 65535 is needed")
     return os.environ["MASTER_ADDR"], int(port)
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Listener
 from multiprocessing.connection import wait as wait_for
 from typing import Any, NoReturn
 
@@ -35,24 +36,40 @@ class Member:
     idle: str = ""
 
 
-class Pulse(threading.Thread):
-    """Tells all ranks, whatever the main thread is busy with, that this process lives. lines: to whom."""
+def called(door: Listener) -> Member:
+    """Who calls next. Raises TimeoutError where nobody does, and EOFError, OSError or AuthenticationError for a caller that does not
+    say who it is."""
+    line = Line(door.accept())
+    try:
+        joined = line.receive()
+    except BaseException:
+        line.close()
+        raise
+    return Member(joined.rank, joined.pid, joined.host, line, time.monotonic())
+
+
+class Pulse:
+    """Tells all ranks, whatever the main thread is busy with, that this process lives, between `start` and `stop`. lines: to whom."""
 
     def __init__(self) -> None:
-        super().__init__(name="pulse", daemon=True)
         self.lines: list[Line] = []
         self._stopped = threading.Event()
-        self.start()
+        self._thread = threading.Thread(target=self._tell, name="pulse", daemon=True)
 
-    def run(self) -> None:
+    def start(self) -> None:
+        self._thread.start()
+
+    def _tell(self) -> None:
         while not self._stopped.wait(PULSE_S):
             for line in tuple(self.lines):
                 with suppress(OSError):  # who is gone, the main thread finds out
                     line.send(wire.Alive())
 
     def stop(self) -> None:
+        """Also where it was never started."""
         self._stopped.set()
-        self.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
 
 class Members:
@@ -65,6 +82,7 @@ class Members:
         self.ranks = ranks
         self._members: dict[int, Member] = {}
         self._children: launch.Children | None = None
+        self._own_address = False
         self._stamps: Stamps | None = None
         self._looked = time.monotonic()
         self._over = False

@@ -10,15 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import AuthenticationError
+from multiprocessing.connection import Listener
 from queue import SimpleQueue
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 from exec.cluster import launch, wire
 from exec.cluster.controller import Cluster
 from exec.cluster.job import Order
 from exec.cluster.losses import RunStopped
-from exec.cluster.members import STALLED, Member
-from exec.cluster.wire import CONNECT_S, GROUP_S, HEARTBEAT_S, SILENCE_S, Line
+from exec.cluster.members import STALLED, Member, called
+from exec.cluster.wire import CONNECT_S, GROUP_S, HEARTBEAT_S, SILENCE_S
 from sim.errors import UserError
 
 TRIES = 3
@@ -49,6 +50,7 @@ class StandingCluster(Cluster):
         self._recover = recover
         self._order: Order | None = None
         self._epoch = self._halts = 0
+        self._listener: Listener | None = None
         self._called: SimpleQueue[Member] = SimpleQueue()
         self._coming: dict[int, Member] = {}
         self._ready: set[int] = set()
@@ -60,7 +62,7 @@ class StandingCluster(Cluster):
 
     # Coming and going ---------------------------------------------------------------------------
 
-    def __enter__(self) -> Self:
+    def _open(self) -> None:
         from torch.distributed import TCPStore
 
         if launch.place() is not None:
@@ -70,20 +72,17 @@ class StandingCluster(Cluster):
         self._store = TCPStore(os.environ["MASTER_ADDR"], 0, is_master=True, wait_for_workers=False)
         os.environ[launch.STORE] = str(self._store.port)
         self._listener = self._door()
-        try:
-            self._children = launch.Children(range(self.ranks), self.ranks)
-            self._welcome(self._listener)
-        except BaseException:
-            self._end_processes()
-            raise
-        return self
+        self._pulse.start()
+        self._children = launch.Children(range(self.ranks), self.ranks)
+        self._welcome(self._listener)
 
     def _end_processes(self) -> None:
         self._closed.set()
         for member in self._coming.values():
             member.line.close()
         super()._end_processes()
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
 
     def prepare(self, order: Order, joining: Order | None = None) -> None:
         """As `Cluster.prepare`, and the first group. joining: what a replacement is told, who loads nothing at once.
@@ -127,14 +126,9 @@ class StandingCluster(Cluster):
         """Take one call. The caller hears at once, and from then on, that this process lives."""
         while not self._closed.is_set() and time.monotonic() < give_up:
             with suppress(EOFError, OSError, AuthenticationError):
-                line = Line(self._listener.accept())
-                try:
-                    joined = line.receive()
-                except BaseException:
-                    line.close()
-                    raise
-                self._pulse.lines.append(line)
-                self._called.put(Member(joined.rank, joined.pid, joined.host, line, time.monotonic()))
+                member = called(self._listener)
+                self._pulse.lines.append(member.line)
+                self._called.put(member)
                 return
 
     def come(self) -> list[int]:

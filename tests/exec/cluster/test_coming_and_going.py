@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import queue
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from exec.cluster import launch, rank, wire
 from exec.cluster.controller import Cluster
+from exec.cluster.members import called
+from exec.cluster.standing import StandingCluster
 from sim.errors import UserError
 
 
@@ -54,9 +58,42 @@ def test_a_controller_may_go_once_it_has_said_goodbye(
             listener.orders.get_nowait()
 
 
-def test_a_control_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [Cluster, StandingCluster])
+def test_a_control_port_that_is_taken_is_named_and_nothing_is_left(kind: type[Cluster], monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         monkeypatch.setattr(launch, "control_address", lambda: taken.getsockname()[:2])
-        with pytest.raises(UserError, match=f"{launch.CONTROL_PORT}: port {taken.getsockname()[1]}"):
-            Cluster(1).__enter__()
-    launch.forget_addresses()
+        with pytest.raises(UserError, match=f"{launch.CONTROL_PORT}: port {taken.getsockname()[1]}"), kind(1):
+            pass
+    assert not {"MASTER_ADDR", "TANDEM_KEY", launch.CONTROL_PORT, launch.STORE} & set(os.environ)
+
+
+def test_ranks_that_are_never_entered_start_no_thread() -> None:
+    before = threading.enumerate()
+    Cluster(1)
+    assert threading.enumerate() == before
+
+
+@pytest.mark.parametrize(("own", "master"), [("http", "1"), ("0", "1"), ("", "65535")])
+def test_a_control_port_that_is_none_is_refused(own: str, master: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ((launch.CONTROL_PORT, own), ("MASTER_PORT", master), ("MASTER_ADDR", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{launch.CONTROL_PORT}: is {own or 65536}, .* a port of 1 to 65535 is needed"):
+        launch.control_address()
+
+
+def test_a_caller_that_does_not_say_who_it_is_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT", "TANDEM_KEY"):
+        monkeypatch.setenv(name, "0")
+    with wire.listen("127.0.0.1", 0, 1, 60.0) as door, ThreadPoolExecutor(1) as pool:
+        caller = pool.submit(falls_silent, *door.address)
+        with pytest.raises(EOFError):
+            called(door)
+        with pytest.raises(EOFError):
+            caller.result().receive()
+
+
+def falls_silent(host: str, port: int) -> wire.Line:
+    line = wire.connect(host, port)
+    with socket.socket(fileno=os.dup(line.connection.fileno())) as end:
+        end.shutdown(socket.SHUT_WR)
+    return line
