@@ -15,7 +15,7 @@ from exec.cluster.backend import RankBackend
 from exec.cluster.engine import RankEngine, Stamp
 from exec.cluster.job import Order
 from exec.cluster.launch import STORE
-from exec.cluster.mesh import Counters, Landing, Mesh, PeerLost, World
+from exec.cluster.mesh import FOREVER, Counters, Landing, Mesh, PeerLost, World
 from exec.cluster.placed import PlacedBackend, PlacedOrder
 from exec.cluster.priority import short_slices
 from exec.cluster.rank import GivenUp
@@ -24,10 +24,6 @@ from exec.cluster.worker import Worker, _unexpected
 from exec.runtime.errors import TaskFailed
 
 T = TypeVar("T")
-
-FOREVER = timedelta(hours=12)
-"""Receives are posted ahead, and wait for as long as nobody sends."""
-
 
 class Members(World):
     """A process group of some of the ranks."""

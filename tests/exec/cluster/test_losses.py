@@ -138,7 +138,6 @@ def test_ranks_do_not_outlive_a_killed_controller() -> None:
     code = """
 import sys
 from exec.cluster.controller import Cluster
-from exec.cluster.device import STAND_IN
 if __name__ == "__main__":
     with Cluster(2) as cluster:
         print(*cluster.pids.values(), flush=True)

@@ -17,6 +17,7 @@ from exec.cluster.mesh import Counters, Mesh, World
 from exec.cluster.rows import Floats, RowMemory
 
 CONNECT_S = 0.5
+TRIES = 100
 
 
 class Pair(World):
@@ -34,10 +35,11 @@ class Pair(World):
 
 def pair() -> Sequence[Pair]:
     """On a busy computer they may need a few tries."""
-    while True:
+    for _ in range(TRIES):
         store = dist.HashStore()
         with ThreadPoolExecutor(2) as pool, suppress(RuntimeError):
             return list(pool.map(lambda rank, store=store: Pair(store, rank), range(2)))
+    raise AssertionError(f"two ranks could not connect within {CONNECT_S} s, {TRIES} times")
 
 
 def test_a_pair_may_be_silent_for_longer_than_it_may_take_to_connect() -> None:
