@@ -40,7 +40,8 @@ def check_count(needed: int) -> None:
     import torch
 
     if (found := torch.cuda.device_count()) < needed:
-        raise UserError(f"--device cuda: {needed} ranks on this computer need a GPU each, and it has {found}; give --ranks {found} at most")
+        flag = "torchrun --nproc-per-node" if "LOCAL_WORLD_SIZE" in os.environ else "--ranks"
+        raise UserError(f"--device cuda: {needed} ranks on this computer need a GPU each, and it has {found}; give {flag} {found} at most")
 
 
 def for_ranks(name: DeviceName, ranks: int) -> str:

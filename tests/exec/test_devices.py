@@ -71,6 +71,10 @@ def test_each_rank_of_a_computer_needs_a_device_of_its_own(monkeypatch: pytest.M
         devices.for_ranks(DeviceName.cuda, 4)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert devices.for_ranks(DeviceName.cuda, 4) == "cuda"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UserError, match=r"3 ranks on this computer need a GPU each, and it has 2; give torchrun --nproc-per-node 2"):
+        devices.for_ranks(DeviceName.cuda, 6)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
     with pytest.raises(UserError, match="--device cuda: this torch is built without NCCL"):
         devices.for_ranks(DeviceName.cuda, 2)
