@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,37 +15,19 @@ from exec.cli.app import main
 from exec.cluster import machine, prices, probes, runs, transport
 from exec.cluster.controller import Cluster
 from exec.cluster.device import CUDA, STAND_IN
-from exec.cluster.execute import Executed, execute
 from exec.cluster.links import MOST_RANKS, Links
-from exec.cluster.profile import Unknown
-from exec.prompts import byte_prompts
 from exec.weights import hf_config
 from sim import machines
 from sim.engines.compiled import run_compiled
 from sim.engines.run import DONE
 from sim.ep import names
 from sim.errors import UserError
-from sim.events import Request
 from sim.machines.schema import OpRate, Resource
 from sim.plan import PlanBuilder
 from sim.tasks import Work
-from tests.exec.cluster.setups import layers
+from tests.exec.cluster.setups import SCHEDULERS, layers, run, serving
 from tests.exec.tiny import spec
 from traces.timeline import read_timeline
-
-SCHEDULERS = ("bulk-sync", "chunked", "overlapped")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(2) as ready:
-        yield ready
-
-
-def run(cluster: Cluster, setup: runs.Setup) -> Executed:
-    cluster.prepare(setup.order)
-    scheduler = setup.fresh()
-    return execute(cluster, scheduler, setup.requests, Unknown(), scheduler.lanes)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -82,13 +62,6 @@ def test_a_whole_model_serves_as_one_process_does(cluster: Cluster, scheduler: s
         found = runs.compare(setup, run(cluster, setup).outputs)
         assert found.tokens_equal
         assert found.largest < 1e-4
-
-
-def serving(count: int, ranks: int, scheduler: str, device: str) -> runs.Setup:
-    requests = [Request(i, 9 + i, 5, 5) for i in range(count)]
-    prompts = byte_prompts([r.prompt_tokens for r in requests])
-    setup = runs.model_setup(spec(vocab=256), "", requests, [5] * count, prompts, ranks, scheduler, keep=True)
-    return replace(setup, order=replace(setup.order, device=device))
 
 
 def test_nothing_starts_before_what_it_waits_for(cluster: Cluster) -> None:

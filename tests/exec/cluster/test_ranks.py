@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 from exec.cluster import calibrate, prices, runs, summary, transport
 from exec.cluster.controller import Cluster
-from exec.cluster.execute import Executed, execute
 from exec.cluster.machine import Place, of_ranks
-from exec.cluster.profile import Unknown
 from exec.cluster.split import Split
-from exec.prompts import byte_prompts
 from sim.drive import replay
 from sim.engines.run import DONE
-from sim.events import Arrived, Request
+from sim.events import Arrived
 from sim.machines.schema import Machine, OpRate, Resource
 from sim.plan import Plan
 from sim.tasks import Command
-from tests.exec.cluster.setups import layers
+from tests.exec.cluster.setups import SCHEDULERS, layers, run, serving
 from tests.exec.tiny import spec
-
-SCHEDULERS = ("bulk-sync", "chunked", "overlapped")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(2) as ready:
-        yield ready
-
-
-def run(cluster: Cluster, setup: runs.Setup) -> Executed:
-    cluster.prepare(setup.order)
-    scheduler = setup.fresh()
-    return execute(cluster, scheduler, setup.requests, Unknown(), scheduler.lanes)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -79,9 +60,7 @@ def test_every_row_that_leaves_comes_back(cluster: Cluster) -> None:
 def test_a_whole_model_serves_as_one_process_does(cluster: Cluster, scheduler: str) -> None:
     """Prefill and decode; three requests on two ranks, and then one, so that a rank has none."""
     for count in (3, 1):
-        requests = [Request(i, 9 + i, 5, 5) for i in range(count)]
-        prompts = byte_prompts([r.prompt_tokens for r in requests])
-        setup = runs.model_setup(spec(vocab=256), "", requests, [5] * count, prompts, 2, scheduler, keep=True)
+        setup = serving(count, 2, scheduler)
         found = runs.compare(setup, run(cluster, setup).outputs)
         assert found.tokens_equal
         assert found.largest < 1e-4
