@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from exec.calibration.profile import write as write_profile
 from exec.cli.app import main
 from exec.cluster.losses import RankLost
 from exec.validation import placed, ranks
+from tests.exec.validation.test_placed import profile
 
 LAYERS = "cases: [{scheduler: bulk-sync, tokens: 8, hidden: 64, ffn: 64, experts: 4, top_k: 2}]"
 SERVED = "cases: [{gen: 2, kill: 2@0}]"
@@ -37,6 +39,18 @@ def test_a_case_that_the_last_number_cannot_run_is_told_at_once(
     assert validate(tmp_path, grid, "4,3" if where is ranks else "4,2", *options) == 2
     assert measured == []
     assert "--grid: case 1" in capsys.readouterr().err
+
+
+def test_a_profile_is_for_all_numbers_before_the_first_measurement(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where, options, grid = kind
+    measured: list[int] = []
+    monkeypatch.setattr(where, "validate", lambda number, *_: measured.append(number))
+    write_profile(profile(), tmp_path / "two.yaml")
+    assert validate(tmp_path, grid.replace("2@0", "1@0"), "2,4", *options, "--machine", str(tmp_path / "two.yaml")) == 2
+    assert measured == []
+    assert "is no profile of 4 ranks" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("lost", [4, 2])
