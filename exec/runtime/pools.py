@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sim.errors import UserError, unknown
+from sim.engines.intake import task_takes
 
 Takes = Sequence[tuple[str, int]]
 
@@ -19,18 +19,7 @@ class Pools:
 
     def checked(self, number: int, takes: Takes) -> Takes:
         """`takes` with one entry a pool. Raises UserError where they could never be granted."""
-        sums: dict[str, int] = {}
-        for pool, units in takes:
-            if pool not in self.capacity:
-                raise unknown(f"task {number}: pool", pool, self.capacity)
-            if units < 0:
-                raise UserError(f"task {number}: takes {units} units of pool {pool!r}; 0 or more would be right")
-            sums[pool] = sums.get(pool, 0) + units
-        for pool, units in sums.items():
-            if units > self.capacity[pool]:
-                found = f"takes {units} of pool {pool!r}, which holds {self.capacity[pool]}"
-                raise UserError(f"task {number}: {found}; a larger pool or a smaller take would be right")
-        return takes if len(sums) == len(takes) else tuple(sums.items())
+        return tuple(task_takes(number, takes, self.capacity).items())
 
     def has_room(self, takes: Takes) -> bool:
         return all(self.free[pool] >= units for pool, units in takes)

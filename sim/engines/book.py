@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.engines.intake import check_bodies, check_references, lane_table, pool_table
+from sim.engines.intake import check_bodies, check_references, lane_table, pool_table, task_takes
 from sim.engines.run import Inside, LaneLike
 from sim.engines.slots import Rates
 from sim.errors import UserError, unknown
@@ -101,7 +101,7 @@ class Book:
         if task.lane is not None and task.lane not in self._lane_index:
             raise unknown(f"task {task.number}: lane", task.lane, self.lanes)
         waits = [self._known(d, f"task {task.number}: depends on") for d in task.deps]
-        takes = self._task_takes(task)
+        takes = [(self._pool_index[pool], units) for pool, units in task_takes(task.number, task.takes, self.pools).items()]
         releases = [i if r == task.number else self._known(r, f"task {task.number}: releases") for r in task.releases]
         self.number.append(task.number)
         self.lane.append(-1 if task.lane is None else self._lane_index[task.lane])
@@ -182,22 +182,6 @@ class Book:
 
     def _all_known(self, numbers: NDArray[np.int32]) -> NDArray[np.bool_]:
         return np.array([self.index(number) >= 0 for number in numbers.tolist()], np.bool_)
-
-    def _task_takes(self, task: Task) -> list[tuple[int, int]]:
-        units: dict[str, int] = {}
-        for pool, n in task.takes:
-            if pool not in self._pool_index:
-                raise unknown(f"task {task.number}: pool", pool, self.pools)
-            if n < 0:
-                raise UserError(f"task {task.number}: takes {n} of pool {pool!r}; 0 or more would be right")
-            units[pool] = units.get(pool, 0) + n
-        for pool, n in units.items():
-            if n > self.pools[pool]:
-                raise UserError(
-                    f"task {task.number}: takes {n} of pool {pool!r}, which holds {self.pools[pool]};"
-                    " a larger pool or a smaller take would be right"
-                )
-        return [(self._pool_index[pool], n) for pool, n in units.items()]
 
     def _wait_for(self, i: int, waits: Sequence[int]) -> int:
         """Hang row `i` on the rows that are not done; returns how many, -1 - k where row k failed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,6 +43,25 @@ def pool_table(plan: Plan, pools: Mapping[str, int]) -> NDArray[np.int16]:
     return table
 
 
+def task_takes(task: int, takes: Iterable[tuple[str, int]], pools: Mapping[str, int]) -> dict[str, int]:
+    """Units that one task takes, by pool. Raises UserError where they could never be granted."""
+    sums: dict[str, int] = {}
+    for pool, units in takes:
+        if pool not in pools:
+            raise unknown(f"task {task}: pool", pool, pools)
+        if units < 0:
+            raise UserError(f"task {task}: takes {units} units of pool {pool!r}; 0 or more would be right")
+        sums[pool] = sums.get(pool, 0) + units
+    for pool, units in sums.items():
+        if units > pools[pool]:
+            raise _too_many(f"task {task}", units, pool, pools[pool])
+    return sums
+
+
+def _too_many(task: str, units: int, pool: str, capacity: int) -> UserError:
+    return UserError(f"{task}: takes {units} of pool {pool!r}, which holds {capacity}; a larger pool or a smaller take would be right")
+
+
 def _check_takes(plan: Plan, capacity: NDArray[np.int64]) -> None:
     """A task's units of one pool, summed, must fit into the empty pool."""
     owner = np.repeat(np.arange(len(plan)), np.diff(plan.take_ptr))
@@ -56,11 +75,8 @@ def _check_takes(plan: Plan, capacity: NDArray[np.int64]) -> None:
         over = (sums > capacity[keys % len(plan.pools)])[inverse]
     if over.any():
         j = int(over.argmax())
-        pool = plan.pools[plan.take_pool[j]]
-        raise UserError(
-            f"{_task_of(plan, j)}: takes {plan.take_units[j]} of pool {pool!r}, which holds {capacity[plan.take_pool[j]]};"
-            " a larger pool or a smaller take would be right"
-        )
+        pool = int(plan.take_pool[j])
+        raise _too_many(_task_of(plan, j), int(plan.take_units[j]), plan.pools[pool], int(capacity[pool]))
 
 
 def _task_of(plan: Plan, take: int) -> str:
