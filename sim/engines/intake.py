@@ -50,7 +50,7 @@ def task_takes(task: int, takes: Iterable[tuple[str, int]], pools: Mapping[str, 
         if pool not in pools:
             raise unknown(f"task {task}: pool", pool, pools)
         if units < 0:
-            raise UserError(f"task {task}: takes {units} units of pool {pool!r}; 0 or more would be right")
+            raise UserError(f"task {task}: takes {units} of pool {pool!r}; 0 or more would be right")
         sums[pool] = sums.get(pool, 0) + units
     for pool, units in sums.items():
         if units > pools[pool]:

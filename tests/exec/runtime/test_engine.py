@@ -160,7 +160,7 @@ def test_stamps_enclose_the_work_and_dependents_start_after():
         ([task(0, "nowhere")], "lane: unknown name 'nowhere'; have a"),
         ([task(0, takes=(("slots", 3),))], "takes 3 of pool 'slots', which holds 2"),
         ([task(0, takes=(("slots", 1), ("slots", 2)))], "takes 3 of pool 'slots'"),
-        ([task(0, takes=(("slots", -1),))], "takes -1 units"),
+        ([task(0, takes=(("slots", -1),))], "takes -1 of pool 'slots'"),
         ([task(0, takes=(("cups", 1),))], "pool: unknown name 'cups'; have slots"),
     ],
 )
