@@ -1,4 +1,5 @@
-"""Petals, SWARM and max-flow placement on Helix's two cluster files: flow, what is served, and the compute bound.
+"""Petals, SWARM and max-flow placement on Helix's two cluster files: flow, what is served by flow and by each one's own routing,
+and the compute bound.
 
 python benchmarks/helix_order.py FOLDER [SECONDS]     FOLDER holds Helix's cluster and timing files
 """
@@ -6,6 +7,7 @@ python benchmarks/helix_order.py FOLDER [SECONDS]     FOLDER holds Helix's clust
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from sim import clusters
@@ -13,10 +15,12 @@ from sim.clusters.importers import helix
 from sim.placement import measured
 from sim.placement.max_flow import MaxFlow
 from sim.placement.petals import Petals
-from sim.placement.spans import SpanPolicy, SpanProblem, max_flow
+from sim.placement.spans import SpanPolicy, SpanProblem, Spans, max_flow
 from sim.placement.swarm import Swarm
-from sim.swarm.pipelines import FlowRouter, serve
+from sim.swarm.pipelines import FlowRouter, Router, SpanRouter, SwarmRouter, serve
 
+ROUTERS: dict[str, Callable[[SpanProblem, Spans], Router]] = {"petals": SpanRouter, "swarm": SwarmRouter}
+"""How those route that do not by flow."""
 CASES = (("cluster10.ini", "llama1_30b"), ("cluster42.ini", "llama2_70b"))
 
 
@@ -28,8 +32,8 @@ def problem_of(folder: Path, file: str, model: str) -> SpanProblem:
 
 
 def main(folder: Path, seconds: float) -> None:
-    print("| cluster | model | placement | max-flow | served, routed by flow | share of the flow | compute bound |")
-    print("|---|---|---|---|---|---|---|")
+    print("| cluster | model | placement | max-flow | served, routed by flow | share of the flow | served, own routing | compute bound |")
+    print("|---|---|---|---|---|---|---|---|")
     for file, model in CASES:
         problem = problem_of(folder, file, model)
         policies: dict[str, SpanPolicy] = {"max-flow": MaxFlow(seconds), "petals": Petals(), "swarm": Swarm()}
@@ -37,7 +41,8 @@ def main(folder: Path, seconds: float) -> None:
             spans = policy.spans(problem, lambda line: print(f"  {line}", file=sys.stderr))
             flow = max_flow(problem, spans)
             served = serve(problem, spans, FlowRouter(flow)).tokens_per_s
-            figures = f"{flow.value:,.0f} | {served:,.0f} | {served / flow.value:.1%} | {problem.compute_bound():,.0f}"
+            own = serve(problem, spans, ROUTERS[name](problem, spans)).tokens_per_s if name in ROUTERS else served
+            figures = f"{flow.value:,.0f} | {served:,.0f} | {served / flow.value:.1%} | {own:,.0f} | {problem.compute_bound():,.0f}"
             print(f"| {file} | {model} | {name} | {figures} |", flush=True)
 
 

@@ -78,10 +78,6 @@ class Network:
     def rtt_s(self, a: str, b: str) -> float:
         return self.path(a, b).latency_s + self.path(b, a).latency_s
 
-    def region_rtt_s(self, a: str, b: str) -> float:
-        """Round trip between two regions' exchanges, without NICs."""
-        return float(sum(self.graph.edges[x, y]["latency_s"] for x, y in [*self._hops(a, b), *self._hops(b, a)]))
-
     def _hops(self, a: str, b: str) -> list[tuple[str, str]]:
         """Edges between two regions."""
         import networkx as nx
@@ -114,4 +110,3 @@ class Network:
         kept = math.prod(1.0 - e["loss"] for e in edges)
         price = sum(e["usd_per_gb"] for e in edges) * inflation / 1e9
         return Path(tuple(resources), latency, "wan", 1.0 - kept, price)
-

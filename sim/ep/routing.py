@@ -45,13 +45,6 @@ def even(layer: MoELayer, tokens: Sequence[int]) -> Counts:
     return np.asarray(rows[:, None] // layer.experts + (place < rows[:, None] % layer.experts), np.int64)
 
 
-def to_one_expert(layer: MoELayer, tokens: Sequence[int], expert: int = 0) -> Counts:
-    """The worst there is: every token picks the same k experts, from `expert` on."""
-    counts = np.zeros((len(tokens), layer.experts), np.int64)
-    counts[:, (expert + np.arange(layer.top_k)) % layer.experts] = np.array(tokens)[:, None]
-    return counts
-
-
 def recorded(layer: MoELayer, tokens: Sequence[int], path: Path, at: int | None = None) -> tuple[Counts, bool]:
     """Rows of layer `at` of a routing trace (None: the middle one), dealt out to the ranks in the order recorded; from the beginning
     again where the trace has fewer. Returns the counts, and whether it had fewer.

@@ -138,13 +138,10 @@ class Outcome:
     prepared: Prepared
     priced: PricedPlan
     run: Run
-    latencies_s: tuple[float, ...]
     row: Mapping[str, Any]
 
 
-def study(
-    prepared: Prepared, jitter: Jitter, steps: int = 1, seed: int = 0, tell: Callable[[int], None] = lambda done: None
-) -> Outcome:
+def study(prepared: Prepared, jitter: Jitter, steps: int = 1, seed: int = 0, tell: Callable[[int], None] = lambda done: None) -> Outcome:
     """So many steps, each with delays of its own; without jitter they are all alike, and one is simulated."""
     delays = Delays(prepared.priced)
     alike = jitter.name == "none"
@@ -171,4 +168,4 @@ def study(
         "run_s": wall_s,
         "wall_s": prepared.build_s + wall_s,
     }
-    return Outcome(prepared, priced, run, tuple(latencies), row)
+    return Outcome(prepared, priced, run, row)

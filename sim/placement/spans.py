@@ -122,18 +122,19 @@ def hops(problem: SpanProblem, spans: Spans) -> list[tuple[int, int]]:
 def max_flow(problem: SpanProblem, spans: Spans) -> Flow:
     """Most tokens a second that the placement lets through: each node passes what it can do on its whole span, each link
     what it carries (Helix, section 4.2)."""
-    graph = nx.DiGraph()
-    graph.add_nodes_from(("source", "sink"))
+    n = len(spans)
+    graph = nx.DiGraph()  # node i is entered at i and left at i + n; numbers, as sets of names have another order in each process
+    source, sink = 2 * n, 2 * n + 1
+    graph.add_nodes_from((source, sink))
     for i, span in enumerate(spans):
         if span is not None:
-            graph.add_edge(("in", i), ("out", i), capacity=_grains(problem.nodes[i].rate(span[1] - span[0])))
+            graph.add_edge(i, i + n, capacity=_grains(problem.nodes[i].rate(span[1] - span[0])))
     for i, j in hops(problem, spans):
-        a, b = "source" if i < 0 else ("out", i), "sink" if j < 0 else ("in", j)
-        graph.add_edge(a, b, capacity=_grains(problem.link[i, j]))
-    value, found = nx.maximum_flow(graph, "source", "sink")
+        graph.add_edge(source if i < 0 else i + n, sink if j < 0 else j, capacity=_grains(problem.link[i, j]))
+    value, found = nx.maximum_flow(graph, source, sink)
     edges = {
-        (-1 if a == "source" else a[1], -1 if b == "sink" else b[1]): amount / GRAIN
-        for a, row in found.items() for b, amount in row.items() if amount and not (a[0] == "in" and b[0] == "out")
+        (-1 if a == source else a - n, -1 if b == sink else b): amount / GRAIN
+        for a, row in found.items() for b, amount in row.items() if amount and a >= n
     }  # fmt: skip
     return Flow(value / GRAIN, edges)
 

@@ -69,39 +69,20 @@ def _rebalance(problem: SpanProblem, stages: Sequence[Span], stage: dict[int, in
 class Wiring:
     """Stochastic wiring: the next peer of a stage is the one whose accumulated expected time is least.
 
-    expected_s: exponential moving average of the seconds that each peer took for a unit of work. A peer that
-    failed is banned until `allow`.
+    expected_s: exponential moving average of the seconds that each peer took for a unit of work.
     """
 
     def __init__(self, expected_s: Sequence[float], smoothing: float = 0.1) -> None:
         self.expected_s = list(expected_s)
         self.smoothing = smoothing
         self._heap = [(0.0, i) for i in range(len(expected_s))]
-        self._banned: dict[int, float] = {}
 
     def choose(self, work: float = 1.0) -> int:
-        """The peer that the next `work` goes to. Raises LookupError where all are banned."""
-        while self._heap:
-            spent, i = heapq.heappop(self._heap)
-            if i not in self._banned:
-                heapq.heappush(self._heap, (spent + work * self.expected_s[i], i))
-                return i
-            self._banned[i] = spent
-        raise LookupError("all peers are banned")
+        """The peer that the next `work` goes to."""
+        spent, i = self._heap[0]
+        heapq.heapreplace(self._heap, (spent + work * self.expected_s[i], i))
+        return i
 
     def took(self, peer: int, seconds: float, work: float = 1.0) -> None:
         """A peer has done its work in that time."""
         self.expected_s[peer] += self.smoothing * (seconds / work - self.expected_s[peer])
-
-    def ban(self, peer: int) -> None:
-        """Its requests fail: nothing more goes there."""
-        self._banned.setdefault(peer, 0.0)
-
-    def allow(self, peer: int) -> None:
-        """It answers again; it comes back with the least time that another has spent, so that it is not flooded."""
-        if peer in self._banned:
-            waiting = [entry for entry in self._heap if entry[1] != peer]
-            spent = max(self._banned.pop(peer), min(waiting, default=(0.0, peer))[0])
-            self._heap = waiting
-            heapq.heapify(self._heap)
-            heapq.heappush(self._heap, (spent, peer))

@@ -27,7 +27,7 @@ class Grant:
     hits, late, missed: keys that are here, on their way, neither. slots: of hits and of what is late. waves: loads that
     can be done together; a later wave reuses slots of an earlier one's visitors. promotions: loads that nobody waits for,
     since their experts are computed elsewhere. cancelled: keys on their way whose flight must end before any of these
-    loads begins. guessed: keys asked for that had been fetched ahead. wasted: experts that had been, for nothing.
+    loads begins. guessed: keys asked for that had been fetched ahead.
     """
 
     layer: int
@@ -36,7 +36,6 @@ class Grant:
     missed: tuple[int, ...]
     slots: dict[int, int]
     guessed: int = 0
-    wasted: int = 0
     waves: list[list[Load]] = field(default_factory=list)
     promotions: list[Load] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)

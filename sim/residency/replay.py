@@ -1,7 +1,7 @@
 """Replay: a trace against a table, without a clock: hits, misses, evictions.
 
 Event-atomic: all experts that a step asks of a layer are one event. Replaying a batch access by access instead lets
-an expert displace another that the same step still needs (arXiv 2608.07911); `sequential` does that, to show by how much.
+an expert displace another that the same step still needs (arXiv 2608.07911).
 """
 
 from __future__ import annotations
@@ -70,10 +70,3 @@ def replay(happened: Iterable[Event], table: Residency) -> Tally:
             table.evictor.ended(ended)
     tally.evicted = tally.inserted - table.occupied
     return tally
-
-
-def sequential(happened: Iterable[Event]) -> Iterator[Event]:
-    """The same accesses as events of one expert each."""
-    for layer, experts, ended in happened:
-        for i, e in enumerate(experts):
-            yield layer, (e,), ended if i == len(experts) - 1 else 0.0

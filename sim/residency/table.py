@@ -144,7 +144,6 @@ class Residency:
             if k in asked:
                 grant.guessed += 1
             else:
-                grant.wasted += 1
                 self._drop_guess(k, grant)
 
     def _decide(self, layer: int, asked: frozenset[int], candidates: Sequence[int]) -> frozenset[int]:
@@ -207,7 +206,6 @@ class Residency:
         for k in sorted((k for k in self._guesses if k not in pins), key=lambda k: k in self._flying):
             if len(self._slots.free) >= count:
                 return
-            grant.wasted += 1
             self._drop_guess(k, grant)
 
     def _drop_guess(self, key: int, grant: Grant) -> None:

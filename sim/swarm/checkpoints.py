@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -58,10 +58,6 @@ class ChunkStore:
     def __contains__(self, digest: str) -> bool:
         return self.path(digest).is_file()
 
-    def __iter__(self) -> Iterator[str]:
-        """Names of all chunks, ascending."""
-        return iter(sorted(p.parent.name + p.name for p in self.folder.glob("??/*") if not p.name.startswith(".")))
-
     def put(self, data: bytes) -> str:
         """Store a chunk unless it is there, and give its name. The bytes are on the disk before the name is."""
         digest = name_of(data)
@@ -87,16 +83,6 @@ class ChunkStore:
         except OSError as e:
             raise ChunkError(self, digest, f"cannot be read ({e.strerror}); fetch it from another copy") from None
         return verified(self, digest, data)
-
-    def sweep(self, roots: Collection[str]) -> int:
-        """Delete what no root reaches; bytes freed. Raises ChunkError before anything is deleted where a root is not whole."""
-        kept = {digest for root in roots for digest, _ in walk(self, root)}
-        freed = 0
-        for digest in list(self):
-            if digest not in kept:
-                freed += self.path(digest).stat().st_size
-                self.path(digest).unlink()
-        return freed
 
 
 def verified(store: object, digest: str, data: bytes) -> bytes:
@@ -172,18 +158,6 @@ def read(store: Chunks, digest: str) -> Chunk:
     raise ChunkError(store, digest, "is no tree, list or data chunk; a checkpoint's root is needed")
 
 
-def walk(store: Chunks, root: str) -> Iterator[tuple[str, Chunk]]:
-    """Every chunk of a checkpoint once, parents first."""
-    seen, stack = {root}, [root]
-    while stack:
-        digest = stack.pop()
-        chunk = read(store, digest)
-        yield digest, chunk
-        new = [d for _, d in reversed(chunk.below) if d not in seen]
-        stack += [d for i, d in enumerate(new) if d not in new[i + 1 :]]
-        seen.update(new)
-
-
 def restore(store: Chunks, root: str) -> Iterator[tuple[str, bytes]]:
     """(name, blob) of all blobs, in order of name."""
     for name, digest in sorted(read(store, root).below):
@@ -234,30 +208,3 @@ def fetch(source: Chunks, target: Chunks, root: str, tell: Callable[[str, int], 
 
     copy(root)
     return Moved(*moved)
-
-
-class FirstOf:
-    """Several copies as one: each chunk from the first that has it whole (a node's peers, nearest first, then the store)."""
-
-    def __init__(self, copies: Collection[Chunks]) -> None:
-        self.copies = tuple(copies)
-
-    def __str__(self) -> str:
-        return f"{len(self.copies)} copies"
-
-    def __contains__(self, digest: str) -> bool:
-        return any(digest in copy for copy in self.copies)
-
-    def put(self, data: bytes) -> str:
-        raise AssertionError("copies are read only")
-
-    def get(self, digest: str) -> bytes:
-        """Raises ChunkError where no copy has it whole; it tells what is wrong with the last one."""
-        error = ChunkError(self, digest, "is in none of them")
-        for copy in self.copies:
-            if digest in copy:
-                try:
-                    return copy.get(digest)
-                except ChunkError as e:
-                    error = e
-        raise error

@@ -12,9 +12,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sim.swarm.dice import below
 from sim.swarm.mail import Act, Alarm, Heard, Message, Send
 from sim.tasks import PS_PER_S, Time
@@ -103,10 +100,6 @@ class Gossip:
         old = self.known.get(self.name)
         self._learn(self.name, Entry(old.version + 1 if old else 1, now, value, importance))
 
-    def age_s(self, now: Time, name: str) -> float:
-        """How old what is known of a node is; inf: nothing is."""
-        return (now - self.known[name].stamp) / PS_PER_S if name in self.known else math.inf
-
     def on(self, now: Time, heard: Heard) -> Sequence[Act]:
         if isinstance(heard, Message):
             for name, entry in heard.payload.items():
@@ -158,36 +151,3 @@ class Gossip:
             j = i + below(len(others) - i, self.seed, me, self.rounds, i)
             others[i], others[j] = others[j], others[i]
         return others[:wanted]
-
-
-def rounds_to_all(n: int, settings: Settings, loss: float, runs: int, seed: int = 0) -> NDArray[np.int64]:
-    """Rounds until an entry of one of n nodes is on all of them [runs], where who has it pushes it every round and a push is lost
-    with probability `loss`. The same process as `Gossip` with retransmit None, in step, for groups of thousands."""
-    rng = np.random.default_rng(seed)
-    return np.array([_spread(rng, n, settings, loss) for _ in range(runs)])
-
-
-def _spread(rng: np.random.Generator, n: int, settings: Settings, loss: float) -> int:
-    has = np.zeros(n, np.bool_)
-    has[0] = True
-    rounds = 0
-    while not has.all():
-        who = np.flatnonzero(has)
-        k = settings.fan_out
-        targets = distinct(rng, who, n, k) if settings.distinct else rng.integers(0, n, (len(who), k))
-        has[targets[rng.random(targets.shape) >= loss]] = True
-        rounds += 1
-    return rounds
-
-
-def distinct(rng: np.random.Generator, who: NDArray[np.int64], n: int, k: int) -> NDArray[np.int64]:
-    """k distinct uniform numbers below n, none of them `who` [m]: [m, k]. Each draw is taken among those still free and moved
-    past what is taken, smallest first."""
-    k = min(k, n - 1)
-    taken = who[:, None]
-    for i in range(k):
-        draw = rng.integers(0, n - 1 - i, len(who))
-        for column in np.sort(taken, axis=1).T:
-            draw = draw + (draw >= column)
-        taken = np.concatenate([taken, draw[:, None]], axis=1)
-    return taken[:, 1:]

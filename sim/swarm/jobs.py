@@ -122,7 +122,6 @@ class Tally:
     tasks: int = 0
     tokens: int = 0
     floor_token_s: float = 0.0
-    token_s: float = 0.0
     visits: int = 0
     wire_bytes: dict[str, float] = field(default_factory=dict)
     flows: dict[tuple[str, str], float] = field(default_factory=dict)

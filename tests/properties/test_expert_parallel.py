@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +47,13 @@ class Case:
     counts: Counts
 
 
+def to_few_experts(layer: MoELayer, tokens: Sequence[int], expert: int) -> Counts:
+    """The worst there is: every token picks the same k experts, from `expert` on."""
+    counts = np.zeros((len(tokens), layer.experts), np.int64)
+    counts[:, (expert + np.arange(layer.top_k)) % layer.experts] = np.array(tokens)[:, None]
+    return counts
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Uneven ranks, experts that nobody picks, everything to one expert."""
@@ -58,7 +66,7 @@ def cases(draw: st.DrawFn) -> Case:
     seed = draw(st.integers(0, 1000))
     counts = {
         "uniform": lambda: routing.drawn(layer, tokens, seed), "skewed": lambda: routing.drawn(layer, tokens, seed, 3.0),
-        "one": lambda: routing.to_one_expert(layer, tokens, seed % experts), "even": lambda: routing.even(layer, tokens),
+        "one": lambda: to_few_experts(layer, tokens, seed % experts), "even": lambda: routing.even(layer, tokens),
     }[kind]()  # fmt: skip
     return Case(ranks, nodes, layer, tokens, counts)
 

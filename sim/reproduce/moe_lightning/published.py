@@ -111,9 +111,3 @@ CPU_ATTENTION_WINS: dict[int, dict[int, tuple[int, ...]]] = {
 }
 """Fig. 10 [R plots/performance_model/cost_model.py]: by generation length and host ratio, the links (GB/s) at which
 attention on the CPU wins. The paper says that it generates 32 tokens, its code 128."""
-
-SWEEP_THROUGHPUT: dict[tuple[int, int], tuple[float, tuple[float, ...]]] = {
-    (32, 8): (12345, (11609, 11717, 12617, 12617, 8971)),
-    (128, 8): (10257, (10009, 10974, 10974, 11893, 7932)),
-}
-"""Tokens/s there [R], by generation length and ratio: attention on the CPU, and on the GPU at each link."""

@@ -74,10 +74,6 @@ def test_even_counts_differ_by_one_at_most_on_a_rank() -> None:
     assert np.ptp(routing.even(LAYER, (1, 1, 1, 1)).sum(axis=0)) <= 1
 
 
-def test_everything_to_one_expert_and_its_neighbours() -> None:
-    assert routing.to_one_expert(LAYER, (4, 3), 7).tolist() == [[4, 0, 0, 0, 0, 0, 0, 4], [3, 0, 0, 0, 0, 0, 0, 3]]
-
-
 def test_chunks_of_counts_sum_to_the_whole() -> None:
     counts = routing.drawn(LAYER, (33, 21), 5)
     parts = [routing.part(counts, c, 4) for c in range(4)]

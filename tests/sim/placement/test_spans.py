@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +24,8 @@ from sim.placement.spans import SpanNode, SpanProblem, Spans, check, end_to_end,
 from sim.placement.swarm import Swarm, Wiring, cut
 from sim.swarm.pipelines import FlowRouter, SpanRouter, SwarmRouter, serve
 from tests.traces.shared_data import folder
+
+ROOT = Path(__file__).parents[3]
 
 
 def problem(layers: int, rates: list[tuple[float, ...]], link: float = 1e6, seed: int = 0) -> SpanProblem:
@@ -48,6 +54,25 @@ def test_a_node_is_entered_in_the_middle_of_its_span() -> None:
     p = problem(4, [(9.0, 8.0, 7.0), (9.0, 6.0, 5.0)])
     assert max_flow(p, ((0, 3), (1, 4))).value == 5  # n1 goes on at layer 3, which it holds
     assert max_flow(p, ((0, 2), (3, 4))).value == 0  # nobody holds layer 2
+
+
+EQUAL_FLOWS = """
+from tests.sim.placement.test_spans import problem
+from sim.placement.spans import max_flow
+print(sorted(max_flow(problem(4, [(9.0, 5.0 + i % 3) for i in range(6)], link=3), [(2, 4), (0, 2)] * 3).edges.items()))
+"""
+
+
+def test_of_equal_flows_every_process_finds_the_same() -> None:
+    """Python orders sets of names differently in each process."""
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", EQUAL_FLOWS], env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}, check=True,
+            capture_output=True, text=True,
+        ).stdout
+        for seed in ("1", "3")
+    }  # fmt: skip
+    assert len(told) == 1
 
 
 @given(problems())
@@ -122,18 +147,10 @@ def test_too_few_layers_in_all_is_refused() -> None:
         problem(4, [(1.0,), (1.0, 0.5)])
 
 
-def test_wiring_shares_work_by_speed_and_avoids_the_banned() -> None:
+def test_wiring_shares_work_by_speed() -> None:
     wiring = Wiring([1.0, 2.0, 4.0])
     chosen = [wiring.choose() for _ in range(700)]
     assert [chosen.count(i) for i in range(3)] == pytest.approx([400, 200, 100], abs=2)
-    wiring.ban(0)
-    assert set(wiring.choose() for _ in range(30)) == {1, 2}
-    wiring.allow(0)
-    assert 0 in [wiring.choose() for _ in range(5)]
-    for i in range(3):
-        wiring.ban(i)
-    with pytest.raises(LookupError):
-        wiring.choose()
 
 
 def test_wiring_learns_how_long_a_peer_takes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from sim.residency import Residency, policies
 from sim.residency.eviction import Wanted
 from sim.residency.feed import Decode, Feed
-from sim.residency.replay import Event, Tally, events, keys_of, replay, sequential
+from sim.residency.replay import Event, Tally, events, keys_of, replay
 from tests.traces.shared_data import folder
 from traces.routing import Shape
 
@@ -94,6 +95,13 @@ def test_lfru_beats_lfu_on_datasets_that_it_was_not_tuned_on() -> None:
     others = tuple(i for i, s in enumerate(gpt_oss_about) if not s["dataset"].startswith("mmlu"))[::10]
     lfru, lfu = rates("lfru", others), rates("lfu", others)
     assert all(a > b + 0.002 for a, b in zip(lfru, lfu, strict=True)), (lfru, lfu)
+
+
+def sequential(happened: Iterable[Event]) -> Iterator[Event]:
+    """The same accesses as events of one expert each."""
+    for layer, experts, ended in happened:
+        for i, e in enumerate(experts):
+            yield layer, (e,), ended if i == len(experts) - 1 else 0.0
 
 
 MISSES = {"lru": (13_700, 27_298), "lfu": (12_165, 13_923), "lfru": (12_137, 21_644), "sieve": (14_071, 17_666)}
