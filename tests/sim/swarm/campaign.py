@@ -204,7 +204,6 @@ def nothing_is_where_nothing_is_rented(server: Server) -> None:
     for group in server.groups:
         assert not any(group.holds(n) for n in server.placer.absent), f"{group.name} holds experts on {server.placer.absent}"
         assert not (group.up and group.home in free), f"{group.name} lives on {group.home}, which is not rented"
-    assert all(pool.state[g.home] == "draining" for g in server.groups if server.requests.dispatcher.closed(g))
     for node in range(len(pool.state)):
         mine = [r for r in pool.rents if r.node == node]
         assert all(a.until is not None and a.until <= b.since for a, b in itertools.pairwise(mine)), f"node {node} is rented twice"
