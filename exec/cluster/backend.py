@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,26 +32,36 @@ PASSING = frozenset({"launch", "enter", "put", "load"})
 """Ops that compute nothing."""
 
 
+class Kept(NamedTuple):
+    """What the backend of one order leaves to that of the next. warm: all is compiled and loaded."""
+
+    weights: Any
+    warm: bool
+
+
 class RankBackend:
     """Implements `exec.runtime.Backend` for one order. May be run several times; layers then begin with the same rows.
 
-    before: backend of the order before, whose weights are kept where they are the same.
+    kept: of the backend before. dense: the rest of the model in the run that goes on, where one is served.
     """
 
-    def __init__(self, order: Order, rank: int, before: RankBackend | None = None) -> None:
+    def __init__(self, order: Order, rank: int, kept: Kept | None = None) -> None:
         if order.model.hidden < HEADER + order.experts_per_rank:
             raise UserError(f"--model {order.model.name}: rows of {order.model.hidden} numbers hold no header for its experts")
         self.order, self.rank = order, rank
         self._computed_s: list[float] = []
-        same = before is not None and _same_weights(before.order, order)
-        self.weights = before.weights if before is not None and same else self._loaded(shards.shard(order, rank))
-        self._warm = same and order.threads == before.order.threads
+        self.weights, self._warm = kept or Kept(self._loaded(shards.shard(order, rank)), False)
         self.store = Store()
         self.rows = RowMemory(order.model.hidden, *_sizes(order, rank, self._ahead), self._make)
         self.moe = self._moe()
-        self.dense = self._dense() if order.serves else None
-        self._ops = {**self.moe.ops(), **(self.dense.ops() if self.dense else {})}
+        self.dense: DenseLayers | None = None
+        self._ops = self.moe.ops()
         self._inputs = None if order.serves else shards.layer_inputs(order, rank)
+
+    def kept_for(self, order: Order) -> Kept | None:
+        """What may be kept for that order: the same weights. All other memory is given back before new memory is taken."""
+        same = _same_weights(self.order, order)
+        return Kept(self.weights, self._warm and self.order.threads == order.threads) if same else None
 
     # Where things lie and who computes; `exec.cluster.device_backend` has others of these -----------
 
@@ -83,7 +93,8 @@ class RankBackend:
         self.store = self.moe.store = Store()
         self._computed_s = []
         self.moe.counts = []
-        if self.dense:
+        if self.order.serves:
+            self.dense, self._ops = None, self.moe.ops()  # another run's cache goes before there is a new one
             self.dense = self._dense()
             self._ops.update(self.dense.ops())
         else:

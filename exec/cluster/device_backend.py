@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from exec.cluster.backend import RankBackend
+from exec.cluster.backend import Kept, RankBackend
 from exec.cluster.device import COMPUTE, RankDevice
 from exec.cluster.device_dense import DeviceDense
 from exec.cluster.device_layers import DeviceMoE, DeviceWeights, loaded
@@ -30,11 +30,12 @@ class DeviceBackend(RankBackend):
     _ahead = 0
     """Receives are posted for as many rows as a header says."""
 
-    def __init__(self, order: Order, rank: int, device: RankDevice, links: Links, before: RankBackend | None = None) -> None:
+    def __init__(self, order: Order, rank: int, device: RankDevice, links: Links, kept: Kept | None = None) -> None:
         self.device, self.links = device, links
         self.ended_ns: dict[int, int] = {}
         self._make = device.take
-        device.do(COMPUTE, lambda: super(DeviceBackend, self).__init__(order, rank, before))
+        device.do(COMPUTE, lambda: super(DeviceBackend, self).__init__(order, rank, kept))
+        self._warm = False  # sizes of this order were not seen before
 
     engine = DeviceEngine
 

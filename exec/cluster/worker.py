@@ -56,8 +56,10 @@ class Worker:
             self._device[1].close()
 
     def _prepared(self, order: Order) -> RankBackend:
+        kept = self._backend.kept_for(order) if self._backend is not None else None
+        self._backend = None  # its memory is wanted
         if not order.device:
-            return RankBackend(order, self.rank, self._backend)
+            return RankBackend(order, self.rank, kept)
         from exec.cluster.device import RankDevice, open_device
         from exec.cluster.device_backend import DeviceBackend
         from exec.cluster.links import Links
@@ -65,7 +67,7 @@ class Worker:
         if self._device is None:
             device = RankDevice(open_device(order.device, self.rank))
             self._device = device, Links(self.rank, self.ranks, order.device, device)
-        return DeviceBackend(order, self.rank, *self._device, self._backend)
+        return DeviceBackend(order, self.rank, *self._device, kept)
 
     def _mesh(
         self, backend: RankBackend, landed: Callable[[Landing], None] = _unexpected, told: Callable[[int], None] = _unexpected,
