@@ -9,7 +9,7 @@ import numpy as np
 
 from exec.cluster.header import DATA, HEADER, counts_of, fill_header
 from exec.cluster.links import Links
-from exec.cluster.mesh import AHEAD, Counters, Landing, Mesh, PeerLost, first_line
+from exec.cluster.mesh import AHEAD, Counters, Landing, Mesh
 from exec.cluster.rows import Piece, RowMemory
 
 
@@ -32,11 +32,8 @@ class DeviceMesh(Mesh):
         head = np.zeros((1, HEADER + len(counts)), np.float32)
         fill_header(head, DATA, number, piece.count - 1, counts)
         sent = self._isend(peer, head)
-        try:
-            if piece.count > 1:
-                self._links.send(peer, self._body.of(piece)[1:])
-        except RuntimeError as error:
-            raise PeerLost(peer, first_line(error)) from error
+        if piece.count > 1:
+            self._links.send(peer, self._body.of(piece)[1:])
         self._finish(peer, sent)
 
     def _arrived(self, peer: int, number: int, piece: Piece, count: int, experts: int) -> None:

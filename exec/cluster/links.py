@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from exec.cluster.device import CUDA, RankDevice
+from exec.cluster.mesh import PeerLost, first_line
 from sim.errors import UserError
 
 MOST_RANKS = 16
@@ -27,9 +28,19 @@ TRANSFER_S = 60.0
 """A transfer that takes longer hangs: torch's watchdog then ends the process."""
 
 
+OF_THE_DEVICE = "CUDA error", "CUDA out of memory", "ncclUnhandledCudaError", "ncclInternalError", "ncclInvalidArgument", "ncclInvalidUsage"
+"""What errors of this rank's own device, or of how it is used, have in their text. Others (ncclRemoteError, ncclSystemError, all of
+gloo's) come of a peer that is gone, or of the way to it."""
+
+
+def of_the_device(error: RuntimeError) -> bool:
+    return any(name in str(error) for name in OF_THE_DEVICE)
+
+
 class Links:
     """Groups of all pairs; every rank has to make its own at the same time. `send` and `receive` return when the device is
-    done, the latter when that was on this computer's clock (ns). Raises UserError for too many ranks."""
+    done, the latter when that was on this computer's clock (ns). They raise PeerLost, and what the own device reports as it is.
+    Raises UserError for too many ranks."""
 
     def __init__(self, rank: int, ranks: int, kind: str, device: RankDevice) -> None:
         if ranks > MOST_RANKS:
@@ -62,6 +73,11 @@ class Links:
     @staticmethod
     def _transfer(operation: Callable[..., Any], rows: torch.Tensor, peer: int, group: Any) -> Callable[[], None]:
         def run() -> None:
-            operation(rows, peer, group=group).wait()  # over NCCL, the stream that is current waits, not the host
+            try:
+                operation(rows, peer, group=group).wait()  # over NCCL, the stream that is current waits, not the host
+            except RuntimeError as error:
+                if of_the_device(error):
+                    raise
+                raise PeerLost(peer, first_line(error)) from error
 
         return run

@@ -134,7 +134,9 @@ class Mesh:
             except RuntimeError as error:
                 raise PeerLost(peer, first_line(error)) from error
 
-    def _finish(self, peer: int, work: Any) -> None:
+    @staticmethod
+    def _finish(peer: int, work: Any) -> None:
+        """Wait for what was sent, or posted. Raises PeerLost."""
         try:
             work.wait(FOREVER)
         except RuntimeError as error:
@@ -187,7 +189,7 @@ class Mesh:
             work = self._group.receive(self._rows.of(piece), peer, tag)
         except RuntimeError as error:
             if not self._stands:
-                raise
+                raise PeerLost(peer, first_line(error)) from error
             work = _Failed(error)  # the thread that receives tells, as of a stream that breaks later
         self._posted[peer].append((work, piece))
 
@@ -196,16 +198,14 @@ class Mesh:
         try:
             while self._take(peer):
                 pass
-        except RuntimeError as error:
-            self._broke(PeerLost(peer, first_line(error)))
         except BaseException as error:
-            # Whatever went wrong on this thread, the run has to hear of it.
+            # Whatever went wrong on this thread, the run has to hear of it: the peer is lost, or what has come could not be used.
             self._broke(error)
 
     def _take(self, peer: int) -> bool:
         """Take the next message in; False after the last."""
         work, piece = self._posted[peer].popleft()
-        work.wait(FOREVER)
+        self._finish(peer, work)
         kind, number, count, experts = header_of(self._rows.of(piece))
         if kind == LAST:
             self._drain(peer, piece)
@@ -227,7 +227,7 @@ class Mesh:
         self._rows.give(piece)
         while self._posted[peer]:
             work, piece = self._posted[peer].popleft()
-            work.wait(FOREVER)
+            self._finish(peer, work)
             self._rows.give(piece)
 
 

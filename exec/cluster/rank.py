@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from exec.cluster import wire
 from exec.cluster.engine import PATIENCE_S
 from exec.cluster.wire import HEARTBEAT_S, SILENCE_S, Line
+from exec.runtime.errors import TaskFailed
 
 if TYPE_CHECKING:
     from exec.cluster.worker import Worker
@@ -28,6 +29,11 @@ STALLED = f"the controller has stalled: nothing was heard of it for {SILENCE_S:g
 
 class GivenUp(Exception):
     """The controller wants a run ended that others cannot go on with."""
+
+
+def cause_of(error: BaseException) -> BaseException | None:
+    """What a task failed of; else the error itself."""
+    return error.__cause__ if isinstance(error, TaskFailed) else error
 
 
 def main(rank: int, ranks: int, host: str, port: int, quiet: bool = True) -> int:
@@ -132,11 +138,12 @@ class Listener:
 
     def broken(self, error: BaseException) -> NoReturn:
         """Tell the controller that this rank cannot go on, and wait for its word."""
-        from exec.cluster.mesh import PeerLost
+        from exec.cluster.mesh import PeerLost, first_line
         from sim.errors import UserError
 
-        peer = error.peer if isinstance(error, PeerLost) else -1
-        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        cause = cause_of(error)
+        peer = cause.peer if isinstance(cause, PeerLost) else -1
+        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
         try:
             self._line.send(wire.Broken(why, peer, isinstance(error, UserError)))
         except OSError:

@@ -18,12 +18,13 @@ from exec.cluster.launch import STORE
 from exec.cluster.mesh import FOREVER, Counters, Landing, Mesh, PeerLost, World
 from exec.cluster.placed import PlacedBackend, PlacedOrder
 from exec.cluster.priority import short_slices
-from exec.cluster.rank import GivenUp
+from exec.cluster.rank import GivenUp, cause_of
 from exec.cluster.rows import Floats
 from exec.cluster.worker import Worker, _unexpected
 from exec.runtime.errors import TaskFailed
 
 T = TypeVar("T")
+
 
 class Members(World):
     """A process group of some of the ranks."""
@@ -109,7 +110,7 @@ class StandingWorker(Worker):
 
     def _gave_up(self, error: BaseException) -> None:
         """A run ended early. What it lacks is a peer, or else this rank is broken."""
-        cause = error.__cause__ if isinstance(error, TaskFailed) else error
+        cause = cause_of(error)
         if not isinstance(cause, PeerLost | GivenUp):
             raise error
         self._engine, self._listener.engine = self._listener.engine, None

@@ -7,14 +7,21 @@ import queue
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
 from exec.cluster import launch, rank, wire
 from exec.cluster.controller import Cluster
 from exec.cluster.members import called
+from exec.cluster.mesh import PeerLost
 from exec.cluster.standing import StandingCluster
+from exec.runtime.errors import TaskFailed
 from sim.errors import UserError
+
+
+class Ended(Exception):
+    """In place of the end of a process."""
 
 
 class Gone:
@@ -39,9 +46,6 @@ class Gone:
 def test_a_controller_may_go_once_it_has_said_goodbye(
     said: tuple[object, ...], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Ended(Exception):
-        pass
-
     def leave(found: int) -> None:
         raise Ended(found)
 
@@ -56,6 +60,29 @@ def test_a_controller_may_go_once_it_has_said_goodbye(
     else:
         with pytest.raises(queue.Empty):
             listener.orders.get_nowait()
+
+
+@pytest.mark.parametrize(("error", "peer", "why"), [
+    (PeerLost(1, "closed"), 1, "PeerLost: rank 1: closed"),
+    (TaskFailed("task 5 (put) failed on lane 'put.0.1': PeerLost: rank 1: closed"), 1, "TaskFailed: task 5 (put) failed on lane"),
+    (TaskFailed("task 5 (put) failed on lane 'put.0.1': RuntimeError: CUDA error: no\nmore lines"), -1, "TaskFailed: task 5 (put) failed"),
+])  # fmt: skip
+def test_a_rank_tells_in_one_line_whom_it_lacks(error: Exception, peer: int, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A put that fails of a lost peer is no failure of the rank that sends."""
+    if isinstance(error, TaskFailed):
+        error.__cause__ = PeerLost(1, "closed") if peer == 1 else RuntimeError("CUDA error")
+    controller = Gone()
+    sent: list[wire.Broken] = []
+    monkeypatch.setattr(controller, "send", sent.append)
+
+    def sleep(_: float) -> None:
+        raise Ended
+
+    monkeypatch.setattr(rank, "time", SimpleNamespace(sleep=sleep))
+    with pytest.raises(Ended):
+        rank.Listener(controller, 0, quiet=False).broken(error)  # type: ignore[arg-type]
+    assert sent[0].peer == peer
+    assert sent[0].why.startswith(why) and "\n" not in sent[0].why
 
 
 @pytest.mark.parametrize("kind", [Cluster, StandingCluster])

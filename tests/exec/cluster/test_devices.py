@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 import torch
 
 from exec import devices
+from exec.backends.cuda.standin import StandIn
 from exec.cli import profiling
 from exec.cli.app import main
 from exec.cluster import machine, prices, probes, runs, transport
 from exec.cluster.controller import Cluster
-from exec.cluster.device import CUDA, STAND_IN
+from exec.cluster.device import CUDA, STAND_IN, RankDevice
 from exec.cluster.links import MOST_RANKS, Links
+from exec.cluster.mesh import PeerLost
 from exec.weights import hf_config
 from sim import machines
 from sim.engines.compiled import run_compiled
@@ -72,6 +75,26 @@ def test_nothing_starts_before_what_it_waits_for(cluster: Cluster) -> None:
     for i in range(len(plan)):
         for dep in plan.dep[plan.dep_ptr[i] : plan.dep_ptr[i + 1]].tolist():
             assert done.run.start_ps[i] >= done.run.end_ps[dep - plan.first] - 2 * sure_ps
+
+
+@pytest.mark.parametrize(("said", "whose"), [
+    ("CUDA error: an illegal memory access was encountered\nmore of it", None),
+    ("CUDA out of memory. Tried to allocate 2.00 GiB", None),
+    ("NCCL error in: a.cpp:1, unhandled cuda error\nncclUnhandledCudaError: Call to CUDA function failed.", None),
+    ("NCCL error in: a.cpp:1, remote process exited\nncclRemoteError: A call failed possibly due to a network error", 1),
+    ("[tcp/pair.cc:1] Connection closed by peer", 1),
+])  # fmt: skip
+def test_an_error_of_the_own_device_is_no_loss_of_a_peer(said: str, whose: int | None) -> None:
+    def operation(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
+
+    device = StandIn()
+    with closing(device), pytest.raises(RuntimeError if whose is None else PeerLost) as raised:
+        RankDevice(device).do("to.1", Links._transfer(operation, torch.empty(0), 1, None))
+    if whose is None:
+        assert str(raised.value) == said
+    else:
+        assert (raised.value.peer, "\n" in str(raised.value)) == (1, False)
 
 
 def test_more_ranks_than_links_can_join_are_refused() -> None:
