@@ -46,7 +46,7 @@ def open_device(kind: str, rank: int) -> Device:
         os.environ.setdefault(name, value)  # read when CUDA starts
     index = int(os.environ.get("LOCAL_RANK", rank))
     devices.check_count(index + 1)
-    return CudaDevice(index)
+    return CudaDevice(index, asleep=True)  # a thread for each lane and peer waits: they would spin on cores that others need
 
 
 class RankDevice:

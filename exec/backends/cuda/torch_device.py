@@ -21,8 +21,11 @@ def blocks(device: torch.device | None = None) -> int:
 
 
 class CudaStream:
-    def __init__(self, name: str, device: torch.device, priority: int) -> None:
+    """asleep: who waits for its events gives the core to others, and takes longer to wake."""
+
+    def __init__(self, name: str, device: torch.device, priority: int, asleep: bool = False) -> None:
         self.name = name
+        self._asleep = asleep
         self.cuda = torch.cuda.Stream(device, priority=priority)
 
     def run(self, work: Callable[[], None]) -> None:
@@ -33,15 +36,16 @@ class CudaStream:
         self.cuda.wait_event(event)
 
     def record(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True, blocking=self._asleep)
         event.record(self.cuda)
         return event
 
 
 class CudaDevice:
-    """CUDA device `index`. Implements `device.Device`."""
+    """CUDA device `index`. Implements `device.Device`. asleep: see `CudaStream`."""
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int = 0, asleep: bool = False) -> None:
+        self._asleep = asleep
         self.torch_device = torch.device("cuda", index)
         torch.cuda.set_device(index)
         self._streams: list[CudaStream] = []
@@ -57,7 +61,7 @@ class CudaDevice:
 
     def stream(self, name: str) -> CudaStream:
         """Copies go before kernels where both could run: they are what the others wait for."""
-        made = CudaStream(name, self.torch_device, 0 if name == "gpu" else -1)
+        made = CudaStream(name, self.torch_device, 0 if name == "gpu" else -1, self._asleep)
         self._streams.append(made)
         return made
 
