@@ -40,7 +40,9 @@ def draft(cluster: Cluster, kind: str, say: Say = lambda text: None) -> Machine:
     say("cores")
     calibrated = f"calibrated on {processor()}"
     cores = Resource(kind="cores", capacity=host.cores(), source=f"{calibrated}: all cores at once against one alone")
-    with closing(open_device(kind, 0)) as device:
+    with cluster.opening():
+        opened = open_device(kind, 0)
+    with closing(opened) as device:
         name, ops = alone.device_name(device), []
         for row in alone.measure(alone.Bench(spec, random_weights(spec, 0), device), (*MEASURED, "expert_ffn")):
             say(f"{row.op} on the device")

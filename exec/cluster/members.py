@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Listener
 from multiprocessing.connection import wait as wait_for
@@ -17,15 +18,18 @@ from exec.cluster.wire import HEARTBEAT_S, SILENCE_S, Line
 from sim.engines.run import Run
 from sim.errors import UserError
 
-STALLED = f"it has stalled, nothing was heard of it for {SILENCE_S:g} s"
-
 PULSE_S = 0.4
 """How often ranks hear that the controller lives."""
 
 
+def stalled(silence_s: float = SILENCE_S) -> str:
+    return f"it has stalled, nothing was heard of it for {silence_s:g} s"
+
+
 @dataclass(slots=True)
 class Member:
-    """A rank as the controller sees it. heard: when it last said something. idle: its blocked tasks, where none runs."""
+    """A rank as the controller sees it. heard: when it last said something. idle: its blocked tasks, where none runs. patience_s: how
+    long it may be silent."""
 
     rank: int
     pid: int
@@ -34,6 +38,7 @@ class Member:
     heard: float
     ended: int = 0
     idle: str = ""
+    patience_s: float = SILENCE_S
 
 
 def called(door: Listener) -> Member:
@@ -90,6 +95,13 @@ class Members:
 
     # Talking ------------------------------------------------------------------------------------
 
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """For opening a device in this process: ranks are patient meanwhile."""
+        self.tell_all(wire.Patience(wire.OPENING_S))
+        yield
+        self.tell_all(wire.Patience(SILENCE_S))
+
     def tell_all(self, message: Any) -> None:
         for member in self._members.values():
             self.tell(member, message)
@@ -113,6 +125,8 @@ class Members:
             member.heard = time.monotonic()
             if isinstance(message, wire.Beat):
                 self._beat(member, message)
+            elif isinstance(message, wire.Patience):
+                member.patience_s = message.silence_s
             else:
                 heard.append((member.rank, message))
         self._look_around()
@@ -124,7 +138,7 @@ class Members:
     def _end_of(self, rank: int, error: BaseException) -> str:
         """How a rank ended on whose connection `error` was raised."""
         if isinstance(error, BlockingIOError):
-            return STALLED
+            return stalled()
         return (self._children.how_it_ended(rank) if self._children else "") or "its connection broke"
 
     def _beat(self, member: Member, beat: wire.Beat) -> None:
@@ -140,8 +154,8 @@ class Members:
                 member.heard = now
         self._looked = now
         for member in self._members.values():
-            if now - member.heard > SILENCE_S:
-                self._lost(member.rank, STALLED)
+            if now - member.heard > member.patience_s:
+                self._lost(member.rank, stalled(member.patience_s))
 
     def gather(self, kind: type, what: str) -> dict[int, Any]:
         """One message of that kind from every rank."""

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from exec.cluster.worker import Worker
 
 RUN_FAILED = 1
-STALLED = f"the controller has stalled: nothing was heard of it for {SILENCE_S:g} s"
 
 
 class GivenUp(Exception):
@@ -81,6 +80,7 @@ class Listener:
         self.engine = None
         self._line, self._rank, self._quiet = line, rank, quiet
         self._ended = 0
+        self._patience_s = SILENCE_S
         self._dismissed = False
         """Whether the last order has come: the controller may go from then on."""
 
@@ -99,13 +99,13 @@ class Listener:
                 if now - asked > SILENCE_S / 2:
                     heard = now  # this process itself did not run: nobody can be blamed for the silence
                 asked = now
-                if now - heard > SILENCE_S:
-                    self._leave(STALLED)
+                if now - heard > self._patience_s:
+                    self._stalled(self._patience_s)
                 if now - beaten >= HEARTBEAT_S:
                     self._line.send(self._beat())
                     beaten = now
         except BlockingIOError:
-            self._leave(STALLED)
+            self._stalled(SILENCE_S)
         except (EOFError, OSError):
             if not self._dismissed:
                 self._leave("the controller is gone")
@@ -118,6 +118,8 @@ class Listener:
         elif isinstance(message, wire.Stop):
             self._line.send(wire.Last(self._last()))
             self._leave(message.why)
+        elif isinstance(message, wire.Patience):
+            self._patience_s = message.silence_s
         elif not isinstance(message, wire.Alive):
             self._dismissed = isinstance(message, wire.Bye)
             self.orders.put(message)
@@ -150,6 +152,9 @@ class Listener:
             self._leave("the controller is gone")
         while True:
             time.sleep(1.0)
+
+    def _stalled(self, silence_s: float) -> NoReturn:
+        self._leave(f"the controller has stalled: nothing was heard of it for {silence_s:g} s")
 
     def _leave(self, why: str) -> NoReturn:
         """End the process at once: its threads may wait for peers that are gone, and nothing here needs cleaning up."""

@@ -18,7 +18,7 @@ from exec.cluster import launch, wire
 from exec.cluster.controller import Cluster
 from exec.cluster.job import Order
 from exec.cluster.losses import RunStopped
-from exec.cluster.members import STALLED, Member, called
+from exec.cluster.members import Member, called, stalled
 from exec.cluster.wire import CONNECT_S, GROUP_S, HEARTBEAT_S, SILENCE_S
 from sim.errors import UserError
 
@@ -161,9 +161,9 @@ class StandingCluster(Cluster):
         try:
             talk(member)
         except (EOFError, OSError) as error:
-            stalled = STALLED if isinstance(error, BlockingIOError) else ""
+            silent = stalled() if isinstance(error, BlockingIOError) else ""
             self._forget(self._coming, member.rank)
-            self._again(member.rank, stalled or self._children.ended(member.rank) or str(error) or "its connection broke")
+            self._again(member.rank, silent or self._children.ended(member.rank) or str(error) or "its connection broke")
 
     def _listen_to(self, member: Member) -> None:
         while member.line.poll(0):
@@ -174,7 +174,7 @@ class StandingCluster(Cluster):
             if isinstance(message, wire.Ready):
                 self._ready.add(member.rank)
         if time.monotonic() - member.heard > SILENCE_S:
-            raise TimeoutError(STALLED)
+            raise TimeoutError(stalled())
 
     def _again(self, rank: int, why: str) -> None:
         """A replacement was lost on its way. Raises RunStopped when too many were."""

@@ -23,6 +23,10 @@ SILENCE_S = 3.0
 """A process that was not heard of for so long has stalled, whatever it was doing: heartbeats have a thread of their own, and
 loading and compiling leave it its turns."""
 
+OPENING_S = 60.0
+"""As `SILENCE_S`, of a process that opens a device: torch holds Python's lock while CUDA starts and loads its kernels, and no thread
+of the process can say anything."""
+
 CONNECT_S = 60.0
 """How long ranks wait for the controller to listen, and it for them."""
 
@@ -208,6 +212,16 @@ class Stop:
 @dataclass(frozen=True, slots=True)
 class Bye:
     """Nothing more to do."""
+
+
+# Either way --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """From here on the sender may be silent for so long; it is `SILENCE_S` until something else is said."""
+
+    silence_s: float
 
 
 def listen(host: str, port: int, ranks: int, patience_s: float) -> Listener:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from exec.cluster import wire
 from exec.cluster.backend import RankBackend
@@ -17,6 +17,9 @@ from exec.cluster.rank import Listener
 from exec.cluster.split import Share, Split
 from exec.cluster.wire import Line
 from sim.events import Finished
+
+if TYPE_CHECKING:
+    from exec.cluster.device import RankDevice
 
 T = TypeVar("T")
 
@@ -60,14 +63,21 @@ class Worker:
         self._backend = None  # its memory is wanted
         if not order.device:
             return RankBackend(order, self.rank, kept)
-        from exec.cluster.device import RankDevice, open_device
         from exec.cluster.device_backend import DeviceBackend
         from exec.cluster.links import Links
 
         if self._device is None:
-            device = RankDevice(open_device(order.device, self.rank))
+            device = self._opened(order.device)
             self._device = device, Links(self.rank, self.ranks, order.device, device)
         return DeviceBackend(order, self.rank, *self._device, kept)
+
+    def _opened(self, kind: str) -> RankDevice:
+        from exec.cluster.device import RankDevice, open_device
+
+        self._line.send(wire.Patience(wire.OPENING_S))
+        device = RankDevice(open_device(kind, self.rank))
+        self._line.send(wire.Patience(wire.SILENCE_S))
+        return device
 
     def _mesh(
         self, backend: RankBackend, landed: Callable[[Landing], None] = _unexpected, told: Callable[[int], None] = _unexpected,
