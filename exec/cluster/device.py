@@ -33,6 +33,10 @@ SETTINGS = {"CUDA_DEVICE_MAX_CONNECTIONS": "32", "CUDA_MODULE_LOADING": "EAGER"}
 GPU than streams, others may stand behind it; and loading a kernel when it is first called waits for all that run."""
 
 
+SMALL, SMALL_PIECES, LARGE = 1 << 20, 32, 1 << 26
+"""Bytes. torch cuts tensors of up to 1 MiB from blocks of their own kind, of 2 MiB (c10/cuda/CUDACachingAllocator.cpp)."""
+
+
 def open_device(kind: str, rank: int) -> Device:
     """The device of a rank: under CUDA, number LOCAL_RANK (else its own number) of this computer's. Raises UserError."""
     if kind == STAND_IN:
@@ -65,6 +69,12 @@ class RankDevice:
         """float32 [*shape] of the device's memory, zeros."""
         count = int(np.prod(shape))
         return self._device.allocate(max(1, 4 * count))[: 4 * count].view(torch.float32).view(shape).zero_()
+
+    def spare(self, nbytes: int) -> None:
+        """Have torch keep that much more memory, for the stream on which this is called: it gives out what it was given back, but not
+        in any sizes, and asking CUDA for more may wait for all streams."""
+        pieces = [self._device.allocate(n) for n in (max(nbytes, LARGE), *[SMALL] * SMALL_PIECES)]
+        pieces.clear()
 
     def up(self, array: np.ndarray) -> torch.Tensor:
         """A copy of a host array."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -21,6 +23,7 @@ class DeviceDense(DenseLayers):
 
     def __init__(self, order: Order, rank: int, weights: DeviceWeights, store: Store, device: RankDevice) -> None:
         self._device = device
+        self._requests = [order.requests[k] for k in order.requests_of(rank)]
         super().__init__(order, rank, weights, store)
 
     def _make_room(self, entries: int, most: int, sequences: int, longest: int, threads: int) -> None:
@@ -33,18 +36,37 @@ class DeviceDense(DenseLayers):
         self._hidden = take("hidden", (most, model.hidden))
 
     def warm_up(self) -> None:
-        """Have torch start its libraries, as `DeviceMoE.warm_up`."""
-        model, weights, there = self.model, self._weights, self._device.there
-        layer, two = weights.layers[0], torch.arange(2, device=there)
-        hidden, qkv, attn = (torch.zeros((2, n), device=there) for n in (model.hidden, model.qkv_dim, model.attention_out_dim))
-        k, v = (torch.zeros((4, model.kv_dim // 2), device=there) for _ in range(2))
-        rope = decoder.rope_table(model.rope_theta, model.head_dim, 2, there)
-        decoder.embed_tokens(weights.embed, two, hidden)
-        decoder.pre_attn(model, layer, hidden, two, rope, qkv)
-        decoder.attn_prefill(model, qkv, [0, 2], attn)
-        decoder.attn_decode(model, qkv, k, v, 2 * two, torch.zeros_like(two), 1, attn)
+        """As `DeviceMoE.warm_up`: a prefill of all prompts, and a step that decodes all sequences at their longest. What it leaves in the
+        cache is written over before anything is read."""
+        if self._none:
+            return
+        rows, sequences = sum(r.prompt_tokens for r in self._requests), len(self._requests)
+        self._warm_layer(rows, self._warm_prefill)
+        self._warm_layer(sequences, self._warm_decode)
+        last, weights = self._zeros(sequences), self._weights
+        decoder.sample(self.model, weights.final_norm, weights.lm_head, self._hidden[:rows], last, torch.empty_like(last))
+        self._device.spare(4 * 4 * rows * self.model.qkv_dim)
+
+    def _warm_layer(self, rows: int, attention: Callable[[torch.Tensor, torch.Tensor], None]) -> None:
+        layer, hidden, qkv, attn = self._weights.layers[0], self._hidden[:rows], self._qkv[:rows], self._attn[:rows]
+        decoder.embed_tokens(self._weights.embed, self._zeros(rows), hidden)
+        decoder.pre_attn(self.model, layer, hidden, self._zeros(rows), self._rope, qkv)
+        attention(qkv, attn)
         hidden.addmm_(attn, layer.wo.t())
-        decoder.sample(model, weights.final_norm, weights.lm_head, hidden, two, torch.empty_like(two))
+
+    def _warm_prefill(self, qkv: torch.Tensor, attn: torch.Tensor) -> None:
+        offsets = np.cumsum([0, *(r.prompt_tokens for r in self._requests)])
+        decoder.attn_prefill(self.model, qkv, offsets.tolist(), attn)
+        decoder.append_kv(self.model, qkv, self._cache.k, self._cache.v, self._zeros(len(qkv)))
+
+    def _warm_decode(self, qkv: torch.Tensor, attn: torch.Tensor) -> None:
+        longest = max(self.sequences.entries(r.request_id) for r in self._requests)
+        first = self._zeros(len(qkv))
+        decoder.attn_decode(self.model, qkv, self._cache.k, self._cache.v, first, first + (longest - 1), longest, attn)
+
+    def _zeros(self, count: int) -> torch.Tensor:
+        """[count] int64."""
+        return torch.zeros(count, dtype=torch.int64, device=self._device.there)
 
     def _embed(self, task: Record, _: Interrupt) -> None:
         ids = self._device.up(self._next_ids(task))

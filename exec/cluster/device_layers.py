@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,13 @@ from exec.cluster.rows import Piece, RowMemory
 from exec.cluster.store import Part, Routes, Sent, Store
 from exec.runtime import Record
 from exec.weights import Weights
+
+FEW, MANY = 2, 128
+"""Rows for which kernels of few rows, and of many, run (`kernels.expert_ffn.gpu`)."""
+
+SKEWED = 2
+"""Experts take up to so many times the rows at once that they have where routing is even. More go one part after another: who takes
+all rows of all ranks at once needs memory that hardly any run uses."""
 
 
 class DeviceWeights(NamedTuple):
@@ -47,17 +54,23 @@ class DeviceMoE(MoELayers):
 
     def _make_room(self, most: int) -> None:
         """torch keeps what `warm_up` gives back."""
-        self._most = most
+        order = self.order
+        even = sum(map(order.rows_of, range(order.ranks))) * order.model.top_k // (order.ranks * order.chunks)
+        self._most, self._at_once = max(1, most), max(MANY, SKEWED * even)
 
     def warm_up(self) -> None:
-        """Have torch start its libraries, take the memory that it needs, and compile our kernels: while a kernel waits for a peer
-        that may not be possible. Few rows and many take different kernels."""
-        for tokens in (2, max(64, self._most)):
-            x = torch.zeros((tokens, self.model.hidden), device=self._device.there)
+        """Have torch start its libraries, take the most memory that the run needs at a time, and compile our kernels: while a kernel
+        waits for a peer that may not be possible. Few rows and many take different kernels."""
+        model, there = self.model, self._device.there
+        for tokens in (FEW, self._most):
+            x = torch.zeros((tokens, model.hidden), device=there)
             ids, weights = self._routed(x, 0)[1:]
-            rows, _, back = decoder.dispatch(self.model, x, ids)
-            self._run(self._experts_of(0), rows, np.diff(np.linspace(0, len(rows), self._own.experts + 1).astype(np.int32)))
+            rows, _, back = decoder.dispatch(model, x, ids)
             decoder.combine(rows, back, weights, x)
+        for count in (FEW, self._at_once):
+            rows = torch.zeros((count, model.hidden), device=there)
+            self._run(self._experts_of(0), rows, np.array([count] + [0] * (self._own.experts - 1)))
+        self._device.spare(4 * max(self._at_once * 3 * (model.ffn + model.hidden), self._most * model.top_k * 3 * model.hidden))
 
     def _routed(self, hidden: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Normed rows, the experts of each [t, k] int64, and their weights."""
@@ -84,18 +97,25 @@ class DeviceMoE(MoELayers):
         return there, back.view(ids.shape) + server + start
 
     def _run(self, experts: torch.Tensor, rows: torch.Tensor, counts: NDArray[np.int32]) -> None:
-        if len(rows):
-            offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-            rows.copy_(grouped.expert_ffn(self._own, [experts], rows, self._device.up(offsets)))
+        for part, offsets in self._goes(counts):
+            rows[part].copy_(grouped.expert_ffn(self._own, [experts], rows[part], offsets))
+
+    def _goes(self, counts: NDArray[np.int32]) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Rows that are sorted by expert, as many at a time as `warm_up` took memory for, and where each expert's begin among them."""
+        ends = np.concatenate([[0], np.cumsum(counts)])
+        for start in range(0, int(ends[-1]), self._at_once):
+            stop = min(start + self._at_once, int(ends[-1]))
+            yield slice(start, stop), self._device.up((np.clip(ends, start, stop) - start).astype(np.int32))
 
     def _gather_and_run(self, experts: torch.Tensor, parts: Sequence[Part]) -> None:
         runs = list(self._runs(parts))
         if not runs:
             return
         places = self._device.up(np.concatenate([np.arange(start, start + count) for _, start, count in runs]))
-        rows = self._rows.array.index_select(0, places)
-        self._run(experts, rows, np.sum([p.counts for p in parts], axis=0))
-        self._rows.array.index_copy_(0, places, rows)
+        array = self._rows.array
+        for part, offsets in self._goes(np.sum([p.counts for p in parts], axis=0)):
+            rows = array.index_select(0, places[part])
+            array.index_copy_(0, places[part], grouped.expert_ffn(self._own, [experts], rows, offsets))
 
     def _sum(self, sent: Sent, moved: NDArray[np.int32], weights: torch.Tensor, out: torch.Tensor) -> None:
         places = sent.positions + self._device.up(moved)[sent.server]
