@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,14 +27,15 @@ class Queue:
 
 
 class NamedCosts:
-    """Implements `sim.costs.Costs` and `sim.events.Profile` over resources with capacities in any unit."""
+    """Implements `sim.costs.Costs` and `sim.events.Profile` over resources with capacities in any unit. repeated: ops whose tasks are
+    alike by the thousand: each kind is priced once."""
 
-    def __init__(self, capacities: Mapping[str, float], price: Price, digest: str) -> None:
+    def __init__(self, capacities: Mapping[str, float], price: Price, digest: str, repeated: Collection[str] = ()) -> None:
         self.resources = tuple(capacities)
         self.capacity = np.array(list(capacities.values()), np.float64)
         self.digest = hashlib.sha256(f"{digest} {sorted(capacities.items())}".encode()).hexdigest()
         self._index = {name: i for i, name in enumerate(self.resources)}
-        self._price = price
+        self._price, self._repeated = price, frozenset(repeated)
         self._prices: dict[tuple[str | None, Work], Prices] = {}
 
     def row(self, lane: str | None, work: Work) -> Row:
@@ -45,8 +46,9 @@ class NamedCosts:
         return work.latency_ps + round(latency_s * PS_PER_S), found
 
     def task(self, task: Task) -> Prices:
-        """Messages and timers are alike by the thousand: each kind is priced once."""
         key = (task.lane, task.work)
+        if task.work.op not in self._repeated:
+            return pack([self.row(*key)])
         if key not in self._prices:
             self._prices[key] = pack([self.row(*key)])
         return self._prices[key]

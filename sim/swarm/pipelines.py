@@ -181,4 +181,4 @@ def _costs(problem: SpanProblem, spans: Spans) -> NamedCosts:
         i, j = (int(x) for x in work.variant.split())
         return float(problem.latency_s[i, j]), [(f"link.{i} {j}", float(work.tokens), inf, 1.0)]
 
-    return NamedCosts({**rates, **links}, price, f"{problem.layers} {spans}")
+    return NamedCosts({**rates, **links}, price, f"{problem.layers} {spans}", ("hop", "stage"))

@@ -202,7 +202,7 @@ class Plant:
         return 0.0, [(self._names[number], amount / 1e3, inf, 1.0) for number, amount in zip(it, it, strict=True)]
 
     def costs(self) -> NamedCosts:
-        return NamedCosts(self.resources, self.price, f"{self.cluster.digest} {self.model!r}")
+        return NamedCosts(self.resources, self.price, f"{self.cluster.digest} {self.model!r}", ("timer", OP))
 
     def lanes(self) -> tuple[Queue, ...]:
         """A lane for the work of each region's GPUs, and the wires. None has a limit: groups step one at a time by their own doing."""

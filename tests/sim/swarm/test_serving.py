@@ -21,13 +21,14 @@ from sim.swarm.choice import View, least_loaded, lp_shares, nearest, power_of_tw
 from sim.swarm.comparison import compare
 from sim.swarm.figures import figures
 from sim.swarm.fleet.bill import Bill
+from sim.swarm.mail import WIRES
 from sim.swarm.migration import Migration
 from sim.swarm.server import Server
 from sim.swarm.settings import Settings
 from sim.swarm.shelves import Shelves
 from sim.swarm.study import Study, simulate
 from sim.swarm.trouble import Trouble
-from sim.tasks import PS_PER_S
+from sim.tasks import PS_PER_S, Task, Work
 from tests.sim.swarm.campaign import hold, poisson, recorded, scenario, small, study
 from traces.files import Provenance
 from traces.load import Load, write_load
@@ -58,6 +59,16 @@ def test_a_request_alone_takes_what_its_parts_take() -> None:
     decode = sum(layers * plant.dense_s(home, 1, n, n + 1) + plant.head_s(home, 1) for n in range(30, 34))
     rest_s = (job.answered - job.first) / PS_PER_S - way
     assert decode < rest_s < decode + 4 * layers * 0.01
+
+
+def test_only_prices_of_what_repeats_are_kept() -> None:
+    """A step's work is like no other's: an hour's would fill memory for nothing."""
+    plant = study([]).plant
+    costs = plant.costs()
+    again = Task(0, Work("message", bytes=64, variant="a-0 b-0"), WIRES)
+    once = Task(1, plant.work("serve", 0.0, {"node.a-0": 1e9}), "serve.A")
+    assert costs.task(again) is costs.task(again)
+    assert costs.task(once) is not costs.task(once)
 
 
 def test_no_token_beats_the_floor_and_the_baselines_do() -> None:
