@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,8 @@ def swarm(wanted: Wanted, timeline: Path | None, html: Path | None, as_json: boo
         study = stated(wanted, *named)
         apart = len(study.requests) >= APART_FROM and (os.cpu_count() or 1) > 1
         first, rows, peak_mib = compare(study, settings, tell, apart)
+    for remark in control_remarks(first):
+        output.note(remark)
     if timeline is not None:
         write_timeline(first, study, timeline)
     found = summary(wanted, study, rows, peak_mib)
@@ -186,6 +189,20 @@ def summary(wanted: Wanted, study: Study, rows: list[dict[str, Any]], peak_mib: 
         "events": len(study.troubles), "seed": wanted.seed, "results": rows,
         "peak_rss_mib": peak_mib,
     }  # fmt: skip
+
+
+def control_remarks(done: Finished) -> Iterator[str]:
+    """What the control plane of the design asked for cannot do, although the flags ask for it or sound as if."""
+    server, control = done.server, done.server.control
+    asked, bears, silent = server.settings.tolerate, control.committee.f, server.settings.silent
+    if bears < asked:
+        kept = range(len(server.plant.nodes)) if server.fleet is None else server.fleet.pool.kept
+        able = len({server.plant.cluster.coordinator, *(server.plant.nodes[n] for n in kept)})
+        which = "" if server.fleet is None else ": the coordinator and those that --autoscale never gives back"
+        why = f"that takes {3 * asked + 1} members, and {able} can be members{which}"
+        yield f"--tolerate: the control plane bears {bears} faulty, not {asked}: {why}"
+    if silent > bears:
+        yield f"--silent: {silent} of the control plane's {len(control.names)} members are silent and it bears {bears}: no change is decided"
 
 
 def write_timeline(done: Finished, study: Study, path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.errors import UserError
 from sim.events import Event
 from sim.swarm.agreement import Replica
 from sim.swarm.ballots import Committee, Keys, Value
@@ -48,7 +49,10 @@ def seats(plant: Plant, tolerate: int, kept: Collection[int] | None = None) -> t
 
 @dataclass(eq=False)
 class ControlPlane:
-    """propose -> `on` tells each change that is decided. waits_s: from the proposal to the decision at the coordinator."""
+    """propose -> `on` tells each change that is decided. waits_s: from the proposal to the decision at the coordinator.
+
+    Raises UserError where the coordinator's member would be silent: nobody could ask for anything.
+    """
 
     plant: Plant
     numbers: Iterator[int]
@@ -61,6 +65,9 @@ class ControlPlane:
 
     def __post_init__(self) -> None:
         self.names = seats(self.plant, self.tolerate, self.kept)
+        if self.silent >= len(self.names):
+            most = f"must be {len(self.names) - 1} or less, the members of the control plane beside the coordinator's"
+            raise UserError(f"--silent: is {self.silent}; {most}")
         self.committee = Committee(self.names, Keys.of(self.names, self.seed))
         self._proposed: dict[Value, tuple[Time, Change]] = {}
         members: dict[str, Member] = {n: Replica(n, self.committee, acceptable=self._acceptable) for n in self.names}

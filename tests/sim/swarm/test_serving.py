@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from sim.cli.app import app
 from sim.drive import replay
 from sim.errors import UserError
 from sim.events import Request
@@ -29,9 +26,7 @@ from sim.swarm.shelves import Shelves
 from sim.swarm.study import Study, simulate
 from sim.swarm.trouble import Trouble
 from sim.tasks import PS_PER_S, Task, Work
-from tests.sim.swarm.campaign import hold, poisson, recorded, scenario, small, study
-from traces.files import Provenance
-from traces.load import Load, write_load
+from tests.sim.swarm.campaign import hold, poisson, scenario, small, study
 
 QUIET = Settings(rebalance_s=0.0)
 
@@ -301,52 +296,3 @@ def test_a_split_evens_out_and_is_drawn_in_proportion() -> None:
     assert (counts[0] @ shares[0]).max() == pytest.approx(4.0)  # expert 2 has one copy
     drawn = np.array([split(view(draw=d, shares=lambda: shares))[0, 0] for d in range(800)])
     assert np.bincount(drawn, minlength=4) / 800 == pytest.approx(shares[0, 0], abs=0.07)
-
-
-# The command ----------------------------------------------------------------------------------------
-
-
-def test_the_command_prints_one_object_with_floor_and_baselines(tmp_path: Path) -> None:
-    import yaml
-
-    cluster = tmp_path / "small.yaml"
-    cluster.write_text(yaml.safe_dump(json.loads(small().model_dump_json(exclude_none=True))))
-    load = tmp_path / "load.parquet"
-    write_load(load, Load(recorded().windows.astype(np.int64), Provenance("synthetic", "test", command="")))
-    events = tmp_path / "events.yaml"
-    events.write_text("events: [{at_s: 3, what: crash, node: a-0}, {at_s: 20, what: rejoin, node: a-0}]")
-    flags = ["--machine", cluster, "--model", "tiny-mixtral", "--trace", load, "--events", events, "--duration", "30", "--first", "20"]
-    timeline, page = tmp_path / "out.parquet", tmp_path / "out.html"
-    result = CliRunner().invoke(app, ["swarm", *map(str, flags), "--timeline", str(timeline), "--html", str(page), "--json"])
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert [r["design"] for r in found["results"]] == ["spread", "replicas", "edge"]
-    assert found["lost"] == found["duplicated"] == 0 and found["floor_s_per_token"] > 0
-    assert {"tokens_per_s", "ttft_s", "tpot_s", "wire_bytes", "cost_usd", "availability", "rebalances", "moves"} <= set(found)
-    assert timeline.stat().st_size > 1000
-    html = page.read_text()
-    assert all(f">{r}</text>" in html for r in "HABC") and "activations to experts elsewhere: <b>" in html
-    assert html.count('class="heat"') == 2 and "given up or off</title>" in html and "<b>1</b> 3 s: crash a-0" in html
-    assert all(f'id="flow-{k}"' in html and f'<g class="layer {k}"><g' in html for k in ("all", "activations", "gossip"))
-    assert "<script" not in html and "H to A: " in html
-    shown = CliRunner().invoke(app, ["swarm", *map(str, flags)])
-    assert "floor a token" in shown.stdout and "a full replica per region" in shown.stdout and "replicas, edge redirection" in shown.stdout
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--placement", "petals"], "places whole layers"), (["--replica-routing", "near"], "did you mean 'nearest'"),
-        (["--design", "x"], "have spread, replicas, edge"), (["--requests", "none.parquet"], "--requests: none.parquet: no such file"),
-        (["--events", "none.yaml"], "--events: none.yaml: no such file"), (["--trace", "none.npz"], "--trace: none.npz: no such file"),
-        (["--requests", __file__], "--requests: .*not a readable Parquet file"),
-        (["--placement", "x", "--trace", __file__], "--placement: unknown name"),
-        (["--model", "olmoe"], "has 4 layers of 8 experts; olmoe has 16 of 64"),
-    ],
-)
-def test_bad_flags_are_named(tmp_path: Path, flags: list[str], message: str) -> None:
-    load = tmp_path / "load.parquet"
-    write_load(load, Load(recorded().windows.astype(np.int64), Provenance("synthetic", "test", command="")))
-    base = ["swarm", "--machine", "five-regions", "--model", "tiny-mixtral", "--trace", str(load), *flags]
-    with pytest.raises(UserError, match=message):
-        CliRunner().invoke(app, base, catch_exceptions=False, standalone_mode=False)
