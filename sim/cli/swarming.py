@@ -202,7 +202,8 @@ def control_remarks(done: Finished) -> Iterator[str]:
         why = f"that takes {3 * asked + 1} members, and {able} can be members{which}"
         yield f"--tolerate: the control plane bears {bears} faulty, not {asked}: {why}"
     if silent > bears:
-        yield f"--silent: {silent} of the control plane's {len(control.names)} members are silent and it bears {bears}: no change is decided"
+        members = f"{silent} of the control plane's {len(control.names)} members are silent and it bears {bears}"
+        yield f"--silent: {members}: no change is decided"
 
 
 def write_timeline(done: Finished, study: Study, path: Path) -> None:
