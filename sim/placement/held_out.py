@@ -27,10 +27,12 @@ TOKENS = 200
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """problem: with the rest of the load, on some of the layers; counts [layers, experts]: what was left out of it."""
+    """problem: with the rest of the load, on some of the layers. What was left out of it: counts [layers, experts], and its tokens
+    where they are recorded."""
 
     problem: Problem
     counts: Floats
+    tokens: Sample | None = None
 
     def score(self, placement: Placement) -> float:
         """Balancedness on what was left out."""
@@ -55,10 +57,15 @@ def _parts(problem: Problem) -> int:
 def _without_windows(problem: Problem, left_out: Ints, layers: Ints) -> Fold:
     windows, sample = problem.windows[:, layers], problem.sample
     kept = np.setdiff1d(np.arange(len(windows)), left_out)
-    if sample is not None:
-        rows = np.isin(sample.window, kept)
-        sample = Sample(sample.experts[rows][:, layers], np.searchsorted(kept, sample.window[rows])) if rows.any() else None
-    return Fold(_part(problem, windows[kept], sample), windows[left_out].sum(axis=0))
+    rest = _of_windows(sample, kept, layers) if sample is not None else None
+    tokens = _of_windows(sample, left_out, layers) if sample is not None else None
+    return Fold(_part(problem, windows[kept], rest), windows[left_out].sum(axis=0), tokens)
+
+
+def _of_windows(sample: Sample, windows: Ints, layers: Ints) -> Sample | None:
+    """Tokens of these windows, which are numbered anew; None where there are none."""
+    rows = np.isin(sample.window, windows)
+    return Sample(sample.experts[rows][:, layers], np.searchsorted(windows, sample.window[rows])) if rows.any() else None
 
 
 def _without_tokens(problem: Problem, sample: Sample, left_out: Ints, layers: Ints) -> Fold:
@@ -66,7 +73,8 @@ def _without_tokens(problem: Problem, sample: Sample, left_out: Ints, layers: In
     kept = np.setdiff1d(np.arange(len(sample)), left_out)
     rest = Sample(mine.experts[kept], mine.window[kept])
     windows = counted(mine, kept, problem.experts)[None]
-    return Fold(_part(problem, windows, rest), counted(mine, left_out, problem.experts))
+    tokens = Sample(mine.experts[left_out], mine.window[left_out])
+    return Fold(_part(problem, windows, rest), counted(mine, left_out, problem.experts), tokens)
 
 
 def _part(problem: Problem, windows: Floats, sample: Sample | None) -> Problem:
@@ -75,4 +83,13 @@ def _part(problem: Problem, windows: Floats, sample: Sample | None) -> Problem:
 
 def surely_above(gain: Floats) -> bool:
     """Whether a gain, one of each fold [folds], is at least its own standard error on average."""
-    return bool(gain.mean() >= gain.std(ddof=1) / np.sqrt(len(gain)))
+    return bool(gain.mean() >= _standard_error(gain))
+
+
+def sureness(gain: Floats) -> float:
+    """A gain, one of each fold [folds], in units of its own standard error."""
+    return float(gain.mean() / max(_standard_error(gain), 1e-12))
+
+
+def _standard_error(gain: Floats) -> float:
+    return float(gain.std(ddof=1) / np.sqrt(len(gain)))

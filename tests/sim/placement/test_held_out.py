@@ -70,19 +70,55 @@ def test_the_pull_that_is_chosen_is_the_strongest_that_passes(monkeypatch: pytes
     for last in range(-1, len(PULLS)):
         passes = set(PULLS[: last + 1])
         monkeypatch.setattr(Fold, "score", lambda self, pull, ok=passes: 1.0 * (pull in ok))
-        assert Joint().chosen(problem, 0.5) == PULLS[max(0, last)]
+        assert Joint().keeping(problem, 0.5) == PULLS[max(0, last)]
 
 
 def test_the_balance_to_keep_is_a_policys_or_a_number() -> None:
     """A stronger pull where less is asked for; nothing is chosen where a pull is given."""
     sample = clustered(layers=1, tokens=800, seed=1)
     problem = Problem(counted(sample, 16), Gpus.even(4, 16), sample)
-    pulls = [Joint().chosen(problem, load(name).place) for name in ("greedy", "affinity")]
-    assert pulls[0] < pulls[1] and Joint().chosen(problem, 0.0) == PULLS[-1] and Joint().chosen(problem, 1.1) == PULLS[0]
+    pulls = [Joint().keeping(problem, load(name).place) for name in ("greedy", "affinity")]
+    assert pulls[0] < pulls[1] and Joint().keeping(problem, 0.0) == PULLS[-1] and Joint().keeping(problem, 1.1) == PULLS[0]
     assert load("joint:keep=0.0").place(problem) == load(f"joint:pull={PULLS[-1]}").place(problem)
     assert load("joint:keep=affinity").place(problem) == load(f"joint:pull={pulls[1]}").place(problem)
     with pytest.raises(UserError, match="option keep: unknown name 'greed'; did you mean 'greedy'"):
         load("joint:keep=greed")
+
+
+def test_the_pull_to_beat_a_policy_has_the_largest_smaller_lead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leads that fall and rise with the pull, at some of which there is no crossing at all."""
+    problem, order = recorded(4, 50), {pull: float(k) for k, pull in enumerate(PULLS)}
+    monkeypatch.setattr(Joint, "_searcher", lambda self, problem: lambda pull, seconds: order[pull])
+
+    def leads(k: float, balance: float, reach: float) -> tuple[float, float]:
+        return balance - k, k * k / 10 - reach
+
+    for balance in (-1.0, 4.2, 9.0, 30.0):
+        for reach in (-40.0, 2.0, 7.7, 60.0):
+
+            def scores(self: Joint, fold: Fold, k: float, mine: tuple[float, float] = (balance, reach)) -> tuple[float, float]:
+                jitter = float(fold.counts.sum() % 7 + fold.counts[0, 0] % 5) / 100
+                one, other = leads(k, *mine) if k >= 0 else (0.0, 0.0)
+                return one + jitter * (k >= 0), other - jitter * (k >= 0)
+
+            monkeypatch.setattr(Joint, "_scores", scores)
+            found = order[Joint().beating(problem, lambda part: -1.0)]
+            best = max(order.values(), key=lambda k: min(leads(k, balance, reach)))
+            assert abs(min(leads(found, balance, reach)) - min(leads(best, balance, reach))) < 0.2
+
+
+def test_joint_beats_the_policy_that_it_is_told_to() -> None:
+    both = clustered(layers=2, tokens=3200, seed=1)
+    sample, later = (Sample(both.experts[part], both.window[part]) for part in (slice(1600), slice(1600, None)))
+    problem = Problem(counted(sample, 16), Gpus.even(4, 16), sample)
+    ours, theirs = (load(name).place(problem) for name in ("joint:beat=greedy", "greedy"))
+    reach = [measures.gpus_touched(p, later, problem.gpus) for p in (ours, theirs)]
+    balance = [measures.balancedness(p, counted(later, 16)[0], problem.gpus) for p in (ours, theirs)]
+    assert reach[0] < reach[1] and balance[0] >= balance[1] - 0.005
+    with pytest.raises(UserError, match="option beat: unknown name 'greed'; did you mean 'greedy'"):
+        load("joint:beat=greed")
+    counts_alone = Problem(np.random.default_rng(0).integers(1, 9, (4, 2, 16)).astype(float), problem.gpus)
+    assert load("joint:beat=greedy").place(counts_alone) == load(f"joint:pull={USUAL}").place(counts_alone)
 
 
 def test_robust_on_one_window_is_as_good_on_the_next_as_eplb() -> None:
