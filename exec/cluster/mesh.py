@@ -10,7 +10,6 @@ Point to point only: after a loss the streams between the others go on (no colle
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,21 +17,17 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 
+from exec.cluster.group import FOREVER, Group
 from exec.cluster.header import DATA, HEADER, LAST, SIGNAL, counts_of, fill_header, header_of
-from exec.cluster.priority import SHORT_SLICE_NS, ask_for_slice, short_slices
+from exec.cluster.priority import SHORT_SLICE_NS, ask_for_slice
 from exec.cluster.rows import Floats, Piece, RowMemory
 
 AHEAD = 4
 """Receives posted ahead for each peer. More messages that nobody has read yet still arrive, only later."""
 
 TAGS = 1 << 20
-FOREVER = timedelta(hours=12)
-"""Receives are posted ahead, and wait for as long as nobody sends; the group's own limit is for ranks that connect. Who notices a
-peer that is gone is the operating system, and one that has stalled, the controller."""
 
 
 class Landing(NamedTuple):
@@ -50,30 +45,12 @@ class Landing(NamedTuple):
     at_ns: int | None = None
 
 
-def join_group(rank: int, ranks: int, timeout_s: float) -> None:
-    """Enter the process group that the environment names (MASTER_ADDR, MASTER_PORT), over gloo."""
-    if os.environ["MASTER_ADDR"].startswith("127.") or os.environ["MASTER_ADDR"] == "localhost":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    with short_slices():
-        dist.init_process_group("gloo", init_method="env://", rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout_s))
-
-
 class PeerLost(ConnectionError):
     """The stream from or to a peer broke."""
 
     def __init__(self, peer: int, why: str) -> None:
         super().__init__(f"rank {peer}: {why}")
         self.peer = peer
-
-
-class World:
-    """The process group that all ranks entered at their start."""
-
-    def send(self, rows: Floats, peer: int, tag: int) -> Any:
-        return dist.isend(torch.from_numpy(rows), peer, tag=tag)
-
-    def receive(self, rows: Floats, peer: int, tag: int) -> Any:
-        return dist.irecv(torch.from_numpy(rows), peer, tag=tag)
 
 
 class _Failed:
@@ -97,11 +74,11 @@ class Mesh:
 
     def __init__(
         self, rank: int, peers: Sequence[int], rows: RowMemory, counters: Counters, *, landed: Callable[[Landing], None],
-        told: Callable[[int], None], broke: Callable[[BaseException], None], group: World | None = None, stands: bool = False,
+        told: Callable[[int], None], broke: Callable[[BaseException], None], group: Group, stands: bool = False,
     ) -> None:  # fmt: skip
         self.rank = rank
         self.peers = [r for r in peers if r != rank]
-        self._group, self._stands = group or World(), stands
+        self._group, self._stands = group, stands
         self._rows = rows
         self._counters = counters
         self._landed, self._told, self._broke = landed, told, broke

@@ -4,50 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
 import torch.distributed as dist
 
 from exec.cluster import wire
 from exec.cluster.backend import RankBackend
 from exec.cluster.engine import RankEngine, Stamp
+from exec.cluster.group import join
 from exec.cluster.job import Order
 from exec.cluster.launch import STORE
-from exec.cluster.mesh import FOREVER, Counters, Landing, Mesh, PeerLost, World
+from exec.cluster.mesh import Counters, Landing, Mesh, PeerLost
 from exec.cluster.placed import PlacedBackend, PlacedOrder
-from exec.cluster.priority import short_slices
 from exec.cluster.rank import GivenUp, cause_of
-from exec.cluster.rows import Floats
 from exec.cluster.worker import Worker, _unexpected
 from exec.runtime.errors import TaskFailed
 
 T = TypeVar("T")
 
 
-class Members(World):
-    """A process group of some of the ranks."""
-
-    def __init__(self, store: Any, epoch: int, rank: int, members: tuple[int, ...]) -> None:
-        self._place = {r: i for i, r in enumerate(members)}
-        kept = dist.PrefixStore(f"epoch-{epoch}", store)
-        with short_slices():
-            self._group = dist.ProcessGroupGloo(kept, self._place[rank], len(members), timedelta(seconds=wire.GROUP_S))
-        self._group._set_default_timeout(FOREVER)
-        self.ranks = members
-
-    def send(self, rows: Floats, peer: int, tag: int) -> Any:
-        return self._group.send([torch.from_numpy(rows)], self._place[peer], tag)
-
-    def receive(self, rows: Floats, peer: int, tag: int) -> Any:
-        return self._group.recv([torch.from_numpy(rows)], self._place[peer], tag)
-
-
 class StandingWorker(Worker):
     """Serves as `Worker` does; orders to halt and to regroup come in between."""
 
-    _group: Members | None = None
     _engine: RankEngine | None = None
 
     def _join(self) -> None:
@@ -80,7 +58,7 @@ class StandingWorker(Worker):
 
     def _regroup(self, order: wire.Regroup) -> None:
         try:
-            self._group = Members(self._store, order.epoch, self.rank, order.members)
+            self._group = join(self._store, f"epoch-{order.epoch}", order.members, self.rank, wire.GROUP_S)
         except RuntimeError as error:  # somebody has not come: the controller finds out who, and wants another group
             raise GivenUp(str(error)) from error
         self._counters = Counters()

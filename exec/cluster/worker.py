@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from exec.cluster import wire
 from exec.cluster.backend import RankBackend
 from exec.cluster.engine import RankEngine
+from exec.cluster.group import Group, join_world
 from exec.cluster.job import Order
 from exec.cluster.machine import lanes_of
-from exec.cluster.mesh import Counters, Landing, Mesh, join_group
+from exec.cluster.mesh import Counters, Landing, Mesh
 from exec.cluster.profile import Unknown
 from exec.cluster.rank import Listener
 from exec.cluster.split import Share, Split
@@ -39,12 +40,13 @@ class Worker:
         self._line, self._listener = line, listener
         self._counters = Counters()
         self._backend: RankBackend | None = None
+        self._group: Group | None = None
         self._device: Any = None
         """(device, its links to those of the others), where an order asks for one."""
         self._join()
 
     def _join(self) -> None:
-        join_group(self.rank, self.ranks, GROUP_TIMEOUT_S)
+        self._group = join_world(self.rank, self.ranks, GROUP_TIMEOUT_S)
 
     def serve(self) -> None:
         while not isinstance(order := self._listener.orders.get(), wire.Bye):
@@ -84,7 +86,8 @@ class Worker:
         broke: Callable[[BaseException], None] | None = None,
     ) -> Mesh:  # fmt: skip
         broke = broke or self._listener.broken
-        return backend.mesh(range(self.ranks), self._counters, landed=landed, told=told, broke=broke)
+        assert self._group is not None
+        return backend.mesh(range(self.ranks), self._counters, landed=landed, told=told, broke=broke, group=self._group)
 
     def _run(self, order: wire.Take) -> None:
         backend = self._backend

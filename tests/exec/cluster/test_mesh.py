@@ -7,44 +7,26 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import timedelta
 from queue import SimpleQueue
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
-from exec.cluster.mesh import Counters, Landing, Mesh, PeerLost, World
-from exec.cluster.rows import Floats, RowMemory
+from exec.cluster.group import Group, join
+from exec.cluster.mesh import Counters, Landing, Mesh, PeerLost
+from exec.cluster.rows import RowMemory
 from exec.runtime import HazardError
 
 CONNECT_S = 0.5
 TRIES = 100
 
 
-class Pair(World):
-    """A group of two."""
-
-    def __init__(self, store: Any, rank: int) -> None:
-        self._group = dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=CONNECT_S))
-
-    def send(self, rows: Floats, peer: int, tag: int) -> Any:
-        return self._group.send([torch.from_numpy(rows)], peer, tag)
-
-    def receive(self, rows: Floats, peer: int, tag: int) -> Any:
-        return self._group.recv([torch.from_numpy(rows)], peer, tag)
-
-    def close(self) -> None:
-        """As if the rank had been killed."""
-        del self._group
-
-
-def pair() -> Sequence[Pair]:
-    """On a busy computer they may need a few tries."""
+def pair() -> Sequence[Group]:
+    """Two ranks; on a busy computer they may need a few tries."""
     for _ in range(TRIES):
         store = dist.HashStore()
         with ThreadPoolExecutor(2) as pool, suppress(RuntimeError):
-            return list(pool.map(lambda rank, store=store: Pair(store, rank), range(2)))
+            return list(pool.map(lambda rank, store=store: join(store, "pair", (0, 1), rank, CONNECT_S), range(2)))
     raise AssertionError(f"two ranks could not connect within {CONNECT_S} s, {TRIES} times")
 
 
@@ -52,7 +34,7 @@ def pair() -> Sequence[Pair]:
 def meshes(**heard: Callable[[Any], None]) -> Iterator[list[Mesh]]:
     """Of two ranks whose streams are open."""
 
-    def mesh(rank: int, group: Pair) -> Mesh:
+    def mesh(rank: int, group: Group) -> Mesh:
         rows = RowMemory(8, (2, 8), (2, 1))
         nothing = dict.fromkeys(("landed", "told", "broke"), lambda message: None)
         return Mesh(rank, range(2), rows, Counters(), group=group, **{**nothing, **heard})
@@ -90,7 +72,7 @@ def test_a_stream_that_breaks_is_the_loss_of_its_peer() -> None:
     one, other = pair()
     mesh = Mesh(0, range(2), RowMemory(8, (2, 8), (2, 1)), Counters(), landed=broken.put, told=broken.put, broke=broken.put, group=one)
     mesh.__enter__()
-    other.close()
+    del other  # as if the rank had been killed
     lost = broken.get(timeout=60)
     assert isinstance(lost, PeerLost) and lost.peer == 1
     assert "\n" not in str(lost)
