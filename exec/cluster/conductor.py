@@ -13,6 +13,7 @@ from exec.cluster.clocks import Offset
 from exec.cluster.controller import Cluster
 from exec.cluster.merge import Stamps
 from exec.cluster.outputs import Outputs
+from exec.cluster.watch import Pace, Watch
 from exec.cluster.wire import HEARTBEAT_S
 from exec.runtime.delivery import Delivery
 from sim.engines.run import Run
@@ -25,12 +26,17 @@ from sim.tasks import Cancel, Command, Time
 class ClusterEngine:
     """Runs the Plans of one scheduler on a prepared cluster, one after another.
 
+    watch: looks at the computer around each Plan; paces: what it saw, by the Plan's first number.
     outputs: by rank, of the Plan that ended last. before, after: offsets of the ranks' clocks around it.
     Times are picoseconds of this process's clock since the first Plan began.
     """
 
-    def __init__(self, cluster: Cluster, profile: Profile, requests: Sequence[Request], lanes: Sequence[str]) -> None:
+    def __init__(
+        self, cluster: Cluster, profile: Profile, requests: Sequence[Request], lanes: Sequence[str], watch: Watch | None = None
+    ) -> None:
         self._cluster, self._lanes = cluster, lanes
+        self._watch = self._watching = watch
+        self.paces: dict[int, Pace] = {}
         self._delivery = Delivery(profile, requests)
         self._waiting: deque[Plan] = deque()
         self._stamps: list[Stamps] = []
@@ -65,10 +71,17 @@ class ClusterEngine:
             self._listen()
 
     def _start(self, plan: Plan) -> None:
+        if self._watching is not None:
+            self._watching.calm()
         self._stamps.append(Stamps(plan, self._lanes))
-        self._open = set(range(self._cluster.ranks))
-        self._origin_ns, self.before = self._cluster.start(plan, self._stamps[-1], self._origin_ns)
+        self._open = set(self._cluster.members)
+        self._origin_ns, self.before = self._hand_out(plan)
         self._moved = time.monotonic()
+        if self._watching is not None:
+            self._watching.begin()  # what getting ready took is the ranks' own, and no part of the run
+
+    def _hand_out(self, plan: Plan) -> tuple[int, dict[int, Offset]]:
+        return self._cluster.start(plan, self._stamps[-1], self._origin_ns)
 
     def _listen(self) -> None:
         for rank, message in self._cluster.hear(HEARTBEAT_S):
@@ -90,6 +103,8 @@ class ClusterEngine:
             self._close()
 
     def _close(self) -> None:
+        if self._watching is not None:
+            self.paces[self._stamps[-1].plan.first] = self._watching.end(self.outputs)
         self.after = self._cluster.offsets()
         assert self._origin_ns is not None
         self._runs.append(self._stamps[-1].run(self._origin_ns, self.before, self.after))

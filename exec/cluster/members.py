@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Listener
@@ -224,6 +224,11 @@ class Members:
     def story(self) -> Run | None:
         """What has happened so far of the plan that is running."""
         return self._stamps.run() if self._stamps is not None else None
+
+    @property
+    def members(self) -> Sequence[int]:
+        """Ranks that are there."""
+        return sorted(self._members)
 
     @property
     def ended(self) -> int:

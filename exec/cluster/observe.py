@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,61 +14,14 @@ from exec.cluster.execute import Executed, execute
 from exec.cluster.job import Order
 from exec.cluster.outputs import Outputs
 from exec.cluster.profile import Unknown
-from exec.cluster.reference import SLOWED, Reference
+from exec.cluster.reference import Reference
 from exec.cluster.runs import Setup
+from exec.cluster.watch import Sample, Watch, calmest
 from sim.engines.run import Run
 from sim.plan import Plan
 
 RUNS = 3
 """Runs of a setup each time that it is its turn."""
-
-TAKEN = 0.3
-"""A run is disturbed where its ranks computed `SLOWED` times longer than in the quickest run of the same setup, or the reference
-around it took so many times longer than at the computer's best, or others took this share of a core's time; clock ticks of 10 ms
-leave a quiet computer well below."""
-
-
-class Sample(NamedTuple):
-    """One run. durations_s [tasks] in order of task numbers, see `elapsed_s`; cpu_s: of all ranks; others_s: CPU seconds that
-    the rest of the computer took meanwhile, as far as the system tells; reference_s: of `Reference`, just before or after,
-    whichever was longer; computed_s: of cpu_s, in ops that compute."""
-
-    makespan_s: float
-    durations_s: NDArray[np.float64]
-    cpu_s: float
-    others_s: float
-    reference_s: float
-    computed_s: float = 0.0
-
-
-def calmest(samples: Sequence[Sample], at_best_s: float = 0.0) -> list[int]:
-    """Of runs of one setup those that nothing disturbed, see `SLOWED`. At least the calmest third. at_best_s: see `Observed`."""
-    least, best = min(s.cpu_s for s in samples), at_best_s or min(s.reference_s for s in samples)
-    unrest = [max(s.cpu_s / least / SLOWED, s.reference_s / best / SLOWED, s.others_s / s.makespan_s / TAKEN) for s in samples]
-    calm = sorted(range(len(samples)), key=unrest.__getitem__)
-    return max([i for i in calm if unrest[i] <= 1.0], calm[: -(-len(calm) // 3)], key=len)
-
-
-class Watch:
-    """How calm the computer is around a run: `calm`, and then `begin` when it starts, `end` when it is over."""
-
-    def __init__(self, reference: Reference) -> None:
-        self.reference = reference
-        self._before_s = self._busy_s = self._own_s = 0.0
-
-    def calm(self) -> None:
-        """Wait until the computer is about as quick as at its best, or for a while."""
-        self._before_s = self.reference.calm_s()
-
-    def begin(self) -> None:
-        self._busy_s, self._own_s = _busy_s(), time.process_time()
-
-    def end(self, outputs: Mapping[int, Outputs]) -> tuple[float, float, float]:
-        """cpu_s, others_s and reference_s of the run that is over. What neither its ranks nor this process took of the cores,
-        others did."""
-        cpu_s = sum(o.cpu_s for o in outputs.values())
-        others_s = max(0.0, _busy_s() - self._busy_s - cpu_s - (time.process_time() - self._own_s))
-        return cpu_s, others_s, max(self._before_s, self.reference.seconds())
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +59,8 @@ def observe(cluster: Cluster, setup: Setup, reference: Reference, runs: int = RU
 
 
 def _sample(cluster: Cluster, setup: Setup, watch: Watch) -> Sample:
-    watch.calm()
-    watch.begin()
-    done = once(cluster, setup)
-    pace = watch.end(done.outputs)
+    done = once(cluster, setup, watch)
+    (pace,) = done.paces
     computed_s = sum(o.computed_s for o in done.outputs.values())
     return Sample(done.run.makespan_ps / 1e12, elapsed_s(done.run), *pace, computed_s)
 
@@ -158,19 +106,10 @@ def _late_s(plan: Plan, run: Run) -> NDArray[np.float64]:
     return np.maximum(0, run.start_ps - ready) / 1e12
 
 
-def _busy_s() -> float:
-    """CPU seconds that everything on this computer has taken; 0 where the system does not tell."""
-    if not os.path.exists("/proc/stat"):
-        return 0.0
-    with open("/proc/stat") as f:
-        user, nice, system, _, _, interrupts, soft, stolen, *_ = map(int, f.readline().split()[1:])
-    return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
-
-
-def once(cluster: Cluster, setup: Setup) -> Executed:
+def once(cluster: Cluster, setup: Setup, watch: Watch | None = None) -> Executed:
     """One run of a prepared setup."""
     scheduler = setup.fresh()
-    return execute(cluster, scheduler, setup.requests, Unknown(), scheduler.lanes)
+    return execute(cluster, scheduler, setup.requests, Unknown(), scheduler.lanes, watch)
 
 
 def plan_of(run: Run) -> Plan:

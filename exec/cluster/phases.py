@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from exec.cluster.observe import calmest
 from exec.cluster.placing import Served, Serving
+from exec.cluster.watch import calmest
 from sim.engines.run import Run
 from sim.schedulers.ep.rebalancing import Served as Plan
 from sim.tasks import PS_PER_S
@@ -33,8 +33,8 @@ class Phase(NamedTuple):
 def phases(serving: Serving, runs: Sequence[Served], at_best_s: float = 0.0) -> dict[str, Phase]:
     """Plans of all runs by phase. Left out: the first of a run, which finds caches and connections cold; those in which seats of ranks
     that were there were empty; and, while all were, those with requests of both sides of the shift. Where the computer was
-    watched, Plans of a phase are runs of one setup, of which those count that nothing disturbed (`exec.cluster.observe.calmest`);
-    at_best_s: of that."""
+    watched, those count that nothing disturbed (`exec.cluster.watch.calmest`); Plans of a phase that copy as many experts on as many
+    ranks are runs of one setup. at_best_s: of that."""
     found: dict[str, list[tuple[Served, Plan]]] = {name: [] for name in PHASES}
     for served in runs:
         for name, plan in _full(serving, served.scheduler.tally.served):
@@ -47,7 +47,7 @@ def _settled(plans: Sequence[tuple[Served, Plan]], at_best_s: float) -> Phase:
     samples = [served.samples[plan.first] for served, plan in plans if plan.first in served.samples]
     if len(samples) < len(plans) or not plans:
         return Phase(tuple(rates))
-    calm = calmest(samples, at_best_s)
+    calm = calmest(samples, at_best_s, [(plan.living, plan.moves, plan.loads) for _, plan in plans])
     return Phase(tuple(rates[i] for i in calm), len(plans) - len(calm))
 
 

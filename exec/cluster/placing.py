@@ -11,7 +11,6 @@ import numpy as np
 
 from exec.cluster import shards
 from exec.cluster.losses import RunStopped
-from exec.cluster.observe import Sample, Watch
 from exec.cluster.outputs import Floats
 from exec.cluster.placed import PlacedOrder, States
 from exec.cluster.prices import SPREAD, HostPrices, _drawn, words_of
@@ -19,6 +18,7 @@ from exec.cluster.recovering import Kill, RecoveringEngine, Say
 from exec.cluster.runs import moe_layer
 from exec.cluster.split import Split
 from exec.cluster.standing import StandingCluster
+from exec.cluster.watch import Sample, Watch
 from sim.costs import PricedPlan
 from sim.drive import Log, drive
 from sim.engines.intake import Change

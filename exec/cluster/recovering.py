@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from exec.cluster import wire
+from exec.cluster.clocks import Offset
 from exec.cluster.conductor import ClusterEngine
-from exec.cluster.merge import Stamps
-from exec.cluster.observe import Sample, Watch
 from exec.cluster.placed import PlacedOutputs, States
 from exec.cluster.standing import RankGone, StandingCluster
+from exec.cluster.watch import Sample, Watch
 from exec.cluster.wire import HEARTBEAT_S
 from sim.engines.run import Run
 from sim.ep import names
@@ -57,8 +57,8 @@ class Kill:
 
 class RecoveringEngine(ClusterEngine):
     """states: row of each request after the last Plan that counts; of those that never ran, what they begin with. replaced_s: from a loss
-    to when its replacement was ready. watch: looks at the computer around each Plan, but while a replacement starts, for which it would
-    wait; samples: what it saw, by the Plan's first number."""
+    to when its replacement was ready. watch: as in `ClusterEngine`, but while a replacement starts, for which it would wait; samples:
+    what it saw, by the Plan's first number."""
 
     _cluster: StandingCluster
 
@@ -66,11 +66,10 @@ class RecoveringEngine(ClusterEngine):
         self, cluster: StandingCluster, profile: Profile, requests: Sequence[Request], lanes: Sequence[str], states: States,
         kill: Kill | None = None, say: Say = lambda text: None, watch: Watch | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(cluster, profile, requests, lanes)
+        super().__init__(cluster, profile, requests, lanes, watch)
         self.states = states
         self.replaced_s: list[float] = []
         self.samples: dict[int, Sample] = {}
-        self._watch = self._watching = watch
         self._kill, self._say = kill, say
         self._events: list[tuple[Time, int, Event]] = []
         """Of the Plan that runs, to be told when it counts."""
@@ -103,16 +102,12 @@ class RecoveringEngine(ClusterEngine):
 
     def _start(self, plan: Plan) -> None:
         self._watching = self._watch if not self._lost_at else None
-        if self._watching is not None:
-            self._watching.calm()
-        self._stamps.append(Stamps(plan, self._lanes))
-        self._open = set(self._cluster.members)
         self.outputs = {}
+        super()._start(plan)
+
+    def _hand_out(self, plan: Plan) -> tuple[int, dict[int, Offset]]:
         states = {q: self.states[q] for group in plan.groups for q in group}
-        self._origin_ns, self.before = self._cluster.start(plan, self._stamps[-1], self._origin_ns, states, self.after)
-        self._moved = time.monotonic()
-        if self._watching is not None:
-            self._watching.begin()
+        return self._cluster.start(plan, self._stamps[-1], self._origin_ns, states, self.after)
 
     def _listen(self) -> None:
         super()._listen()
@@ -126,11 +121,10 @@ class RecoveringEngine(ClusterEngine):
             super()._heard(rank, message)
 
     def _close(self) -> None:
-        pace = self._watching.end(self.outputs) if self._watching is not None else None
         super()._close()
-        if pace is not None:
-            run, first = self._runs[-1], self._stamps[-1].plan.first
-            self.samples[first] = Sample(float(run.end_ps.max() - run.start_ps.min()) / PS_PER_S, NO_TASKS, *pace)
+        run, first = self._runs[-1], self._stamps[-1].plan.first
+        if first in self.paces:
+            self.samples[first] = Sample(float(run.end_ps.max() - run.start_ps.min()) / PS_PER_S, NO_TASKS, *self.paces[first])
         for outputs in self.outputs.values():
             assert isinstance(outputs, PlacedOutputs)
             self.states.update(outputs.states)

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Listener
@@ -244,7 +244,3 @@ class StandingCluster(Cluster):
                 else:
                     assert isinstance(message, wire.Broken), f"rank {rank} said {message}, while {what}"
         return found
-
-    @property
-    def members(self) -> Sequence[int]:
-        return sorted(self._members)

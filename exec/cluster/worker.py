@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from exec.cluster import wire
@@ -109,13 +110,14 @@ class Worker:
             self._line.send(wire.Ready())
             begin = self._next_order(wire.Begin)
             time.sleep(max(0.0, (begin.origin_ns - time.perf_counter_ns()) / 1e9))
-            computed_s = time.process_time()
+            began_s = time.process_time()
             engine.begin(share, begin.origin_ns)
             self._report_events(engine, share)
-            computed_s = time.process_time() - computed_s
+            cpu_s = time.process_time() - began_s
         self._listener.engine = None
         backend.moe.mesh = None
-        self._line.send(wire.Finished(engine.stamps(), backend.outputs(computed_s)))
+        stamps, outputs = engine.stamps(), backend.outputs(cpu_s)
+        self._line.send(wire.Finished(stamps, replace(outputs, whole_s=time.process_time() - began_s)))
 
     def _next_order(self, kind: type[T]) -> T:
         order = self._listener.orders.get()

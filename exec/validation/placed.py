@@ -2,7 +2,7 @@
 
 Rounds of serving take turns with probes, so that what is predicted and what it is predicted from saw the same computer. The
 profile is fitted to the probes alone; of the Plans served and of the probes count those that nothing disturbed, by one rule
-(`exec.cluster.observe.calmest`).
+(`exec.cluster.watch.calmest`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from exec.cluster.calibrate import draft
 from exec.cluster.fit import fitted
-from exec.cluster.observe import Observed, Watch, against_the_best, merged, observe
+from exec.cluster.observe import Observed, against_the_best, merged, observe
 from exec.cluster.phases import summarize
 from exec.cluster.placing import Served, Serving, largest_difference, serve, simulate, when_lost
 from exec.cluster.probes import PROBES, setup_of
@@ -22,6 +22,7 @@ from exec.cluster.recovering import Kill
 from exec.cluster.reference import Reference
 from exec.cluster.standing import StandingCluster
 from exec.cluster.traffic import Traffic
+from exec.cluster.watch import Watch
 from exec.validation.grid import DISTURBED, Grid, product
 from sim import configuration
 from sim.errors import UserError

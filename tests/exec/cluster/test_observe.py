@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from exec.cluster import calibrate, observe, prices, reference
+from exec.cluster import calibrate, observe, phases, prices, reference, watch
 from exec.cluster.fit import core_s, fitted
 from exec.cluster.machine import Place, of_ranks
-from exec.cluster.observe import Observed, Sample
+from exec.cluster.observe import Observed
 from exec.cluster.outputs import Outputs
 from exec.cluster.reference import Reference
 from exec.cluster.runs import Setup
+from exec.cluster.watch import Sample, calmest
 from sim.events import Arrived
 from sim.machines.schema import Machine, OpRate, Resource
 from sim.plan import Plan
+from sim.schedulers.ep.rebalancing import Served
+from sim.tasks import PS_PER_S
 from tests.exec.cluster.setups import layers
 
 
@@ -42,6 +46,31 @@ def test_disturbed_runs_do_not_count() -> None:
     seen = observed(*calm, busy, slow, shared)
     assert seen.settled == tuple(calm)
     assert seen.disturbed == 3
+
+
+def test_cpu_time_is_compared_with_that_of_the_same_work() -> None:
+    """Plans that copy experts take more than others of their phase, and are not disturbed for that."""
+    samples = [sample(cpu_s=1.0), sample(cpu_s=1.5), sample(cpu_s=1.55), sample(cpu_s=2.0), sample(cpu_s=2.0)]
+    moves = (0, 3, 3, 3, 6)
+    assert sorted(calmest(samples, work=moves)) == [0, 1, 2, 4]
+    assert sorted(calmest(samples)) == [0, 1]
+    run = SimpleNamespace(number=np.arange(5), start_ps=np.zeros(5, np.int64), end_ps=np.full(5, PS_PER_S))
+    served = SimpleNamespace(run=run, samples=dict(enumerate(samples)))
+    plans = [(served, Served(i, 1, 100, (0, 1), -1, moved, 0, 0, 4)) for i, moved in enumerate(moves)]
+    assert phases._settled(plans, 0.0).disturbed == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("busy_s", "others_s"), [(10.0, 4.0), (5.0, 0.0)])
+def test_what_ranks_do_beside_a_run_is_not_others_work(busy_s: float, others_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ending their streams and handing back, as long as the computer is watched."""
+    clock = iter([100.0, 100.0 + busy_s])
+    monkeypatch.setattr(watch, "busy_s", lambda: next(clock))
+    monkeypatch.setattr(watch, "time", SimpleNamespace(process_time=lambda: 1.0))
+    seen = watch.Watch(SimpleNamespace(calm_s=lambda: 1.0, seconds=lambda: 2.0))  # type: ignore[arg-type]
+    seen.calm()
+    seen.begin()
+    outputs = {r: Outputs([], None, {}, {}, 0, 1.0, whole_s=3.0) for r in range(2)}
+    assert seen.end(outputs) == (2.0, others_s, 2.0)
 
 
 def test_a_session_that_was_never_quick_keeps_its_calmest_third() -> None:

@@ -48,6 +48,13 @@ def test_any_routing(cluster: Cluster, scheduler: str, tokens: list[int], skew: 
         assert (counts[:, 2:] == 0).all()
 
 
+def test_what_a_rank_takes_of_the_cores_is_told_in_whole_and_in_parts(cluster: Cluster) -> None:
+    """Ops that compute; the run; and until all is handed back."""
+    for outputs in run(cluster, layers([40, 40], "bulk-sync")).outputs.values():
+        assert 0 < outputs.computed_s
+        assert 0 < outputs.cpu_s < outputs.whole_s
+
+
 def test_every_row_that_leaves_comes_back(cluster: Cluster) -> None:
     setup = layers([40, 40], "overlapped")
     done = run(cluster, setup)

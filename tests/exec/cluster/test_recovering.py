@@ -12,6 +12,7 @@ from exec.cluster.placed import PlacedOutputs, States
 from exec.cluster.profile import Unknown
 from exec.cluster.recovering import RecoveringEngine
 from exec.cluster.standing import RankGone
+from exec.cluster.watch import Pace
 from sim.drive import Log, drive, replay
 from sim.events import Request, Result
 from sim.placement.policy import load as load_policy
@@ -91,18 +92,48 @@ def fresh(ranks: int) -> Rebalancing:
     return Rebalancing(MODEL, ranks, Rebalancer(load_policy("eplb"), 8), Settings(2, 2, 0), np.ones((MODEL.layers, MODEL.experts)))
 
 
-def served(cluster: Scripted) -> tuple[RecoveringEngine, Rebalancing]:
+def served(cluster: Scripted, watch: Any = None) -> tuple[RecoveringEngine, Rebalancing]:
     """Every request is answered once, by Plans for ranks that are there."""
     ranks = len(cluster.members)
     scheduler, log = fresh(ranks), Log()
     states = {q: np.zeros(MODEL.hidden, np.float32) for q in range(REQUESTS)}
     requests = [Request(q, 1, STEPS, STEPS) for q in range(REQUESTS)]
-    engine = RecoveringEngine(cluster, Unknown(), requests, scheduler.lanes, states)  # type: ignore[arg-type]
+    engine = RecoveringEngine(cluster, Unknown(), requests, scheduler.lanes, states, watch=watch)  # type: ignore[arg-type]
     cluster.engine = engine  # type: ignore[attr-defined]
     drive(scheduler, engine, log)
     assert sorted(scheduler.answered) == list(range(REQUESTS))
     replay(log, fresh(ranks))
     return engine, scheduler
+
+
+class Watching:
+    """Notes what it is asked, and by when the plan had begun."""
+
+    def __init__(self, cluster: Scripted) -> None:
+        self._cluster = cluster
+        self.seen: list[tuple[str, int]] = []
+
+    def calm(self) -> None:
+        self.seen.append(("calm", len(self._cluster.plans)))
+
+    def begin(self) -> None:
+        self.seen.append(("begin", len(self._cluster.plans)))
+
+    def end(self, outputs: object) -> Pace:
+        self.seen.append(("end", len(self._cluster.plans)))
+        return Pace(0.0, 0.0, 1.0)
+
+
+def test_a_plan_is_watched_from_when_ranks_are_ready_and_not_while_a_replacement_starts() -> None:
+    """What taking a plan in costs the ranks is before. The second plan is given up as it begins."""
+    cluster = Scripted(2, {("start", 2): 1}, lambda: len(cluster.plans) > 3)
+    watch = Watching(cluster)
+    engine, scheduler = served(cluster, watch)
+    watched = [n for what, n in watch.seen if what == "end"]
+    assert watch.seen[:4] == [("calm", 0), ("begin", 1), ("end", 1), ("calm", 1)]
+    assert watch.seen[4:] == [(what, n) for k in watched[1:] for what, n in (("calm", k - 1), ("begin", k), ("end", k))]
+    assert not {2, 3} & set(watched)
+    assert len(engine.samples) == len(watched) < len(scheduler.tally.served)
 
 
 def test_of_two_ranks_lost_at_once_no_plan_for_the_second_is_begun() -> None:

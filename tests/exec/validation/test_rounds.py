@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exec.cluster.observe import Observed, Sample
+from exec.cluster.observe import Observed
+from exec.cluster.watch import Sample
 from exec.validation import ranks
 from exec.validation.ranks import STEADY, standard_error
 
