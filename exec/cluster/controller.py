@@ -86,6 +86,9 @@ class Cluster(Members):
                 if time.monotonic() > give_up:
                     raise RunStopped(f"ranks {', '.join(map(str, missing))} did not call within {wire.CONNECT_S:g} s") from None
                 continue
+            if member.rank not in missing:  # another run's, or another of this rank
+                member.line.close()
+                continue
             self._pulse.lines.append(member.line)
             self._members[member.rank] = member
 

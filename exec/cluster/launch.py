@@ -93,8 +93,12 @@ class Children:
         self._context.set_forkserver_preload(["exec.cluster.worker", "numba.np.ufunc.parallel"])
         self._processes: dict[int, BaseProcess] = {}
         self._started: dict[int, float] = {}
-        for rank in ranks:
-            self.start(rank)
+        try:
+            for rank in ranks:
+                self.start(rank)
+        except BaseException:  # also Ctrl-C
+            self.end()
+            raise
 
     def start(self, rank: int) -> None:
         """A process for a rank; the one that it replaces, if any, has been killed."""

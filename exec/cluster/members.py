@@ -68,7 +68,7 @@ class Pulse:
         while not self._stopped.wait(PULSE_S):
             for line in tuple(self.lines):
                 with suppress(OSError):  # who is gone, the main thread finds out
-                    line.send(wire.Alive())
+                    line.send_unless_busy(wire.Alive())  # nobody waits for word because another is sent a lot
 
     def stop(self) -> None:
         """Also where it was never started."""

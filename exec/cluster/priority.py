@@ -7,7 +7,7 @@ import os
 import platform
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 SHORT_SLICE_NS = 100_000
@@ -29,7 +29,10 @@ def ask_for_slice(nanoseconds: int, thread: int = 0) -> bool:
     number = _SCHED_SETATTR.get(platform.machine())
     if number is None:
         return False
-    nice = os.getpriority(os.PRIO_PROCESS, thread)  # the call sets it too
+    try:
+        nice = os.getpriority(os.PRIO_PROCESS, thread)  # the call sets it too
+    except ProcessLookupError:
+        return False  # the thread has ended
     attributes = struct.pack("IIQiIQQQ", 48, 0, 0, nice, 0, nanoseconds, 0, 0)
     return ctypes.CDLL(None, use_errno=True).syscall(number, thread, attributes, 0) == 0
 
@@ -48,9 +51,21 @@ def own_cores(rank: int, ranks: int, threads: int) -> None:
 
     Otherwise two of them may sit on one core, while the other is idle, until the system notices.
     """
-    if not hasattr(os, "sched_setaffinity"):
+    if not hasattr(os, "sched_getaffinity"):
         return
     place = int(os.environ.get("LOCAL_RANK", rank))
     cores = sorted(os.sched_getaffinity(0))
     if ranks * threads <= len(cores):
-        os.sched_setaffinity(0, cores[place * threads : (place + 1) * threads])
+        bind(cores[place * threads : (place + 1) * threads])
+
+
+def bind(cores: Collection[int]) -> bool:
+    """Bind the calling thread to these cores. Returns whether the system took it: some may have been taken from this process since it
+    looked, and all works without."""
+    if not hasattr(os, "sched_setaffinity"):
+        return False
+    try:
+        os.sched_setaffinity(0, cores)
+    except OSError:
+        return False
+    return True

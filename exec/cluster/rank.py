@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from multiprocessing import AuthenticationError
 from typing import TYPE_CHECKING, NoReturn
 
 from exec.cluster import wire
@@ -38,7 +39,12 @@ def cause_of(error: BaseException) -> BaseException | None:
 def main(rank: int, ranks: int, host: str, port: int, quiet: bool = True) -> int:
     """Serve the controller at host:port; exit code. quiet: somebody else tells the user why a run ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the controller hears Ctrl-C, and tells
-    line = _connect(host, port)
+    try:
+        line = _connect(host, port)
+    except ConnectionError as error:
+        if not quiet:
+            print(f"error: {error}", file=sys.stderr)
+        return RUN_FAILED
     line.send(wire.Joined(rank, os.getpid(), wire.host()))
     listener = Listener(line, rank, quiet)
     threading.Thread(target=listener.listen, name="listener", daemon=True).start()
@@ -61,12 +67,14 @@ def _worker(rank: int, ranks: int, line: Line, listener: Listener) -> Worker:
 
 
 def _connect(host: str, port: int) -> Line:
-    """The controller may not listen yet. Raises ConnectionError after a while."""
+    """The controller may not listen yet. Raises ConnectionError after a while, or where it has another key."""
     give_up = time.monotonic() + wire.CONNECT_S
     while True:
         try:
             return wire.connect(host, port)
-        except OSError as error:
+        except AuthenticationError:
+            raise ConnectionError(f"who listens at {host}:{port} has another key; TANDEM_KEY has to be the same for all ranks") from None
+        except (EOFError, OSError) as error:
             if time.monotonic() > give_up:
                 raise ConnectionError(f"no controller at {host}:{port} after {wire.CONNECT_S:g} s ({error})") from None
             time.sleep(0.05)

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Listener
@@ -24,6 +24,10 @@ from sim.errors import UserError
 
 TRIES = 3
 """So many replacements of a rank may be lost on their way, one after another, before the run ends."""
+
+
+HALT_S = 60.0
+"""How long ranks may take to give up what runs: what a lane has begun it ends, within `exec.runtime.servers.JOIN_TIMEOUT_S`."""
 
 
 class RankGone(RunStopped):
@@ -51,6 +55,7 @@ class StandingCluster(Cluster):
         self._order: Order | None = None
         self._epoch = self._halts = 0
         self._listener: Listener | None = None
+        self._store: Any = None
         self._called: SimpleQueue[Member] = SimpleQueue()
         self._coming: dict[int, Member] = {}
         self._ready: set[int] = set()
@@ -83,6 +88,7 @@ class StandingCluster(Cluster):
         super()._end_processes()
         if self._listener is not None:
             self._listener.close()
+        self._store = None
 
     def prepare(self, order: Order, joining: Order | None = None) -> None:
         """As `Cluster.prepare`, and the first group. joining: what a replacement is told, who loads nothing at once.
@@ -102,11 +108,14 @@ class StandingCluster(Cluster):
             del self._tries[rank]
 
     def halt(self) -> None:
-        """Have all members give up what runs. What they had done is noted in the stamps of the plan."""
+        """Have all members give up what runs. What they had done is noted in the stamps of the plan. Raises RunStopped where one lives
+        and does not."""
         self._halts += 1
         self.tell_all(wire.Halt(self._halts))
         halted: set[int] = set()
-        while halted != set(self._members):
+        give_up = time.monotonic() + HALT_S
+        while missing := set(self._members) - halted:
+            self._check_time(give_up, HALT_S, "giving up what ran", missing)
             for rank, message in self.hear(HEARTBEAT_S):
                 if isinstance(message, wire.Halted) and message.number == self._halts:
                     halted.add(rank)
@@ -235,12 +244,15 @@ class StandingCluster(Cluster):
         `within_s`."""
         found: dict[int, Any] = {}
         give_up = time.monotonic() + within_s
-        while missing := sorted(set(self._members) - set(found)):
-            if time.monotonic() > give_up:
-                self._stop(f"{what}: not done within {within_s:g} s by ranks {', '.join(map(str, missing))}")
+        while missing := set(self._members) - set(found):
+            self._check_time(give_up, within_s, what, missing)
             for rank, message in self.hear(HEARTBEAT_S):
                 if isinstance(message, kind):
                     found[rank] = message
                 else:
                     assert isinstance(message, wire.Broken), f"rank {rank} said {message}, while {what}"
         return found
+
+    def _check_time(self, give_up: float, within_s: float, what: str, missing: Iterable[int]) -> None:
+        if time.monotonic() > give_up:
+            self._stop(f"{what}: not done within {within_s:g} s by ranks {', '.join(map(str, sorted(missing)))}")

@@ -51,6 +51,14 @@ class Line:
         with self._lock:
             self.connection.send(message)
 
+    def send_unless_busy(self, message: Any) -> None:
+        """Not while another thread sends: who takes that hears from this end anyway."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self.connection.send(message)
+            finally:
+                self._lock.release()
+
     def receive(self) -> Any:
         return self.connection.recv()
 

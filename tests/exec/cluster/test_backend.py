@@ -71,7 +71,7 @@ def test_only_what_has_run_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranks.kept_for(ORDER) == (ranks.weights, False)
     monkeypatch.setattr(ranks.moe, "warm_up", lambda: None)
     monkeypatch.setattr(backend, "own_cores", lambda *_: None)
-    monkeypatch.setattr(backend.decoder, "set_threads", lambda _: None)
+    monkeypatch.setattr(backend, "set_threads", lambda _: None)
     ranks.enter_lane(SimpleNamespace(name="gpu.0"))  # type: ignore[arg-type]
     assert ranks.kept_for(ORDER) == (ranks.weights, True)
     assert ranks.kept_for(replace(ORDER, threads=2)) == (ranks.weights, False)

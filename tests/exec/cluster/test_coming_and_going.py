@@ -6,12 +6,16 @@ import os
 import queue
 import socket
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Listener
+from multiprocessing.process import BaseProcess
 from types import SimpleNamespace
 
 import pytest
 
-from exec.cluster import launch, rank, wire
+from exec.cluster import launch, priority, rank, wire
 from exec.cluster.controller import Cluster
 from exec.cluster.members import called
 from exec.cluster.mesh import PeerLost
@@ -108,15 +112,79 @@ def test_a_control_port_that_is_none_is_refused(own: str, master: str, monkeypat
         launch.control_address()
 
 
-def test_a_caller_that_does_not_say_who_it_is_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MASTER_ADDR", "MASTER_PORT", "TANDEM_KEY"):
-        monkeypatch.setenv(name, "0")
-    with wire.listen("127.0.0.1", 0, 1, 60.0) as door, ThreadPoolExecutor(1) as pool:
-        caller = pool.submit(falls_silent, *door.address)
+def test_a_caller_that_does_not_say_who_it_is_is_hung_up_on(doors: Listener) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        caller = pool.submit(falls_silent, *doors.address)
         with pytest.raises(EOFError):
-            called(door)
+            called(doors)
         with pytest.raises(EOFError):
             caller.result().receive()
+
+
+@pytest.fixture
+def doors(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
+    """Where ranks call."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "TANDEM_KEY"):
+        monkeypatch.setenv(name, "0")
+    with wire.listen("127.0.0.1", 0, 1, 60.0) as door:
+        yield door
+
+
+def test_a_rank_with_another_key_says_so(doors: Listener, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TANDEM_KEY", "another")
+    monkeypatch.setattr(rank, "signal", SimpleNamespace(signal=lambda *_: None, SIGINT=0, SIG_IGN=0))
+    with ThreadPoolExecutor(1) as pool:
+        heard = pool.submit(called, doors)
+        assert rank.main(0, 1, *doors.address, quiet=False) == rank.RUN_FAILED
+        assert isinstance(heard.exception(), AuthenticationError)
+    host, port = doors.address
+    err = capsys.readouterr().err
+    assert err == f"error: who listens at {host}:{port} has another key; TANDEM_KEY has to be the same for all ranks\n"
+
+
+def test_a_caller_that_nobody_waits_for_is_hung_up_on(doors: Listener) -> None:
+    """Of another run, or a second one of the same rank."""
+
+    def call() -> None:
+        for number in (5, 0):
+            line = wire.connect(*doors.address)
+            line.send(wire.Joined(number, 1, "here"))
+            if number:
+                with pytest.raises(EOFError):
+                    line.receive()
+
+    cluster = Cluster(1)
+    with ThreadPoolExecutor(1) as pool:
+        calls = pool.submit(call)
+        cluster._welcome(doors)
+        calls.result()
+    assert cluster.members == [0]
+
+
+def test_processes_that_were_started_end_where_one_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[BaseProcess] = []
+    start = launch.Children.start
+
+    def once(children: launch.Children, number: int) -> None:
+        if number:
+            raise OSError("no more processes")
+        start(children, number)
+        started.append(children._processes[number])
+
+    monkeypatch.setattr(launch.Children, "start", once)
+    with pytest.raises(OSError, match="no more processes"), Cluster(2):
+        pass
+    (process,) = started
+    assert process.exitcode is not None
+
+
+def test_wishes_that_cannot_be_granted_are_let_go() -> None:
+    """A core that is not this process's, a thread that has ended."""
+    ended = threading.Thread(target=lambda: None)
+    ended.start()
+    ended.join()
+    assert not priority.bind({1 << 9})
+    assert not priority.ask_for_slice(priority.SHORT_SLICE_NS, ended.native_id or 0)
 
 
 def falls_silent(host: str, port: int) -> wire.Line:

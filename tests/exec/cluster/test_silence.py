@@ -92,6 +92,18 @@ def test_a_rank_is_patient_with_a_controller_that_opens_a_device(
     assert capsys.readouterr().err == f"error: the controller has stalled: nothing was heard of it for {seconds:g} s\n"
 
 
+def test_nobody_waits_for_word_because_another_is_sent_a_lot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members, "PULSE_S", 0.001)
+    (busy, _), (line, other) = pipe(), pipe()
+    pulse = members.Pulse()
+    pulse.lines += [busy, line]
+    with busy._lock:  # as while a large message is on its way
+        pulse.start()
+        assert other.poll(60.0)
+        pulse.stop()
+    assert other.receive() == wire.Alive()
+
+
 def test_a_controller_that_opens_a_device_says_so_before_and_after() -> None:
     cluster, (line, other) = Cluster(1), pipe()
     cluster._members[0] = Member(0, 1, "here", line, 0.0)

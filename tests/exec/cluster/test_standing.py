@@ -173,6 +173,21 @@ def test_a_group_that_does_not_form_though_all_live_ends_the_run(
         cluster.regroup()
 
 
+def test_a_rank_that_lives_and_does_not_give_up_what_ran_ends_the_run(
+    cluster: StandingCluster, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def others(timeout_s: float) -> list[tuple[int, object]]:
+        clock.now += timeout_s
+        return [(1, wire.Halted(1, []))]
+
+    cluster._members[1], other = member(1, 101)
+    other.send(wire.Last([]))
+    monkeypatch.setattr(cluster, "hear", others)
+    with pytest.raises(RunStopped, match="giving up what ran: not done within 60 s by ranks 0$"):
+        cluster.halt()
+    other.close()
+
+
 def test_a_rank_lost_while_ranks_prepare_ends_the_run_even_where_one_ran_before(cluster: StandingCluster) -> None:
     """The order of the run before is void: nobody could go on with it."""
     cluster._members[1], other = member(1, 101)
