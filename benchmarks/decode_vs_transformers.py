@@ -25,8 +25,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from transformers import DynamicCache, MixtralForCausalLM, StaticCache  # noqa: E402
 
-from exec.decoder import set_threads  # noqa: E402
 from exec.plain import PlainDecoder  # noqa: E402
+from exec.products import set_threads  # noqa: E402
 from exec.weights import load_weights, random_weights, save_hf  # noqa: E402
 from sim.models import load  # noqa: E402
 

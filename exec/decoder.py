@@ -5,9 +5,8 @@ E experts, k experts a token, F FFN width, V vocabulary. Arrays are float32, C-c
 every step writes into what it is given and takes its temporaries from `scratch`, a flat float32
 array of `scratch_floats` elements, so that an arena can budget for all of it.
 
-Numerics are those of transformers' `MixtralForCausalLM`. Products go through our own streaming
-tiles (`kernels.gemm`) or the BLAS that torch brings, see `streamed_rows`. All heavy parts release
-the GIL and run on as many threads as `set_threads` gave the calling thread.
+Numerics are those of transformers' `MixtralForCausalLM`. All heavy parts release the GIL and run on as
+many threads as `exec.products.set_threads` gave the calling thread.
 """
 
 from __future__ import annotations
@@ -17,57 +16,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
+from exec.products import product, streamed_rows, thread_count
 from exec.weights import LayerWeights
-from kernels import attention_decode, attention_prefill, combine, dispatch, embed, expert_ffn, linear, rms_norm, rope, router, sample
+from kernels import attention_decode, attention_prefill, combine, dispatch, embed, expert_ffn, rms_norm, rope, router, sample
 from kernels.fused_moe.host import HostLaunch, Layer
 
 EXPERT_ROWS = 512
 """Rows of one expert computed at once: bounds the FFN's intermediates."""
-
-
-def set_threads(count: int) -> None:
-    """Number of threads that products and kernels called from this thread may use.
-
-    torch first copies the process-wide count into a thread on that thread's first query, so it is
-    asked before it is told; afterwards both counts belong to the calling thread alone. Numba goes
-    first: when it starts its pool it tells OpenMP another count.
-    """
-    import numba
-
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
-    torch.get_num_threads()
-    torch.set_num_threads(count)
-
-
-def _threads() -> int:
-    """Threads for kernels; 1 where Numba has no OpenMP, its own pool being unsafe under several lanes."""
-    return torch.get_num_threads() if _has_openmp() else 1
-
-
-@functools.cache
-def _has_openmp() -> bool:
-    try:
-        from numba.np.ufunc import omppool  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-@functools.cache
-def streamed_rows() -> int:
-    """Up to as many rows, `kernels.gemm` is used instead of the BLAS.
-
-    Its tiles need 32 vector registers. Measured on a Zen 5 core (GFLOP/s at 1, 8, 64, 2048 rows): with
-    AVX-512 18, 63, 149, 152, and MKL 8, 37, 85, 87; compiled for AVX2 16, 39, 60, 56. On
-    other AVX-512 processors MKL is assumed to be at its best with many rows.
-    """
-    import llvmlite.binding as llvm
-
-    if not llvm.get_host_cpu_features().get("avx512f", False):
-        return 8
-    return 1 << 30 if llvm.get_host_cpu_name().startswith("znver") else 64
 
 
 class Scratch:
@@ -117,14 +73,6 @@ def _rope_table(theta: float, head_dim: int, positions: int) -> np.ndarray:
     return rope.table(theta, head_dim, positions)
 
 
-def _product(x: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:
-    """out [rows, n] = x [rows, k] @ weight [n, k].T"""
-    if len(x) <= streamed_rows():
-        linear.forward(x, weight, out, _threads() if weight.size >= 1 << 16 else 1)
-    else:
-        torch.mm(torch.from_numpy(x), torch.from_numpy(weight).t(), out=torch.from_numpy(out))
-
-
 def embed_tokens(table: np.ndarray, token_ids: np.ndarray, hidden: np.ndarray) -> None:
     """hidden [T, H] = rows `token_ids` [T] int64 of table [V, H]."""
     assert token_ids.min() >= 0 and token_ids.max() < len(table), (token_ids.min(), token_ids.max(), len(table))
@@ -137,7 +85,7 @@ def pre_attn(
     """qkv [T, (h + 2 g) D] = RoPE(Wqkv norm(hidden [T, H])) at `positions` [T] int64."""
     normed = Scratch(scratch).take(*hidden.shape)
     rms_norm.forward(hidden, layer.attn_norm, spec.norm_eps, normed)
-    _product(normed, layer.wqkv, qkv)
+    product(normed, layer.wqkv, qkv)
     size = max(1024, 1 << int(positions.max()).bit_length())
     rope.forward(qkv, positions, _rope_table(spec.rope_theta, spec.head_dim, size), spec.heads + spec.kv_heads)
 
@@ -148,7 +96,7 @@ def attn_prefill(spec: Any, qkv: np.ndarray, seq_offsets: np.ndarray, attn: np.n
     seq_offsets [S + 1] int64; attn [T, h D].
     """
     longest = int(np.diff(seq_offsets).max(initial=0))
-    space = Scratch(scratch).take(*attention_prefill.scratch_shape(longest, _threads()))
+    space = Scratch(scratch).take(*attention_prefill.scratch_shape(longest, thread_count()))
     attention_prefill.forward(qkv, seq_offsets, spec.heads, spec.kv_heads, space, attn)
 
 
@@ -169,7 +117,7 @@ def attn_decode(
     sequence's entries are one run of bytes, so copies and attention both stream); slots [S] int64;
     lengths [S] int64, entries before the append; attn [S, h D].
     """
-    space = Scratch(scratch).take(*attention_decode.scratch_shape(spec.heads, min(_threads(), len(qkv))))
+    space = Scratch(scratch).take(*attention_decode.scratch_shape(spec.heads, min(thread_count(), len(qkv))))
     attention_decode.forward(qkv, k_cache, v_cache, slots, lengths, spec.heads, spec.kv_heads, space, attn)
 
 
@@ -189,7 +137,7 @@ def post_attn(
     normed, rows = space.take(tokens, spec.hidden), space.take(tokens * spec.top_k, spec.hidden)
     routes = gate(spec, layer, attn, hidden, normed, rows, space, forced_routing)
     run_experts(spec, experts, rows, routes.offsets, space)
-    combine.forward(rows, routes.positions, routes.weights, hidden, _threads())
+    combine.forward(rows, routes.positions, routes.weights, hidden, thread_count())
     return routes.ids, routes.weights
 
 
@@ -211,11 +159,11 @@ def gate(
     those rows sorted by expert, rows [T k, H]. positions and offsets lie in `space`."""
     logits = space.take(len(hidden), spec.experts)
     _attn_out(spec, layer, attn, hidden, normed)
-    _product(normed, layer.router, logits)
+    product(normed, layer.router, logits)
     ids, weights = route(logits, spec.top_k, forced_routing)
     positions = space.take(len(hidden), spec.top_k).view(np.int32)
     offsets = space.take(spec.experts + 1).view(np.int32)
-    dispatch.forward(normed, ids, offsets, positions, rows, _threads())
+    dispatch.forward(normed, ids, offsets, positions, rows, thread_count())
     return Routes(ids, weights, positions, offsets)
 
 
@@ -231,7 +179,7 @@ def _numbered(spec: Any, experts: Iterable[np.ndarray]) -> Iterator[tuple[int, n
 
 def _attn_out(spec: Any, layer: LayerWeights, attn: np.ndarray, hidden: np.ndarray, normed: np.ndarray) -> None:
     """Output projection, residual and norm."""
-    _product(attn, layer.wo, normed)
+    product(attn, layer.wo, normed)
     np.add(hidden, normed, out=hidden)
     rms_norm.forward(hidden, layer.ffn_norm, spec.norm_eps, normed)
 
@@ -255,7 +203,7 @@ def route(logits: np.ndarray, top_k: int, forced: np.ndarray | None = None) -> t
     weights = np.empty((len(logits), top_k), np.float32)
     if forced is None:
         ids = np.empty((len(logits), top_k), np.int16)
-        router.select(logits, ids, weights, _threads())
+        router.select(logits, ids, weights, thread_count())
         return ids, weights
     assert forced.shape == weights.shape, (forced.shape, weights.shape)
     ids = np.ascontiguousarray(forced, np.int16)
@@ -280,7 +228,7 @@ def run_pieces(
     size = 3 * spec.hidden * spec.ffn
     for first, piece in pieces:
         if few and piece.size:
-            expert_ffn.grouped(rows, offsets, piece, first, gate_up, act, out, _threads())
+            expert_ffn.grouped(rows, offsets, piece, first, gate_up, act, out, thread_count())
         elif not few:
             for e in range(piece.size // size):
                 mine = slice(offsets[first + e], offsets[first + e + 1])
@@ -294,9 +242,9 @@ def _run_expert(spec: Any, weights: np.ndarray, rows: np.ndarray, out: np.ndarra
     for start in range(0, len(rows), len(act)):
         part = rows[start : start + len(act)]
         count = len(part)
-        _product(part, expand, gate_up[:count])
+        product(part, expand, gate_up[:count])
         expert_ffn.swiglu(gate_up[:count], act[:count])
-        _product(act[:count], contract, out[start : start + count])
+        product(act[:count], contract, out[start : start + count])
 
 
 def sample_tokens(
@@ -305,7 +253,7 @@ def sample_tokens(
     """Greedy token ids [S] int64 (newly allocated); logits [S, V] of the rows hidden_last [S, H]."""
     normed = Scratch(scratch).take(*hidden_last.shape)
     rms_norm.forward(hidden_last, final_norm, spec.norm_eps, normed)
-    _product(normed, lm_head, logits)
+    product(normed, lm_head, logits)
     tokens = np.empty(len(logits), np.int64)
     sample.argmax(logits, tokens)
     return tokens

@@ -123,12 +123,12 @@ def fallbacks() -> list[dict[str, str]]:
         note("--device cuda", "--device cpu", lacks)
     else:
         _gpu_fallbacks(note)
-    from exec import decoder
+    from exec.products import has_openmp, streamed_rows
 
     if "avx512f" not in _flags() and platform.machine() == "x86_64":
-        instead = f"the BLAS above {decoder.streamed_rows()} rows"
+        instead = f"the BLAS above {streamed_rows()} rows"
         note("our matrix tiles for every size", instead, "the processor has no AVX-512: 16 vector registers")
-    if not decoder._has_openmp():
+    if not has_openmp():
         note("kernels on several threads", "one thread a lane", "Numba has no OpenMP here; its own pool is unsafe under several lanes")
     if len(numa_nodes()) > 1:
         note("memory on the node that reads it", "the system's placement", "lanes are not bound to NUMA nodes: run under numactl")

@@ -22,6 +22,7 @@ from exec.backends.routing import RoutingRecorder, forced
 from exec.backends.warmup import warm_up
 from exec.fused import FusedLayers, stamps_of
 from exec.links import Link, sharpen_sleep
+from exec.products import set_threads
 from exec.runtime import Interrupt, Record
 from exec.state import MicroBatch, Sequences
 from exec.weights import LayerWeights, Weights
@@ -111,7 +112,7 @@ class CpuBackend:
         """Give the lane's thread its share of the cores; compile and load what it will run."""
         sharpen_sleep()
         threads = self._threads[lane.name]
-        decoder.set_threads(threads)
+        set_threads(threads)
         if lane.kind == "copy":
             spare = np.zeros(2, np.float32)
             Link(lane.name, 1e9).copy(spare[:1], spare[1:], Interrupt())

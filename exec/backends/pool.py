@@ -20,6 +20,7 @@ from exec.backends.routing import RoutingRecorder, forced
 from exec.links import Link
 from exec.pool.pool import ExpertPool, Store
 from exec.pool.tiers import Expert, Tier
+from exec.products import set_threads, thread_count
 from exec.runtime import Interrupt, Record
 from exec.state import MicroBatch
 from exec.weights import Weights
@@ -84,7 +85,7 @@ class PoolBackend(CpuBackend):
     def prefill(self, requests: Sequence[int]) -> None:
         """Run the prompts of these requests as one micro-batch, experts straight from disk, and sample their first tokens."""
         gpu, model = self.arenas["gpu"], self.model
-        decoder.set_threads(self._threads["gpu"])
+        set_threads(self._threads["gpu"])
         ids, batch = self.sequences.prompts(tuple(requests), self.sequences.prompt_tokens(requests))
         shapes = {
             "hidden": (batch.rows, model.hidden), "qkv": (batch.rows, model.qkv_dim), "attn": (batch.rows, model.attention_out_dim),
@@ -226,7 +227,7 @@ class PoolBackend(CpuBackend):
         hidden = self._buffers.read(of_kind(task.reads, "hidden")).array
         for e in r.on_cpu:
             r.out[r.routes.offsets[e] : r.routes.offsets[e + 1]] = 0
-        combine.forward(r.out, r.routes.positions, r.routes.weights, hidden, decoder._threads())
+        combine.forward(r.out, r.routes.positions, r.routes.weights, hidden, thread_count())
         if r.on_cpu:
             part = of_kind(task.reads, "moe_part")
             np.add(hidden, self._buffers.read(part).array, out=hidden)

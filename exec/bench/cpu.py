@@ -18,6 +18,7 @@ from exec import decoder
 from exec.bench import moe
 from exec.bench.case import Case, Ceilings, Work, agree, floats
 from exec.bench.timing import by_clock
+from exec.products import product
 from kernels import attention, attention_decode, combine, dispatch, embed, expert_ffn, linear, rms_norm, router, sample
 from kernels.cost import Cost
 from sim.models.spec import ModelSpec
@@ -206,7 +207,7 @@ def _linear(threads: int) -> Iterator[Case]:
         tx, tw = torch.from_numpy(x), torch.from_numpy(weight)
         yield Case(
             "linear", f"{rows} x {HIDDEN} x 5120", "fp32", threads, linear.work(rows, HIDDEN, 5120, 4),
-            {"kernel": lambda x=x, out=out: decoder._product(x, weight, out), "torch mm": lambda tx=tx, tw=tw: tx @ tw.t()},
+            {"kernel": lambda x=x, out=out: product(x, weight, out), "torch mm": lambda tx=tx, tw=tw: tx @ tw.t()},
             agree(lambda out=out: out, lambda tx=tx, tw=tw: (tx @ tw.t()).numpy()),
         )  # fmt: skip
 
@@ -255,7 +256,7 @@ def ceilings(threads: int) -> Ceilings:
     out = np.empty((768, 2048), np.float32)
     ta, tb = torch.from_numpy(a), torch.from_numpy(b)
     flops = 2 * a.size * len(b)
-    products: list[Work] = [lambda: decoder._product(a, b, out), lambda: ta @ tb.t()]
+    products: list[Work] = [lambda: product(a, b, out), lambda: ta @ tb.t()]
     best = max(flops / by_clock(work, 1) for work in products for _ in range(4))
     memory = torch.ones(1 << 26)
     width = max(memory.nbytes / by_clock(lambda: memory.sum(), 1) for _ in range(5))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from exec import decoder
 from exec.bench.case import Case, agree, floats
 from exec.fused import program_of
+from exec.products import product
 from kernels import combine, dispatch, router
 from kernels.fused_moe.host import HostLaunch, Layer
 from kernels.fused_moe.tiles import work
@@ -40,7 +41,7 @@ def _case(spec: ModelSpec, tokens: int, threads: int, gate: np.ndarray, experts:
     def unfused() -> None:
         take = decoder.Scratch(space)
         logits = take.take(tokens, spec.experts)
-        decoder._product(x, gate, logits)
+        product(x, gate, logits)
         chosen, shares = decoder.route(logits, spec.top_k)
         positions, offsets = take.take(tokens, spec.top_k).view(np.int32), take.take(spec.experts + 1).view(np.int32)
         rows = take.take(tokens * spec.top_k, spec.hidden)

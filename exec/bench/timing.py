@@ -50,13 +50,13 @@ def _repeats(work: Work, clock: Callable[[Work, int], float]) -> int:
 
 def with_threads(count: int, work: Callable[[], object]) -> None:
     """Run `work` on a thread whose kernels, ours and torch's, use `count` threads. Raises what it raises."""
-    from exec import decoder
+    from exec.products import set_threads
 
     errors: list[BaseException] = []
 
     def target() -> None:
         try:
-            decoder.set_threads(count)
+            set_threads(count)
             work()
         except BaseException as error:
             errors.append(error)

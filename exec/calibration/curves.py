@@ -14,6 +14,7 @@ import numpy as np
 
 from exec import decoder
 from exec.calibration.measure import Eviction, Work, on_thread, solo
+from exec.products import product, thread_count
 from exec.weights import Weights, expert_floats
 from kernels import combine, dispatch, embed, rms_norm, rope, router
 from sim.machines.schema import OpRate
@@ -57,7 +58,7 @@ class Workbench:
 
         def piece(rows: int) -> Piece:
             x, out = self.rows(rows, k), np.empty((rows, n), np.float32)
-            return Piece(lambda: decoder._product(x, weight(self.layer), out), n * k, (x, out))
+            return Piece(lambda: product(x, weight(self.layer), out), n * k, (x, out))
 
         return piece
 
@@ -76,7 +77,7 @@ class Workbench:
         x, logits = self.rows(rows, self.spec.hidden), np.empty((rows, self.spec.experts), np.float32)
 
         def call() -> None:
-            decoder._product(x, self.weights.layers[self.layer].router, logits)
+            product(x, self.weights.layers[self.layer].router, logits)
             decoder.route(logits, self.spec.top_k)
 
         return Piece(call, self.spec.hidden * self.spec.experts, (x, logits))
@@ -92,13 +93,13 @@ class Workbench:
     def dispatch(self, rows: int) -> Piece:
         x, ids, _, offsets, positions, out = self._dispatched(rows)
         units = self.spec.top_k * self.spec.hidden
-        return Piece(lambda: dispatch.forward(x, ids, offsets, positions, out, decoder._threads()), units, (x, out))
+        return Piece(lambda: dispatch.forward(x, ids, offsets, positions, out, thread_count()), units, (x, out))
 
     def combine(self, rows: int) -> Piece:
         x, ids, weights, offsets, positions, out = self._dispatched(rows)
         dispatch.forward(x, ids, offsets, positions, out)
         units = self.spec.top_k * self.spec.hidden
-        return Piece(lambda: combine.forward(out, positions, weights, x, decoder._threads()), units, (x, out))
+        return Piece(lambda: combine.forward(out, positions, weights, x, thread_count()), units, (x, out))
 
     def expert_ffn(self, rows: int) -> Piece:
         """All experts of a layer, `rows` rows each: their weights alone are more than a cache holds."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from exec import decoder
 from exec.calibration.curves import Workbench
 from exec.calibration.measure import Work, together
+from exec.products import product
 from exec.weights import Weights
 
 BIG = 1 << 25
@@ -33,7 +33,7 @@ def cores() -> float:
     def spin() -> Work:
         x, out = np.ones((96, 512), np.float32), np.empty((96, 512), np.float32)
         weight = np.ones((512, 512), np.float32)
-        return lambda: [decoder._product(x, weight, out) for _ in range(4)]
+        return lambda: [product(x, weight, out) for _ in range(4)]
 
     alone = together([spin()], threads=[1])[0]
     beside = together([spin() for _ in range(count)], threads=[1] * count)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from exec import decoder
+from exec.products import set_threads
 
 Work = Callable[[], object]
 
@@ -49,7 +49,7 @@ def together(works: Sequence[Work], *, budget_s: float = 0.6, threads: Sequence[
 
     def loop(i: int) -> None:
         if threads:
-            decoder.set_threads(threads[i])
+            set_threads(threads[i])
         works[i]()
         gate.wait()
         while not stop.is_set() or not samples[i]:  # a computer that was halted meanwhile has run none
@@ -75,7 +75,7 @@ def on_thread(work: Callable[[], list[float]], threads: int) -> list[float]:
     out: list[list[float]] = []
 
     def target() -> None:
-        decoder.set_threads(threads)
+        set_threads(threads)
         out.append(work())
 
     runner = threading.Thread(target=target, name="calibrate")

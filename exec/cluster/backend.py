@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from exec import decoder
 from exec.backends.warmup import warm_up
 from exec.cluster import shards
 from exec.cluster.dense import DenseLayers
@@ -21,6 +20,7 @@ from exec.cluster.outputs import Outputs
 from exec.cluster.priority import SHORT_SLICE_NS, ask_for_slice, own_cores
 from exec.cluster.rows import Floats, RowMemory, lasting
 from exec.cluster.store import Store
+from exec.products import set_threads
 from exec.runtime import Interrupt, Record
 from exec.weights import Weights
 from sim.errors import UserError
@@ -106,7 +106,7 @@ class RankBackend:
         pass on: they are let in as soon as they wake."""
         if lane.name.startswith("gpu."):
             own_cores(self.rank, self.order.ranks, self.order.threads)
-            decoder.set_threads(self.order.threads)
+            set_threads(self.order.threads)
             self._warm_up()
         else:
             ask_for_slice(SHORT_SLICE_NS)

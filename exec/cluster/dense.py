@@ -12,6 +12,7 @@ from exec.backends.copies import append_rows
 from exec.cluster.experts import Op
 from exec.cluster.job import Order
 from exec.cluster.store import Floats, Store
+from exec.products import product
 from exec.runtime import Interrupt, Record
 from exec.state import MicroBatch, Sequences
 from exec.weights import Weights
@@ -93,7 +94,7 @@ class DenseLayers:
     def _o_proj(self, task: Record, _: Interrupt) -> None:
         hidden = self._store.hidden
         projected = decoder.Scratch(self._space).take(*hidden.shape)
-        decoder._product(self._rows(self._attn), self._weights.layers[task.layer].wo, projected)
+        product(self._rows(self._attn), self._weights.layers[task.layer].wo, projected)
         np.add(hidden, projected, out=hidden)
 
     def _sample(self, task: Record, _: Interrupt) -> Result:

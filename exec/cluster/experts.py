@@ -14,6 +14,7 @@ from exec.cluster.job import Order
 from exec.cluster.mesh import Landing, Mesh
 from exec.cluster.rows import Floats, Piece, RowMemory, lasting
 from exec.cluster.store import Part, Routes, Sent, Store
+from exec.products import product
 from exec.runtime import Interrupt, Record
 from exec.weights import Weights
 from kernels import combine, dispatch, rms_norm
@@ -84,7 +85,7 @@ class MoELayers:
             x = np.zeros((tokens, self.model.hidden), np.float32)
             logits, out = np.zeros((tokens, self.model.experts), np.float32), np.zeros((tokens * self.model.top_k, len(x[0])), np.float32)
             rms_norm.forward(x, np.ones(self.model.hidden, np.float32), self.model.norm_eps, np.empty_like(x))
-            decoder._product(x, self._weights.layers[0].router, logits)
+            product(x, self._weights.layers[0].router, logits)
             ids, weights = decoder.route(logits, self.model.top_k)
             offsets, positions = np.empty(self.model.experts + 1, np.int32), np.empty(ids.shape, np.int32)
             dispatch.place(ids, offsets, positions)
@@ -113,7 +114,7 @@ class MoELayers:
         normed, logits = self._normed[: len(hidden)], self._logits[: len(hidden)]
         if len(hidden):
             rms_norm.forward(hidden, layer.ffn_norm, self.model.norm_eps, normed)
-            decoder._product(normed, layer.router, logits)
+            product(normed, layer.router, logits)
         self.store.routes = Routes(normed, *decoder.route(logits, self.model.top_k, forced))
 
     def _permute(self, task: Record, _: Interrupt) -> None:

@@ -8,7 +8,8 @@ import time
 
 import numpy as np
 
-from exec import decoder
+from exec.cluster.priority import bind
+from exec.products import product, set_threads
 
 STREAMED = 1 << 21
 """float32 numbers that each core reads beside its product: 8 MiB, which it does not find in its own caches."""
@@ -56,13 +57,12 @@ class Reference:
         gate = threading.Barrier(len(took))
 
         def work(k: int) -> None:
-            decoder.set_threads(1)
-            if hasattr(os, "sched_setaffinity"):
-                os.sched_setaffinity(0, {self._cores[k]})  # of this thread: two of them on one core would be twice as slow
+            set_threads(1)
+            bind({self._cores[k]})  # two of them on one core would be twice as slow
             gate.wait()
             start = time.perf_counter()
             for _ in range(ROUNDS):
-                decoder._product(self._x, self._weight, self._outs[k])
+                product(self._x, self._weight, self._outs[k])
                 self._memory[k].sum()
             took[k] = time.perf_counter() - start
 

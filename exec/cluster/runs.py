@@ -14,6 +14,7 @@ from exec import decoder
 from exec.cluster import shards
 from exec.cluster.job import Order
 from exec.cluster.outputs import Floats, Outputs
+from exec.products import product
 from exec.weights import Weights
 from kernels import combine, dispatch, rms_norm
 from sim.errors import UserError
@@ -107,7 +108,7 @@ def moe_layer(model: ModelSpec, weights: Weights, layer: int, hidden: Floats, fo
     """One MoE layer in place, as `decoder.post_attn` does behind attention. forced: experts of each row, where a trace names them."""
     normed, logits = np.empty_like(hidden), np.empty((len(hidden), model.experts), np.float32)
     rms_norm.forward(hidden, weights.layers[layer].ffn_norm, model.norm_eps, normed)
-    decoder._product(normed, weights.layers[layer].router, logits)
+    product(normed, weights.layers[layer].router, logits)
     ids, shares = decoder.route(logits, model.top_k, forced)
     offsets, positions = np.empty(model.experts + 1, np.int32), np.empty(ids.shape, np.int32)
     rows = np.empty((ids.size, model.hidden), np.float32)

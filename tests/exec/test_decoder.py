@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from exec import decoder
+from exec import decoder, products
 from exec.plain import PlainDecoder
+from exec.products import set_threads
 from exec.weights import Weights, expert_floats, load_weights, random_weights, save_hf
 from tests.exec import tiny
 from tests.kernels.arrays import assert_close, floats, poisoned
@@ -21,9 +22,9 @@ STEPS = 16
 
 @pytest.fixture(autouse=True)
 def _two_threads() -> Any:
-    decoder.set_threads(2)
+    set_threads(2)
     yield
-    decoder.set_threads(1)
+    set_threads(1)
 
 
 def decode(spec: Any, weights: Weights, prompts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +96,8 @@ def test_streamed_products_and_blas_agree(tokens: int, monkeypatch: pytest.Monke
     weights = random_weights(spec, 1)
     outcomes = []
     for rows in (0, 10**6):
-        monkeypatch.setattr(decoder, "streamed_rows", lambda rows=rows: rows)
+        for module in (decoder, products):
+            monkeypatch.setattr(module, "streamed_rows", lambda rows=rows: rows)
         attn, hidden, scratch = layer_inputs(spec, tokens)
         decoder.post_attn(spec, weights.layers[0], [weights.experts[0]], attn, hidden, scratch)
         outcomes.append(hidden)
@@ -148,7 +150,7 @@ def test_each_thread_keeps_its_own_thread_count() -> None:
     both, counts = threading.Barrier(2), {}
 
     def lane(count: int) -> None:
-        decoder.set_threads(count)
+        set_threads(count)
         both.wait()
         torch.mm(torch.ones(64, 64), torch.ones(64, 64))
         both.wait()

@@ -46,11 +46,11 @@ def test_numa_nodes_cover_the_cores() -> None:
 
 
 def test_missing_features_bring_their_fallbacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from exec import decoder
+    from exec import products
 
     monkeypatch.setattr(doctor, "_flags", lambda: {"avx2"})
     monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(decoder, "_has_openmp", lambda: False)
+    monkeypatch.setattr(products, "has_openmp", lambda: False)
     monkeypatch.setattr(doctor, "numa_nodes", lambda: {"node0": "0-3", "node1": "4-7"})
     features = [f["feature"] for f in doctor.fallbacks()]
     assert {"our matrix tiles for every size", "kernels on several threads", "memory on the node that reads it"} <= set(features)

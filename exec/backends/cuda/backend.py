@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from exec import decoder as host_decoder
 from exec.backends.caches import KVCache
 from exec.backends.copies import KV_USES
 from exec.backends.cpu import Needed
@@ -35,6 +34,7 @@ from exec.backends.cuda.numbers import Numbers
 from exec.backends.cuda.staging import CHUNK_BYTES, Staging
 from exec.backends.routing import RoutingRecorder
 from exec.links import sharpen_sleep
+from exec.products import set_threads
 from exec.runtime import Interrupt, Record
 from exec.weights import Weights
 from sim.errors import UserError
@@ -130,7 +130,7 @@ class CudaBackend:
         """Make ready what the lane's thread will run."""
         if lane.name == "cpu":
             sharpen_sleep()
-            host_decoder.set_threads(self._threads["cpu"])
+            set_threads(self._threads["cpu"])
             self._host.warm_up()
         elif lane.name != "gpu":
             # They fill pinned memory, and a thread copies no faster than about 10 GB/s.
