@@ -18,6 +18,9 @@ from contextlib import ExitStack, contextmanager
 
 BRIDGE = "tandem-br"
 NETWORK = "10.79.0"
+MTU, BURST = 9000, 18000
+"""Bytes. Each packet costs the cores of this one computer at both ends, where the ranks compute too, as no real network would: few large
+ones. What a bucket lets pass at once is two of them, 0.7 ms at 200 Mbit/s."""
 
 
 def sh(command: str, check: bool = True) -> None:
@@ -36,19 +39,19 @@ def network(ranks: int, mbit: int) -> Iterator[None]:
     with ExitStack() as undo:
         sh(f"ip link add {BRIDGE} type bridge")
         undo.callback(sh, f"ip link del {BRIDGE}", False)
-        sh(f"ip link set {BRIDGE} up")
+        sh(f"ip link set {BRIDGE} mtu {MTU} up")
         for rank in range(ranks):
             outside, inside = f"tandem-v{rank}", f"tandem-p{rank}"
             sh(f"ip netns add {namespace(rank)}")
             undo.callback(sh, f"ip netns del {namespace(rank)}", False)
-            sh(f"ip link add {outside} type veth peer name {inside} netns {namespace(rank)}")
+            sh(f"ip link add {outside} mtu {MTU} type veth peer name {inside} mtu {MTU} netns {namespace(rank)}")
             undo.callback(sh, f"ip link del {outside}", False)
             sh(f"ip link set {outside} master {BRIDGE} up")
             within = f"ip -n {namespace(rank)}"
             for command in (f"addr add {NETWORK}.{rank + 1}/24 dev {inside}", f"link set {inside} up", "link set lo up"):
                 sh(f"{within} {command}")
             # One bucket on each end: what the rank sends, and what is sent to it.
-            bucket = f"root tbf rate {mbit}mbit burst 32kb latency 200ms"
+            bucket = f"root tbf rate {mbit}mbit burst {BURST} latency 200ms"
             sh(f"tc -n {namespace(rank)} qdisc add dev {inside} {bucket}")
             sh(f"tc qdisc add dev {outside} {bucket}")
         yield

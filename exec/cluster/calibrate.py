@@ -61,7 +61,7 @@ def calibrate(cluster: Cluster, say: Say = lambda text: None, device: str = "") 
     for k, probe in enumerate(probes):
         say(f"whole layers: {k + 1} of {len(probes)}, {probe.scheduler}")
         observed.append(observe(cluster, setup_of(probe, cluster.ranks, device), reference))
-    return fitted(unfitted, against_the_best(observed, reference.best_s), handed=not device)
+    return fitted(unfitted, against_the_best(observed, reference.best_s))
 
 
 def draft(cluster: Cluster, say: Say = lambda text: None, device: str = "") -> Machine:

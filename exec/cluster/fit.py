@@ -21,13 +21,12 @@ CORRECTED = "; corrected by "
 HANDS = ("launch", "enter")
 
 
-def fitted(machine: Machine, observed: Sequence[Observed], handed: bool = False) -> Machine:
+def fitted(machine: Machine, observed: Sequence[Observed]) -> Machine:
     """The machine with each op corrected by what whole layers took over what the simulator says. The second round corrects
-    what the first left, ops being beside others then. handed: whether to fit `HANDED`, where all ranks are on one host: while they
-    wait for a slow link their threads look for word of it, on cores that nobody else wants."""
-    handed = handed and not any(row.lane == "put.network" for row in machine.ops)
+    what the first left, ops being beside others then. `HANDED` is fitted where ranks compute on the cores that hand out."""
+    on_cores = not any(seen.order.device for seen in observed)
     for _ in range(ROUNDS):
-        if handed:
+        if on_cores:
             machine = _handing_corrected(machine, observed)
         found: dict[tuple[str, str], list[_Tasks]] = defaultdict(list)
         for seen in observed:

@@ -56,7 +56,7 @@ def validate(
     best_s = reference.best_s
     seen = against_the_best(probed, best_s)
     say("simulating the same")
-    profile = fitted(unfitted, seen, handed=True) if machine is None else machine
+    profile = fitted(unfitted, seen) if machine is None else machine
     rows = [_row(serving, kill, runs, profile, best_s, say) for (serving, kill), runs in zip(jobs, served, strict=True)]
     phases = [phase for row in rows for phase in row["phases"]]
     disturbed = sum(p["disturbed"] or 0 for p in phases) + sum(one.disturbed for one in seen)

@@ -86,7 +86,7 @@ def validate(
         unfitted = draft(cluster, say, device) if machine is None else machine
         asked = [probes.setup_of(p, ranks, device) for p in probes.probes_of(device)] if machine is None else []
         seen_cases, seen_probes = _rounds(cluster, setups, asked, rounds, say)
-    profile = fitted(unfitted, seen_probes, handed=not device) if machine is None else machine
+    profile = fitted(unfitted, seen_probes) if machine is None else machine
     rows = [_row(case, ranks, seen, profile) for case, seen in zip(cases, seen_cases, strict=True)]
     errors = np.array([abs(row["error"]) for row in rows])
     ranked = rank_agreement([(c, r["simulated_s"], r["measured_s"]) for c, r in zip(cases, rows, strict=True)], APART)
