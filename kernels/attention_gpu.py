@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.append_gpu import append_cuda
 from kernels.cuda.element import narrow, widen
 from kernels.cuda.jit import cuda, device, kernel
 from kernels.cuda.warp import SIZE, sync_warp, warp_max, warp_sum
@@ -234,33 +235,6 @@ def _merge(partial, d, out):
         c += cuda.blockDim.x
 
 
-@kernel("element[:,::1], int64[::1], int64[::1], int64[:,::1], int32, int32, element[:,:,::1], element[:,:,::1]")
-def _append(qkv, offsets, lengths, table, first, width, k_cache, v_cache):
-    """A block for each new row: its K and V to their cache rows."""
-    i, s, c, page = cuda.blockIdx.x, 0, cuda.threadIdx.x, k_cache.shape[1]
-    while offsets[s + 1] <= i:
-        s += 1
-    t = lengths[s] + i - offsets[s]
-    to = table[s, t // page]
-    while c < width:
-        k_cache[to, t % page, c] = qkv[i, first + c]
-        v_cache[to, t % page, c] = qkv[i, first + width + c]
-        c += cuda.blockDim.x
-
-
-def append_cuda(
-    qkv: Any, k_cache: Any, v_cache: Any, table: Any, offsets: Any, lengths: Any, *, stream: Any = 0, threads: int = 128
-) -> None:
-    """K and V of new rows to the cache: row offsets[s] + i of qkv is entry lengths[s] + i of sequence s.
-
-    qkv [rows, (heads + 2 kv_heads) D]; k_cache, v_cache [pages, page, kv_heads D]; table [sequences,
-    pages of a sequence], offsets [sequences + 1], lengths [sequences] int64.
-    """
-    width = k_cache.shape[2]
-    first = qkv.shape[1] - 2 * width
-    _append.launch(qkv.shape[0], threads, qkv, offsets, lengths, table, first, width, k_cache, v_cache, stream=stream)
-
-
 def scratch_shape_cuda(queries: int, heads: int, head_dim: int, splits: int) -> tuple[int, int, int, int]:
     """Shape of the float32 scratch of `decode_cuda` and `prefill_cuda`."""
     return (queries, heads, splits, head_dim + 2) if splits > 1 else (1, 1, 1, 1)
@@ -294,9 +268,7 @@ def decode_cuda(
     _launch(qkv, kv, (table.shape[0], heads, kv_heads, width // kv_heads), scratch, out, stream)
 
 
-def prefill_cuda(
-    qkv: Any, offsets: Any, zeros: Any, heads: int, kv_heads: int, scratch: Any, out: Any, *, stream: Any = 0
-) -> None:
+def prefill_cuda(qkv: Any, offsets: Any, zeros: Any, heads: int, kv_heads: int, scratch: Any, out: Any, *, stream: Any = 0) -> None:
     """Causal attention of whole prompts over their own rows: prompt s is rows offsets[s] to offsets[s + 1].
 
     zeros [prompts] int64: entries before the prompt. The rest as in `decode_cuda`.

@@ -8,27 +8,25 @@ the activations, decide the addresses. Every block chooses the experts for itsel
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from kernels.cuda.element import narrow, widen
 from kernels.cuda.jit import cuda, device, kernel
-from kernels.cuda.warp import SIZE, warp_best, warp_sum
+from kernels.cuda.warp import SIZE, warp_sum
 from kernels.cuda.words import batch
 from kernels.expert_ffn.gpu import silu
+from kernels.fused_moe.gpu_choice import fill_table, logits_of, place, top_k_of
 from kernels.fused_moe.gpu_tickets import begun, done, draw, leave, share, skip, wait_for, wait_for_inputs
 from kernels.fused_moe.host import Layer
 from kernels.fused_moe.program import BLOCK, CHUNK, JUMP, OP
 from kernels.fused_moe.state import (
     COMBINE_COLUMNS,
     DOWN_COLUMNS,
-    EXPERTS,
     FFN,
     GATE_UP_COLUMNS,
     HIDDEN,
-    ROUTE_COLUMNS,
     ROUTE_TILES,
     ROUTED,
     TOKENS,
@@ -41,91 +39,11 @@ THREADS = 128
 ROUTES = 256
 """Most tokens x k: what a block chooses lives in shared memory."""
 
-_route_batch, _gate_up_batch, _down_batch = batch(1, 8), batch(2, 4), batch(4, 3)
-fetch_route, dots_route, route_elements = _route_batch.fetch, _route_batch.dots, _route_batch.elements
+_gate_up_batch, _down_batch = batch(2, 4), batch(4, 3)
 fetch_gate_up, dots_gate_up, gate_up_elements = _gate_up_batch.fetch, _gate_up_batch.dots, _gate_up_batch.elements
 fetch_down, dots_down, down_elements = _down_batch.fetch, _down_batch.dots, _down_batch.elements
 DOWN_ROWS = _down_batch.rows
 ZERO = np.float32(0)
-
-
-@device(forceinline=True)
-def _route(s, x, gate, logits, chunk):
-    """A warp for each router column of the tile: its logits of all tokens."""
-    lane, warp, warps = cuda.threadIdx.x % SIZE, cuda.threadIdx.x // SIZE, cuda.blockDim.x // SIZE
-    hidden, stop = s[HIDDEN], min(s[EXPERTS], (chunk + 1) * s[ROUTE_COLUMNS])
-    for e in range(chunk * s[ROUTE_COLUMNS] + warp, stop, warps):
-        start = np.int64(e) * hidden
-        for t in range(s[TOKENS]):
-            total, row = ZERO, np.int64(t) * hidden
-            for at in range(0, hidden, route_elements(gate)):
-                words = fetch_route(gate, start, np.int64(0), at, hidden)
-                total += dots_route(gate, words, x, (row,), at, hidden)[0]
-            total = warp_sum(total)
-            if lane == 0:
-                logits[t, e] = total
-
-
-@device(forceinline=True)
-def _top_k(s, logits, ids, weights):
-    """A warp for each token: in round j the best of what comes behind the choice of round j - 1."""
-    lane, warp, warps = cuda.threadIdx.x % SIZE, cuda.threadIdx.x // SIZE, cuda.blockDim.x // SIZE
-    experts, top_k = s[EXPERTS], s[TOP_K]
-    for t in range(warp, s[TOKENS], warps):
-        last, last_at, first, mine = np.float32(np.inf), np.int32(-1), ZERO, ZERO
-        for j in range(top_k):
-            best, at = np.float32(-np.inf), experts
-            for e in range(lane, experts, SIZE):
-                v = logits[t, e]
-                behind = v < last or (v == last and e > last_at)
-                if behind and (at == experts or v > best):
-                    best, at = v, np.int32(e)
-            best, at = warp_best(best, at)
-            last, last_at = best, at
-            if j == 0:
-                first = best
-            if lane == j:
-                mine = np.float32(math.exp(best - first))
-            if lane == 0:
-                ids[t * top_k + j] = at
-        total = warp_sum(mine)
-        if lane < top_k:
-            weights[t * top_k + lane] = mine / total
-
-
-@device(forceinline=True)
-def _place(s, ids, rows, token_of, counts):
-    """Row of each route: how many stand before it in the order of (expert, route). counts: rows of the
-    expert whose first route it is, else 0."""
-    routes, r = s[TOKENS] * s[TOP_K], cuda.threadIdx.x
-    while r < routes:
-        mine, before, same, earlier = ids[r], np.int32(0), np.int32(0), np.int32(0)
-        for q in range(routes):
-            before += ids[q] < mine or (ids[q] == mine and q < r)
-            same += ids[q] == mine
-            earlier += ids[q] == mine and q < r
-        rows[r], token_of[before] = before, r // s[TOP_K]
-        counts[r] = same if earlier == 0 else 0
-        r += cuda.blockDim.x
-    cuda.syncthreads()
-
-
-@device(forceinline=True)
-def _fill_table(s, ids, rows, counts, table):
-    """One slot for each expert that was chosen: (expert, first row, row behind the last); returns their number."""
-    routes, r = s[TOKENS] * s[TOP_K], cuda.threadIdx.x
-    while r < routes:
-        if counts[r]:
-            slot = 0
-            for q in range(routes):
-                slot += counts[q] > 0 and ids[q] < ids[r]
-            table[slot, 0], table[slot, 1], table[slot, 2] = ids[r], rows[r], rows[r] + counts[r]
-        r += cuda.blockDim.x
-    found = 0
-    for q in range(routes):
-        found += counts[q] > 0
-    cuda.syncthreads()
-    return found
 
 
 @device(forceinline=True)
@@ -263,10 +181,10 @@ def decode(
         following = draw(counters)
         if op != ROUTE and found < 0:
             wait_for(counters, ROUTED, s[ROUTE_TILES])
-            _top_k(s, logits, ids, weights)
+            top_k_of(s, logits, ids, weights)
             cuda.syncthreads()
-            _place(s, ids, rows, token_of, counts)
-            found = _fill_table(s, ids, rows, counts, table)
+            place(s, ids, rows, token_of, counts)
+            found = fill_table(s, ids, rows, counts, table)
         if (op == GATE_UP or op == DOWN) and block >= found:
             skip(i, program[i, JUMP], drawn, counters, known, stamps, ran_on)
         else:
@@ -275,7 +193,7 @@ def decode(
             if op != DOWN:
                 begun(i, stamps)
             if op == ROUTE:
-                _route(s, x, gate, logits, chunk)
+                logits_of(s, x, gate, logits, chunk)
             elif op == GATE_UP:
                 _gate_up(s, x, experts, token_of, act, table[block, 0], table[block, 1], table[block, 2], chunk)
             elif op == DOWN:
