@@ -25,10 +25,6 @@ class Stamps:
         self._by_rank.setdefault(rank, []).extend(stamps)
         self._latest = max([self._latest, *(s.end_ps for s in stamps)])
 
-    @property
-    def ended(self) -> int:
-        return sum(stamp.what != STARTED for stamps in self._by_rank.values() for stamp in stamps)
-
     def run(self, origin_ns: int = 0, before: Mapping[int, Offset] | None = None, after: Mapping[int, Offset] | None = None) -> Run:
         """Times of all tasks known. Offsets by rank, where both are known, correct the drift between them.
 

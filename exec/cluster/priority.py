@@ -53,9 +53,9 @@ def own_cores(rank: int, ranks: int, threads: int) -> None:
     """
     if not hasattr(os, "sched_getaffinity"):
         return
-    place = int(os.environ.get("LOCAL_RANK", rank))
+    place, here = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
     cores = sorted(os.sched_getaffinity(0))
-    if ranks * threads <= len(cores):
+    if here * threads <= len(cores):
         bind(cores[place * threads : (place + 1) * threads])
 
 

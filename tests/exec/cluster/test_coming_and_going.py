@@ -187,6 +187,19 @@ def test_wishes_that_cannot_be_granted_are_let_go() -> None:
     assert not priority.ask_for_slice(priority.SHORT_SLICE_NS, ended.native_id or 0)
 
 
+def test_ranks_of_other_computers_take_no_cores_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 ranks, 4 on each computer, 2 threads each on 8 cores."""
+    bound: list[list[int]] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(priority, "bind", bound.append)
+    priority.own_cores(5, 8, 2)
+    assert bound == []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    priority.own_cores(5, 8, 2)
+    assert bound == [[2, 3]]
+
+
 def falls_silent(host: str, port: int) -> wire.Line:
     line = wire.connect(host, port)
     with socket.socket(fileno=os.dup(line.connection.fileno())) as end:
