@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Listener
-from multiprocessing.process import BaseProcess
 from types import SimpleNamespace
 
 import pytest
@@ -162,19 +161,25 @@ def test_a_caller_that_nobody_waits_for_is_hung_up_on(doors: Listener) -> None:
 
 
 def test_processes_that_were_started_end_where_one_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[BaseProcess] = []
-    start = launch.Children.start
+    class Process:
+        exitcode: int | None = None
 
-    def once(children: launch.Children, number: int) -> None:
+        def join(self, timeout: float | None = None) -> None:
+            """It lives until it is killed."""
+
+        def kill(self) -> None:
+            self.exitcode = -9
+
+    process = Process()
+
+    def start(children: launch.Children, number: int) -> None:
         if number:
             raise OSError("no more processes")
-        start(children, number)
-        started.append(children._processes[number])
+        children._processes[number] = process  # type: ignore[assignment]
 
-    monkeypatch.setattr(launch.Children, "start", once)
+    monkeypatch.setattr(launch.Children, "start", start)
     with pytest.raises(OSError, match="no more processes"), Cluster(2):
         pass
-    (process,) = started
     assert process.exitcode is not None
 
 
