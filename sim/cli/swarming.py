@@ -145,7 +145,7 @@ def stated(wanted: Wanted, plant: Plant, policy: Policy, troubles: tuple[Trouble
     trace = requests_at(wanted)
     requests = study.requests_of(trace, wanted.limit, wanted.duration_s)
     if not requests:
-        raise UserError("--requests: none arrive within --duration; a longer one is needed")
+        raise UserError(f"--requests: none of {len(trace):,} arrive within --duration; a longer one is needed")
     return study.Study(plant, routes, policy, requests, study.origins_of(plant, trace, wanted.everywhere, wanted.seed), troubles)
 
 

@@ -22,6 +22,9 @@ class Desk:
         self.numbers: Iterator[int] = count()
         self._then: dict[int, Then] = {}
 
+    def __contains__(self, task: int) -> bool:
+        return task in self._then
+
     @property
     def open(self) -> set[int]:
         """Tasks that are not done."""

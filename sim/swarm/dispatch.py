@@ -30,8 +30,9 @@ class Dispatcher:
         return self.pool is not None and self.pool.state[group.home] == "draining"
 
     def choose(self, now: Time, job: Job) -> Group | None:
-        """Among groups that are up; None: there is none."""
+        """Among groups that are up, and whose home has room for it if any has; None: there is none."""
         up = [g for g in self.groups if g.up and not self.closed(g)] or [g for g in self.groups if g.up]
+        up = [g for g in up if job.prompt + job.output <= self.plant.kv_tokens(g.home)] or up
         if len(up) < 2:
             return up[0] if up else None
         rtt = {g.name: self.plant.network.rtt_s(job.origin, self.plant.nodes[g.home]) for g in up}

@@ -69,6 +69,7 @@ class Faults:
         if state.boot != self._boots[node]:
             self._boots[node] = state.boot
             self.placer.leaving.discard(node)
+            self.placer.void.discard(node)
             if node not in self.placer.dead:  # it was away for less than it takes to be missed
                 commands += self._suspect(now, node)
             self._kept.pop(node, None)
@@ -112,6 +113,12 @@ class Faults:
         self._kept.pop(node, None)
         self._empty.discard(node)
         self._missed.discard(node)
+        self.placer.void.discard(node)
+
+    def restarted(self, node: int) -> list[Command]:
+        """A node's machine is up again and has lost its memory: steps that need it are void, and none begins until that is known here."""
+        self.placer.void.add(node)
+        return [c for group in self.groups if node in group.nodes_used() for c in self.running.stop(group)]
 
     def uses(self, group: Group, node: int) -> bool:
         """Whether a group uses the node, or will by a placement that is loaded or proposed for it."""

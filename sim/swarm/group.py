@@ -6,7 +6,7 @@ home and change nothing about the batch go together as one task; a newcomer cuts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,15 +38,15 @@ class Group:
     """One group.
 
     held [layers, experts, gpus] bool: live copies that it may use, over all GPUs of the plant. ready: every expert has one. loads: what
-    a home knows of the GPUs' load.
+    a home knows of the GPUs' load. void: nodes that have lost their memory.
     """
 
     def __init__(
         self, name: str, plant: Plant, routes: Routes, home: int, held: NDArray[np.bool_], choose: Choose, tasks: StepTasks, loads: Loads,
-        seed: int = 0,
+        void: Collection[int] = frozenset(), seed: int = 0,
     ) -> None:  # fmt: skip
         self.name, self.plant, self.routes, self.home, self.choose = name, plant, routes, home, choose
-        self.tasks, self.tally, self.loads, self.seed = tasks, tasks.tally, loads, seed
+        self.tasks, self.tally, self.loads, self.void, self.seed = tasks, tasks.tally, loads, void, seed
         self.waiting = Waiting()
         self.active: list[Job] = []
         self.running: Step | None = None
@@ -104,7 +104,7 @@ class Group:
 
     def start(self, now: Time) -> list[Command]:
         """The next step, if there is something to do and every expert is somewhere."""
-        if self.running is not None or not (self.up and self.ready):
+        if self.running is not None or not (self.up and self.ready) or (self.void and not self.nodes_used().isdisjoint(self.void)):
             return []
         prompts = self._admit()
         if not self.active:

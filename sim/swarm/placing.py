@@ -23,8 +23,9 @@ Scope: TypeAlias = frozenset[int]
 class Placer:
     """Asks the policy for placements on the nodes that are taken for alive.
 
-    dead: nodes that are taken for dead; leaving: those that will be taken away; absent: those that are not rented, all of
-    them dead. A scope is the set of nodes that a group may use.
+    dead: nodes that are taken for dead; leaving: those that will be taken away; absent: those that are not rented, all of them dead;
+    void: those that started anew with nothing in memory, which nobody but themselves knows yet. A scope is the set of nodes that a
+    group may use.
     """
 
     plant: Plant
@@ -34,6 +35,7 @@ class Placer:
     dead: set[int] = field(default_factory=set)
     leaving: set[int] = field(default_factory=set)
     absent: set[int] = field(default_factory=set)
+    void: set[int] = field(default_factory=set)
 
     def alive(self, scope: Scope) -> NDArray[np.int64]:
         """GPUs of live nodes of a scope."""

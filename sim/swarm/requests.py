@@ -73,6 +73,7 @@ class Requests:
         job = Job(r.request_id, origin, now, r.prompt_tokens, r.output_tokens or r.max_output_tokens)
         self.jobs[job.number] = job
         self.open += 1
+        self.quiet_since = now
         return self.forward(now, job)
 
     def forward(self, now: Time, job: Job) -> Sequence[Command]:
@@ -129,10 +130,12 @@ class Requests:
     def step_ended(self, now: Time, event: Finished) -> Sequence[Command]:
         group = self.running.pop(event.task)
         assert group is not None, f"task {event.task} ends no step"
+        self.quiet_since = now
         return [*self.answers(group, group.ended(now)), *self.running.started(group, group.start(now))]
 
     def step_cut(self, now: Time, group: Group, fraction: float) -> Sequence[Command]:
         """A stretch was cut for newcomers; it goes on."""
+        self.quiet_since = now
         done, commands = group.cut_short(now, fraction)
         return [*self.answers(group, done), *self.running.started(group, commands)]
 

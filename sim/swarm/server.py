@@ -71,7 +71,7 @@ class Server:
         self.fleet = None
         if settings.autoscale is not None and leased is not None:
             self.fleet = Fleet(settings.autoscale, settings.arbitrage, *leased, self.faults)
-        self.over = False
+        self.ended_at: Time | None = None
 
     def _rent(self, reach: Mapping[str, Scope]) -> tuple[Pool, Sizes] | None:
         """Nodes that are rented when the study begins; None: all, for ever."""
@@ -91,7 +91,7 @@ class Server:
             if target is None and not (self.placer.absent & scope and self.placer.fits(scope)):
                 continue
             held, at = (empty, min(scope)) if home is None or target is None else (target, home)
-            out.append(Group(name, self.plant, routes, at, held, choose, tasks, loads, self.settings.seed))
+            out.append(Group(name, self.plant, routes, at, held, choose, tasks, loads, self.placer.void, self.settings.seed))
             out[-1].up = target is not None
         if not any(group.up for group in out):
             where = {"spread": "the cluster", "nodes": "any node"}.get(self.settings.design, "any region")
@@ -104,7 +104,7 @@ class Server:
     def on(self, now: Time, event: Event) -> Sequence[Command]:
         if isinstance(event, Started):
             return self._begin(now)
-        if self.over:
+        if self.ended_at is not None:
             return []
         if isinstance(event, Changed):
             return self._changed(now, event)
@@ -132,12 +132,15 @@ class Server:
         return [*self.faults.watch(now), self.desk.timer(self.settings.gossip_s, self._watch)]
 
     def _changed(self, now: Time, event: Changed) -> list[Command]:
-        """A node's machine stopped or came back: its own members stop and start with it. Policies are told nothing."""
+        """A node's machine stopped or came back: its own members stop and start with it, and what ran there is void. Policies are told
+        nothing."""
         kind, _, node = event.resource.partition(".")
         if kind != "node":
             return []
-        up = event.capacity > 0 and (self.fleet is None or self.fleet.runs(self.plant.nodes.index(node)))
-        return [*self.views.mail.changed(now, node, up), *self.control.changed(now, node, event.capacity > 0)]
+        number = self.plant.nodes.index(node)
+        up = event.capacity > 0 and (self.fleet is None or self.fleet.runs(number))
+        void = self.faults.restarted(number) if up and node in self.views.mail.down else []
+        return [*void, *self.views.mail.changed(now, node, up), *self.control.changed(now, node, event.capacity > 0)]
 
     def _rebalance(self, now: Time, _: Result) -> Sequence[Command]:
         return [*self.changes.rebalance(now, self.groups), self.desk.timer(self.settings.rebalance_s, self._rebalance)]
@@ -148,7 +151,11 @@ class Server:
         if event.task in self.changes:
             return self.changes.loaded(now, event)
         told = self._mail(now, event)
-        return self.desk.finished(now, event) if told is None else told
+        if told is not None:
+            return told
+        if event.task in self.desk:
+            return self.desk.finished(now, event)
+        return self._failed(now, Failed(event.task, "given up in the instant in which it ended", 1.0))
 
     def _mail(self, now: Time, event: Finished | Failed) -> Sequence[Command] | None:
         """Gossip and agreement; None: it is neither."""
@@ -191,7 +198,7 @@ class Server:
 
     def _end(self, now: Time) -> list[Command]:
         """Cancel all that is open: timers, reports, what waits for a node that never came back."""
-        self.over = True
+        self.ended_at = now
         self.tally.meter.close(now)
         running = [n for g in self.groups if g.running is not None for n in g.running.numbers]
         mail = self.views.mail.open | self.control.mail.open

@@ -27,7 +27,8 @@ class Settings:
     silent: members that never say a word.
 
     rebalance_s: period in which the placement is looked at again, 0: never; hysteresis: balance that a new one must gain.
-    duration_s: end of the study, else when all is answered; patience_s: it ends too when nothing is answered for so long.
+    duration_s: end of the study, else when all is answered; patience_s: it ends too when for so long no request
+    came, no step ended and nothing was answered.
     """
 
     design: str = "spread"

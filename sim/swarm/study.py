@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sim.drive import Log, drive
 from sim.engines.run import Run
 from sim.engines.simpy_engine import SimPyEngine
+from sim.errors import UserError
 from sim.events import Request, Result
 from sim.placement import Policy
 from sim.swarm.dice import below
@@ -86,8 +87,20 @@ class Finished:
     wall_s: float
 
 
+def check_requests(study: Study, server: Server) -> None:
+    """Raises UserError for what would never end, or would not fit into any group's memory."""
+    if not study.requests and server.settings.duration_s is None:
+        raise UserError("--requests: there are none, and no --duration; the study would never end")
+    most = max(study.plant.kv_tokens(g.home) for g in server.groups)
+    for r in study.requests:
+        if r.prompt_tokens + r.max_output_tokens > most:
+            shown = f"{r.prompt_tokens:,} tokens of prompt and {r.max_output_tokens:,} of output"
+            raise UserError(f"--requests: request {r.request_id} has {shown}; the KV cache of a group holds {most:,} at most")
+
+
 def simulate(study: Study, settings: Settings, prepare: Callable[[Server], None] = lambda server: None) -> Finished:
-    """Run one design to its end; `prepare` sees the scheduler before it starts. Raises UserError where the model does not fit."""
+    """Run one design to its end; `prepare` sees the scheduler before it starts. Raises UserError where the model or a
+    request does not fit."""
     began = time.perf_counter()
     plant = study.plant
     costs = plant.costs()
@@ -103,13 +116,15 @@ def simulate(study: Study, settings: Settings, prepare: Callable[[Server], None]
             return lost(task)
         return Result(facts=told(study.troubles, task.work.variant, engine.now / PS_PER_S))
 
+    check_requests(study, server)
     prepare(server)
     engine = SimPyEngine(
         plant.lanes(), {}, costs, profile=costs, arrivals=study.requests, changes=changes(study.troubles, plant), outcomes=outcome
     )
     log = Log()
     drive(server, engine, log)
-    end_s = max((e[0] for e in log.entries), default=0) / PS_PER_S
+    assert server.ended_at is not None, "nothing is open, and the study is not over"
+    end_s = server.ended_at / PS_PER_S
     if settings.duration_s is not None:
         end_s = min(end_s, settings.duration_s)
     return Finished(server, log, engine.run, end_s, time.perf_counter() - began)

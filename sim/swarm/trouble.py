@@ -14,8 +14,11 @@ from sim.machines.schema import Strict
 from sim.swarm.plant import Plant
 from sim.tasks import PS_PER_S
 
-MOST_S = 1e7
-"""The last moment at which anything may happen."""
+MOST_S = 9e6
+"""The last moment at which anything may happen: engines count picoseconds in 64 bits."""
+
+
+ENDS = {"rejoin": "a crash or preempt of it", "heal": "a partition of it"}
 
 
 class Trouble(Strict):
@@ -55,7 +58,17 @@ def checked(events: tuple[Trouble, ...], plant: Plant, where: str) -> tuple[Trou
             raise UserError(f"{where}: events[{i}].node: no GPU node {event.node!r}; have {', '.join(plant.nodes)}")
         if event.region is not None and event.region not in plant.cluster.regions:
             raise UserError(f"{where}: events[{i}].region: no region {event.region!r}; have {', '.join(plant.cluster.regions)}")
-    return tuple(sorted(events, key=lambda e: e.at_s))
+    order = sorted(range(len(events)), key=lambda i: events[i].at_s)
+    away = set[str | None]()
+    for i in order:
+        event = events[i]
+        if event.what in ENDS:
+            if (place := event.region or event.node) not in away:
+                raise UserError(f"{where}: events[{i}]: {event.what} of {place} at {event.at_s:g} s; {ENDS[event.what]} must come before")
+            away.discard(place)
+        elif event.what in ("crash", "preempt", "partition"):
+            away.add(event.node or event.region)
+    return tuple(events[i] for i in order)
 
 
 def changes(events: tuple[Trouble, ...], plant: Plant) -> list[Change]:

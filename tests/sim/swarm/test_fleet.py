@@ -125,7 +125,8 @@ def test_a_group_whose_draining_home_dies_takes_newcomers_at_its_next_one() -> N
 def test_a_queue_that_died_with_its_node_is_not_counted() -> None:
     crash = [Trouble(at_s=6, what="crash", node="a-1")]
     calm = [Request(300, 40, 12, 12, 60 * PS_PER_S)]
-    s = study([*poisson(300, 100.0, seed=2, output=30, prompt=6000), *calm], crash, cluster=small(memory=450_000_000, rtt_s=0.01))
+    crowd = [replace(r, prompt_tokens=min(r.prompt_tokens, 24_000)) for r in poisson(300, 100.0, seed=2, output=30, prompt=6000)]
+    s = study([*crowd, *calm], crash, cluster=small(memory=450_000_000, rtt_s=0.01))
     done = run(f"fixed:min=1:start=2:{SOON}", s)
     hold(done)
     assert any(t.waiting for t in fleet(done).gauge.told.values()) and fleet(done).past[-1].waiting == 0

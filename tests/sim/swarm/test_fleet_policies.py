@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from sim.cli.app import app
 from sim.clusters.importers import spot_prices
 from sim.errors import UserError
+from sim.swarm import trouble
 from sim.swarm.fleet import prices
 from sim.swarm.fleet.arbitrage import Arbitrage, Offer
 from sim.swarm.fleet.forecast import Holt
@@ -203,8 +204,9 @@ def test_nodes_find_their_zone_and_instance_and_are_taken_above_the_bid(tmp_path
     found = [(e.at_s, e.what) for e in prices.events(plant, up_and_down, bid=0.7) if e.what != "price"]
     assert found == [(220.0, "preempt"), (221.0, "rejoin"), (1020.0, "preempt")]  # the bid is 0.7 of 3.60
     assert [e.what for e in prices.events(plant, up_and_down)] == ["price"] * 5
-    late = {"a-0": [(0.0, 2.0), (1e7 - 200, 3.0), (1e7 - 100, 1.0), (2e7, 2.0)]}
-    assert [(e.at_s, e.what) for e in prices.events(plant, late, bid=0.7)] == [(0.0, "price"), (1e7 - 200, "price"), (1e7 - 80, "preempt")]
+    end = trouble.MOST_S
+    late = {"a-0": [(0.0, 2.0), (end - 200, 3.0), (end - 100, 1.0), (2 * end, 2.0)]}
+    assert [(e.at_s, e.what) for e in prices.events(plant, late, bid=0.7)] == [(0.0, "price"), (end - 200, "price"), (end - 80, "preempt")]
     with pytest.raises(UserError, match="--prices-from: is 30 s; the cluster's prices are from 2020-02-21T00:00.* to 2020-02-21T02:00"):
         prices.steps_of(plant, spot_prices.read(tmp_path / "a.json"), 30.0)
     with pytest.raises(UserError, match="prices are of us-x-1a, us-x-1b for g.large, p.large; no node of small"):
