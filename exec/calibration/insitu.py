@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from exec import session
 from exec.calibration.links import relink
+from exec.calibration.reference import Reference
 from exec.prompts import byte_prompts
 from exec.weights import Weights
 from sim.columns import columns_of
@@ -97,11 +98,11 @@ def corrected(
     machine: Machine, spec: ModelSpec, weights: Weights, say: Callable[[str], None], probes: Sequence[Probe] = PROBES,
     open_device: Callable[[], Device | None] = lambda: None,
 ) -> Machine:  # fmt: skip
-    """The machine with rows task.OP and rows of single copies."""
-    runs = []
+    """The machine with rows task.OP and rows of single copies, from runs while the computer was calm, as far as it ever was."""
+    runs, reference = [], Reference()
     for k, probe in enumerate(probes):
         say(f"whole runs: {k + 1} of {len(probes)}, {probe.scheduler}")
-        runs.append((probe, really(job_for(probe, machine, spec), weights, device=open_device())))
+        runs.append((probe, reference.calmly(lambda probe=probe: really(job_for(probe, machine, spec), weights, device=open_device()))))
     for _ in range(ROUNDS):
         machine = _one_round(machine, spec, runs)
     return machine

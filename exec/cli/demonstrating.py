@@ -30,6 +30,7 @@ SHOWN = 3
 
 def demo(folder: Path, machine: Path | None, as_json: bool) -> None:
     from exec.calibration import profile
+    from exec.calibration.reference import SLOWED, Reference
     from exec.execute import execute, simulated_twin, spec_of, timeline_of_twin, weights_of
     from exec.local import check_runs_here
     from sim import machines
@@ -37,6 +38,7 @@ def demo(folder: Path, machine: Path | None, as_json: bool) -> None:
     _make(folder)
     spec = replace(spec_of(str(MODEL)), name=NAME)
     weights = weights_of(str(MODEL), spec, 0)
+    reference = Reference()
     with output.steps("demo: CGOPipe serves a small trained model, measured and simulated") as say:
         if machine is None:
             machine = folder / "profile.yaml"
@@ -48,7 +50,9 @@ def demo(folder: Path, machine: Path | None, as_json: bool) -> None:
         profile.write(here, folder / "rig.yaml")
         job = job_of(spec, here)
         say("really running it, on prompts cut from the Python standard library")
+        before_s = reference.calm_s()
         measured = execute(job, weights, record_routing=True)
+        pace = max(before_s, reference.seconds()) / reference.best_s
         say("simulating the same run, driven by the routing that it recorded")
         save(measured, folder / "routing.parquet", folder)
         simulated = simulated_twin(measured)
@@ -61,6 +65,8 @@ def demo(folder: Path, machine: Path | None, as_json: bool) -> None:
         output.print_json({"simulated": simulated.summary, "measured": measured.summary, "texts": texts, "report": page})
     else:
         show(simulated.summary, measured.summary, texts, folder)
+    if pace > SLOWED:
+        output.note(f"around the run this computer was {pace - 1:.0%} slower than at its best: other work is in what was measured")
 
 
 def small_rig(here, spec, weights, say):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from exec.calibration import curves, host
 from exec.calibration.measure import together
 from exec.calibration.profile import processor
+from exec.calibration.reference import Reference
 from exec.cluster import machine as machines
 from exec.cluster import transport
 from exec.cluster.controller import Cluster
@@ -25,7 +26,6 @@ from exec.cluster.job import Order
 from exec.cluster.machine import Place
 from exec.cluster.observe import against_the_best, observe
 from exec.cluster.probes import probes_of, setup_of, sized, threads_of
-from exec.cluster.reference import Reference
 from exec.cluster.rows import lasting
 from exec.cluster.shards import drawn_expert, kept
 from exec.weights import expert_floats, random_dense, random_weights

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from exec.calibration.reference import Reference
 from exec.cluster.controller import Cluster
 from exec.cluster.execute import Executed, execute
 from exec.cluster.job import Order
 from exec.cluster.outputs import Outputs
 from exec.cluster.profile import Unknown
-from exec.cluster.reference import Reference
 from exec.cluster.runs import Setup
 from exec.cluster.watch import Sample, Watch, calmest
 from sim.engines.run import Run

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from exec.calibration.reference import SLOWED, Reference
 from exec.cluster.outputs import Outputs
-from exec.cluster.reference import SLOWED, Reference
 
 TAKEN = 0.3
 """A run is disturbed where its ranks computed `SLOWED` times longer than in the quickest run of the same setup, or the reference

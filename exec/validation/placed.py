@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from exec.calibration.reference import Reference
 from exec.cluster.calibrate import draft
 from exec.cluster.fit import fitted
 from exec.cluster.observe import Observed, against_the_best, merged, observe
@@ -19,7 +20,6 @@ from exec.cluster.placing import Served, Serving, largest_difference, serve, sim
 from exec.cluster.probes import PROBES, setup_of
 from exec.cluster.profile import Unknown
 from exec.cluster.recovering import Kill
-from exec.cluster.reference import Reference
 from exec.cluster.standing import StandingCluster
 from exec.cluster.traffic import Traffic
 from exec.cluster.watch import Watch

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from exec.calibration.reference import Reference
 from exec.cluster import probes
 from exec.cluster.calibrate import draft
 from exec.cluster.controller import Cluster
@@ -22,7 +23,6 @@ from exec.cluster.fit import fitted
 from exec.cluster.observe import RUNS, Observed, against_the_best, merged, observe
 from exec.cluster.prices import simulate
 from exec.cluster.probes import LAYERS
-from exec.cluster.reference import Reference
 from exec.cluster.runs import Setup, layers_setup
 from exec.validation.grid import DISTURBED, Grid, product
 from exec.validation.score import rank_agreement, relative

@@ -8,12 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from exec.cluster import calibrate, observe, phases, prices, reference, watch
+from exec.cluster import calibrate, observe, phases, prices, watch
 from exec.cluster.fit import core_s, fitted
 from exec.cluster.machine import Place, of_ranks
 from exec.cluster.observe import Observed
 from exec.cluster.outputs import Outputs
-from exec.cluster.reference import Reference
 from exec.cluster.runs import Setup
 from exec.cluster.watch import Sample, calmest
 from sim.events import Arrived
@@ -76,21 +75,6 @@ def test_what_ranks_do_beside_a_run_is_not_others_work(busy_s: float, others_s: 
 def test_a_session_that_was_never_quick_keeps_its_calmest_third() -> None:
     seen = observed(*(sample(k, reference_s=2.0 + k) for k in (3.0, 1.0, 2.0)), at_best_s=1.0)
     assert [s.makespan_s for s in seen.settled] == [1.0]
-
-
-def test_a_run_waits_until_the_computer_is_as_quick_as_at_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([1.0] * 21 + [2.0, 2.0, 1.1, 1.1])
-    monkeypatch.setattr(Reference, "_once", lambda _: next(times))
-    monkeypatch.setattr(reference, "PATIENCE_S", 3600.0)
-    assert Reference().calm_s() == 1.1
-    assert next(times, None) is None
-
-
-def test_a_computer_that_stays_slow_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([1.0] * 21 + [2.0] * 2)
-    monkeypatch.setattr(Reference, "_once", lambda _: next(times))
-    monkeypatch.setattr(reference, "PATIENCE_S", 0.0)
-    assert Reference().calm_s() == 2.0
 
 
 def profile(ratio: float, word_s: float, put_latency_s: float) -> Machine:

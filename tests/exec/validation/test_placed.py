@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from exec.calibration import reference
 from exec.cli.app import main
-from exec.cluster import reference
 from exec.cluster.calibrate import OPS, WORDS
 from exec.cluster.machine import Place, of_ranks
 from exec.cluster.phases import BEFORE, MOVING, REBALANCED
