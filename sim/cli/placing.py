@@ -40,10 +40,12 @@ class Wanted:
 
 def place(wanted: Wanted, as_json: bool) -> None:
     """Score each policy, and print a table or one JSON object."""
-    from sim.placement.policy import load
+    from sim.placement.policy import load, names
 
     output.check_writable("-o", wanted.to, (".json",))
     output.check_writable("--html", wanted.html, (".html",))
+    if not wanted.policies:
+        raise UserError(f"--policies: names none; have {', '.join(names())}")
     if wanted.to is not None and len(wanted.policies) > 1:
         raise UserError(f"-o: writes one placement; --policies names {len(wanted.policies)}")
     policies = [(text, load(text)) for text in wanted.policies]

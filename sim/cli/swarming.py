@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 UNIFORM = 2.0
 """Requests a second without a request trace (Poisson): about those of the Azure code trace."""
+SUSPECT_PERIODS = 7.5
+"""Gossip periods without news after which a node is given up at the earliest: so many as the default's 15 s are of its 2 s."""
 APART_FROM = 2000
 """Requests from which the designs are simulated at the same time: with fewer they are done before other processes have started."""
 
@@ -66,6 +68,7 @@ def swarm(wanted: Wanted, timeline: Path | None, html: Path | None, as_json: boo
     settings = Settings(
         design=wanted.design, routing=wanted.routing, spares=wanted.spares, gossip_s=wanted.gossip_s, fan_out=wanted.fan_out,
         adaptive=wanted.adaptive, loss=wanted.loss, tolerate=wanted.tolerate, silent=wanted.silent, rebalance_s=wanted.rebalance_s,
+        suspect_s=max(Settings().suspect_s, SUSPECT_PERIODS * wanted.gossip_s),
         duration_s=wanted.duration_s, seed=wanted.seed, autoscale=policy.load(wanted.autoscale), arbitrage=arbitrage.load(wanted.arbitrage),
     )  # fmt: skip
     named = names(wanted)

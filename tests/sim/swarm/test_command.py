@@ -47,6 +47,13 @@ def test_the_command_prints_one_object_with_floor_and_baselines(tmp_path: Path, 
     assert "floor a token" in shown.stdout and "a full replica per region" in shown.stdout and "replicas, edge redirection" in shown.stdout
 
 
+def test_rare_gossip_is_no_death(small_study: list[str]) -> None:
+    flags = ["--duration", "200", "--design", "replicas", "--gossip-period", "20", "--json"]
+    result = CliRunner().invoke(app, ["swarm", *small_study, *flags])
+    assert result.exit_code == 0, result.output
+    assert [r["suspected"] for r in json.loads(result.stdout)["results"]] == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("flags", "note"),
     [
