@@ -138,7 +138,7 @@ class RankBackend:
         logits = {r: np.stack(rows) for r, rows in ((dense.logits or {}) if dense else {}).items() if rows}
         tokens = dense.sequences.outputs() if dense else {}
         hidden = self.store.hidden if keep and not dense else None
-        return Outputs(self.moe.counts, hidden, tokens, logits, self.rows.peak, cpu_s, computed_s=self.computed_s)
+        return Outputs(self.moe.counts, hidden, tokens, logits, cpu_s, computed_s=self.computed_s)
 
 
 def _same_weights(a: Order, b: Order) -> bool:

@@ -21,16 +21,14 @@ class DeviceClock(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Outputs:
     """counts: (layer, step, chunk, rows for each expert [experts]) of each permute. hidden: activations after the last layer
-    [t, H]; tokens, logits: by request; where asked for. peak_rows: most rows of messages held at a time.
-    cpu_s: what all threads of the process computed meanwhile; computed_s: of that, in ops that compute; whole_s: and until all this was
-    ready to be handed back. clock: of the rank's device, where it has one.
+    [t, H]; tokens, logits: by request; where asked for. cpu_s: what all threads of the process computed meanwhile; computed_s: of
+    that, in ops that compute; whole_s: and until all this was ready to be handed back. clock: of the rank's device, where it has one.
     """
 
     counts: list[tuple[int, int, int, list[int]]]
     hidden: Floats | None
     tokens: dict[int, list[int]]
     logits: dict[int, Floats]
-    peak_rows: int
     cpu_s: float
     computed_s: float = field(default=0.0, kw_only=True)
     whole_s: float = field(default=0.0, kw_only=True)

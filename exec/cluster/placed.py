@@ -187,7 +187,7 @@ class PlacedBackend(RankBackend):
     def outputs(self, cpu_s: float) -> PlacedOutputs:
         left = self.store.left()
         assert not left, f"rank {self.rank}: buffers {', '.join(left)} were written and never read"
-        return PlacedOutputs([], None, {}, {}, self.rows.peak, cpu_s, self.moe.states(), computed_s=self.computed_s)
+        return PlacedOutputs([], None, {}, {}, cpu_s, self.moe.states(), computed_s=self.computed_s)
 
 
 @dataclass(frozen=True, slots=True)

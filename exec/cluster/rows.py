@@ -45,8 +45,6 @@ class RowMemory:
         self._border = landing[0] * landing[1]
         self.array = make("rows", (self._border + sending[0] * sending[1], width))
         self._lock = threading.Lock()
-        self.peak = 0
-        """Most rows that were taken at a time."""
         self.forget()
 
     def forget(self) -> None:
@@ -54,7 +52,6 @@ class RowMemory:
         (rows, count), (own, owned) = self._sizes
         self._landing = [Piece(k * rows, rows) for k in range(count)]
         self._sending = [Piece(self._border + k * own, own) for k in range(owned)]
-        self._used = 0
 
     def land(self) -> Piece:
         """A piece for what a peer sends."""
@@ -67,15 +64,11 @@ class RowMemory:
     def _take(self, free: list[Piece], what: str) -> Piece:
         with self._lock:
             assert free, f"row memory: all pieces for {what} are taken; the schedule leaves more unread than it has chunks and peers"
-            piece = free.pop()
-            self._used += piece.count
-            self.peak = max(self.peak, self._used)
-            return piece
+            return free.pop()
 
     def give(self, piece: Piece) -> None:
         with self._lock:
             (self._landing if piece.first < self._border else self._sending).append(piece)
-            self._used -= piece.count
 
     def of(self, piece: Piece) -> Floats:
         return self.array[piece.first : piece.first + piece.count]

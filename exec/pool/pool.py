@@ -85,10 +85,6 @@ class Store:
 
         self.loader.load(chunks, out, interrupt, more)
 
-    def file_bytes(self, expert: Expert) -> int:
-        """Bytes that the disk has of an expert."""
-        return sum(leaf.nbytes for chunk in self._chunks[expert] for leaf in chunk)
-
 
 class ExpertPool:
     """host, device: the memory of each tier, flat float32."""

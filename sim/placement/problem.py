@@ -136,11 +136,6 @@ class Problem:
         """Shares of each layer's tokens, all windows pooled [layers, experts]: whole numbers that add up to about `WHOLE`."""
         return shares(self.windows.sum(axis=0))
 
-    @cached_property
-    def by_window(self) -> Floats:
-        """Shares within each window [windows, layers, experts], as in `load`: windows count alike, however long."""
-        return shares(self.windows)
-
     def with_current(self, current: Placement | None) -> Problem:
         return replace(self, current=current)
 

@@ -68,7 +68,7 @@ def test_what_ranks_do_beside_a_run_is_not_others_work(busy_s: float, others_s: 
     seen = watch.Watch(SimpleNamespace(calm_s=lambda: 1.0, seconds=lambda: 2.0))  # type: ignore[arg-type]
     seen.calm()
     seen.begin()
-    outputs = {r: Outputs([], None, {}, {}, 0, 1.0, whole_s=3.0) for r in range(2)}
+    outputs = {r: Outputs([], None, {}, {}, 1.0, whole_s=3.0) for r in range(2)}
     assert seen.end(outputs) == (2.0, others_s, 2.0)
 
 
@@ -94,7 +94,7 @@ def made_by(machine: Machine, scheduler: str, tokens: int) -> Observed:
     setup = layers([tokens] * 4, scheduler, layers=2)
     share = 2 * tokens // setup.order.chunks // setup.order.model.experts
     counts = [(layer, -1, c, [share] * setup.order.model.experts) for layer in range(2) for c in range(setup.order.chunks)]
-    outputs = {r: Outputs(counts, None, {}, {}, 0, 0.0) for r in range(4)}
+    outputs = {r: Outputs(counts, None, {}, {}, 0.0) for r in range(4)}
     plan = plan_of(setup)
     run = replace(prices.simulate(machine, setup.order, plan, outputs, draws=0), sources=(plan,))
     seen = Observed(setup.order, plan, outputs, ())

@@ -58,7 +58,7 @@ class Scripted:
         for rank in self.members:
             numbers = [plan.first + i for i in np.flatnonzero(plan.rank == rank).tolist()]
             self._said += [(rank, wire.Event(1, n, Result(experts=(0,) * MODEL.experts))) for n in numbers]
-            self._said.append((rank, wire.Finished([], PlacedOutputs([], None, {}, {}, 0, 0.0, {}))))
+            self._said.append((rank, wire.Finished([], PlacedOutputs([], None, {}, {}, 0.0, {}))))
         return 0, {}
 
     def hear(self, timeout_s: float) -> list[tuple[int, Any]]:
