@@ -32,7 +32,7 @@ from sim.placement.policy import load
 
 Array = NDArray[Any]
 PULLS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.8, 1.4, 4)
-TOLD = (0.8, 1.3)
+TOLD = (0.35, 0.5, 0.8)
 NOMINALS = (0.1, 0.25, 0.5, 1.0)
 STARTS = 4
 
@@ -263,7 +263,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             axis.plot(row["gpus_touched"], row["balancedness_test"], mark, ms=8, label=LABELS.get(name, name), ls="none")
         axis.set(title=f"{gpus} GPUs", xlabel="GPUs touched by a token in a layer", ylabel="balancedness on the dataset left out")
         axis.grid(alpha=0.3)
-    axes[0][-1].legend(loc="lower right", fontsize=8)
+    axes[0][0].legend(loc="lower right", fontsize=8)
     figure.suptitle("gpt-oss-20b, mean over the 8 datasets left out one at a time; numbers: pull", fontsize=10)
     figure.tight_layout()
     figure.savefig(path)
