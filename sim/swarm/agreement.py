@@ -213,7 +213,8 @@ class Replica:
         waited = min(self.patience.timeout_s * 2.0 ** min(self._tries, 30), self.patience.longest_s)
         if self._waits and self._may_give_up and now - self._since >= waited * PS_PER_S:
             return self._want(now, self.view + 1)
-        words = [*map(Ask, self.pending.values()), *self._mine, *([Fetch(self.epoch)] if self._votes.overheard else [])]
+        first = list(self.pending.values())[:1]  # one epoch is open: the others wait their turn, however many there are
+        words = [*map(Ask, first), *self._mine, *([Fetch(self.epoch)] if self._votes.overheard else [])]
         return [*(act for said in words for act in self._say(said)), *self._tick(now)]
 
     @property

@@ -116,6 +116,24 @@ def chaos(n: int, liars: int, seed: int) -> Chaos:
     return Chaos(members, rng)
 
 
+def test_what_waits_its_turn_is_not_said_again() -> None:
+    """A network that loses nearly all lets wishes pile up: only the oldest is repeated, and once it is decided the next."""
+    net = chaos(4, 0, 0)
+    replica = net.honest[1]
+    alarms = [a for k in range(30) for a in replica.propose(0, Value(str(k), "placement")) if isinstance(a, Alarm)]
+
+    def asked(now: Time) -> list[str]:
+        acts = replica.on(now, alarms.pop())
+        alarms.extend(a for a in acts if isinstance(a, Alarm))
+        return [a.payload.value.request for a in acts if isinstance(a, Send) and isinstance(a.payload, Ask)]
+
+    assert asked(PS_PER_S) == ["0"] * 3 and len(alarms) == 1
+    votes = [replica.committee.keys.sign(f"r{i}", Commit(0, 0, Value("0", "placement"))) for i in (0, 2, 3)]
+    for vote in votes:
+        replica.on(PS_PER_S, Message(vote.signer, vote, 0))
+    assert asked(2 * PS_PER_S) == ["1"] * 3
+
+
 @given(st.sampled_from([(4, 1), (4, 0), (7, 2), (5, 1)]), st.integers(0, 10**6), st.floats(0, 0.5), st.floats(0, 0.3), st.integers(0, 400))
 @settings(max_examples=100, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # shrinking a run of messages takes minutes
 def test_never_two_placements_for_one_epoch_and_progress_when_the_network_heals(
