@@ -11,6 +11,7 @@ from sim.events import Finished
 from sim.swarm.control import Change, ControlPlane
 from sim.swarm.desk import Desk
 from sim.swarm.group import Group
+from sim.swarm.jobs import Job
 from sim.swarm.migration import Migration
 from sim.swarm.placing import Placer, Scope
 from sim.swarm.requests import Requests, Running
@@ -46,20 +47,44 @@ class Changes:
     def replace(self, now: Time, group: Group, lost_home: bool) -> list[Command]:
         """Ask for another placement on what is alive, and another home where the old one is lost; without room the group goes down
         and its jobs elsewhere."""
-        scope = self.scopes[group.name]
-        home = self.placer.home(scope) if lost_home or group.home in self.placer.dead else group.home
-        target = self.placer.target(scope, home, group) if home is not None else None
+        found = self._settled(group, lost_home or group.home in self.placer.dead)
         group.up = group.up and not lost_home
-        if home is None or target is None:
+        if found is None:
             group.up = False
             self.withdraw(group)
-            return self._hand_over(now, group)
+            return self._hand_over(now, group.hand_over())
         others = any(g.up for g in self.requests.dispatcher.groups)
-        commands = self._hand_over(now, group) if not group.up and others else []
-        return [*commands, *self._propose(now, group, home, target, lost_home)]
+        commands = self._hand_over(now, group.hand_over()) if not group.up and others else []
+        return [*commands, *self._propose(now, group, *found, lost_home)]
 
-    def _hand_over(self, now: Time, group: Group) -> list[Command]:
-        return [c for job in group.hand_over() for c in self.requests.redirect(now, job)]
+    def _settled(self, group: Group, elsewhere: bool) -> tuple[int, NDArray[np.bool_]] | None:
+        """A home and a placement for a group; elsewhere: a home for what waits, if the experts fit beside it, else the nearest."""
+        scope = self.scopes[group.name]
+        wanted = self.requests.lengths() | self.requests.lengths_at(group)
+        homes = [self.placer.home(scope, wanted), self.placer.home(scope)] if elsewhere else [group.home]
+        for home in dict.fromkeys(h for h in homes if h is not None):
+            target = self.placer.target(scope, home, group)
+            if target is not None:
+                return home, target
+        return None
+
+    def make_room(self, now: Time) -> list[Command]:
+        """Where requests wait because no home can hold them, a group that may use one that can asks to live there."""
+        groups, room = self.requests.dispatcher.groups, self.placer.plant.kv_tokens
+        busy = {*self.migrations, *self.wanted}
+        homes = [g.home for g in groups if g.up or g.name in self.migrations] + [c.home for c in self.wanted.values()]
+        most = max(map(room, homes), default=0)
+        wanted = {w for w in self.requests.lengths() if w > most}
+        for group in groups if wanted else ():
+            if not group.up or group.name in busy or self.requests.dispatcher.closed(group):
+                continue
+            found = self._settled(group, True)
+            if found is not None and room(found[0]) >= min(wanted):
+                return self._propose(now, group, *found, True)
+        return []
+
+    def _hand_over(self, now: Time, jobs: Sequence[Job]) -> list[Command]:
+        return [c for job in jobs for c in self.requests.redirect(now, job)]
 
     def leave(self, now: Time, group: Group) -> list[Command]:
         """A node that will be taken away is emptied while it serves on; the same for one that may be used again."""
@@ -103,8 +128,12 @@ class Changes:
             return []
         del self.wanted[change.group]
         group = next(g for g in self.requests.dispatcher.groups if g.name == change.group)
+        elsewhere = change.home != group.home
+        commands = self.stop(group) if elsewhere else []
         group.move(change.home, self.placer.trimmed(change.home, group.held, change.target))
-        return self._migrate(now, group, change)
+        if elsewhere:
+            commands += self._hand_over(now, group.hand_over(lambda job: self.requests.dispatcher.holds(change.home, job)))
+        return [*commands, *self._migrate(now, group, change)]
 
     def _migrate(self, now: Time, group: Group, change: Change) -> list[Command]:
         """Begin to load what the target wants. A group that was down stays so until its dense weights are there."""

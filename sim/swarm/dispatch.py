@@ -29,10 +29,18 @@ class Dispatcher:
         """It takes no newcomers while another group does: its home is drained."""
         return self.pool is not None and self.pool.state[group.home] == "draining"
 
+    def holds(self, home: int, job: Job) -> bool:
+        """Whether a home's whole KV cache is enough for it."""
+        return job.kv_tokens <= self.plant.kv_tokens(home)
+
+    def takes(self, group: Group, job: Job) -> bool:
+        """Whether the group can serve it where it lives now."""
+        return group.up and self.holds(group.home, job)
+
     def choose(self, now: Time, job: Job) -> Group | None:
-        """Among groups that are up, and whose home has room for it if any has; None: there is none."""
-        up = [g for g in self.groups if g.up and not self.closed(g)] or [g for g in self.groups if g.up]
-        up = [g for g in up if job.prompt + job.output <= self.plant.kv_tokens(g.home)] or up
+        """Among groups that are up and whose home can hold it; None: there is none, and it waits."""
+        able = [g for g in self.groups if self.takes(g, job)]
+        up = [g for g in able if not self.closed(g)] or able
         if len(up) < 2:
             return up[0] if up else None
         rtt = {g.name: self.plant.network.rtt_s(job.origin, self.plant.nodes[g.home]) for g in up}

@@ -55,7 +55,7 @@ class Faults:
             if node not in self.placer.dead and not self._recent(now, heard):
                 commands += self._suspect(now, node)
         expired = [c for mail in (self.views.mail, self.changes.control.mail) for c in mail.expire(now, round(EXPIRE_S * PS_PER_S))]
-        return [*commands, *expired]
+        return [*commands, *expired, *self.changes.make_room(now)]
 
     def _recent(self, now: Time, stamp: Time) -> bool:
         return now - stamp <= self.settings.suspect_s * PS_PER_S

@@ -95,12 +95,13 @@ class Group:
         return []
 
     def _room(self) -> bool:
-        first = self.waiting[0]
-        fits = self._kv_used() + first.prompt + first.output <= self.plant.kv_tokens(self.home)
+        fits = self.kv_used + self.waiting[0].kv_tokens <= self.plant.kv_tokens(self.home)
         return fits and len(self.active) < MOST_BATCH
 
-    def _kv_used(self) -> int:
-        return sum(j.prompt + j.output for j in self.active)
+    @property
+    def kv_used(self) -> int:
+        """Tokens for which the home keeps room."""
+        return sum(j.kv_tokens for j in self.active)
 
     def start(self, now: Time) -> list[Command]:
         """The next step, if there is something to do and every expert is somewhere."""
@@ -116,15 +117,14 @@ class Group:
 
     def _admit(self) -> list[Job]:
         new: list[Job] = []
-        used, budget = self._kv_used(), self.plant.kv_tokens(self.home)
+        used, budget = self.kv_used, self.plant.kv_tokens(self.home)
         rows, most = 0, PREFILL_TOKENS * (PREFILL_FAR if self._crosses else 1)
         while self.waiting and len(self.active) < MOST_BATCH:
             job = self.waiting[0]
-            fits = used + job.prompt + job.output <= budget and rows + job.tokens <= most
-            if not fits and (new or self.active):
+            if used + job.kv_tokens > budget or (rows + job.tokens > most and self.active):
                 break
             self.waiting.take()
-            used, rows = used + job.prompt + job.output, rows + job.tokens
+            used, rows = used + job.kv_tokens, rows + job.tokens
             self.active.append(job)
             new.append(job)
         return new
@@ -202,10 +202,12 @@ class Group:
         self.waiting.put_back(self.active)
         self.active = []
 
-    def hand_over(self) -> list[Job]:
-        """All jobs leave for elsewhere."""
+    def hand_over(self, stays: Callable[[Job], bool] = lambda job: False) -> list[Job]:
+        """Jobs leave for elsewhere, all but those that stay and wait."""
         self.forget()
         jobs = self.waiting.drain()
-        for job in jobs:
+        self.waiting.add([j for j in jobs if stays(j)])
+        gone = [j for j in jobs if not stays(j)]
+        for job in gone:
             job.taken = False
-        return jobs
+        return gone

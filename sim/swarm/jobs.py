@@ -38,6 +38,11 @@ class Job:
         return self.prompt + self.produced
 
     @property
+    def kv_tokens(self) -> int:
+        """Whose KV entries are kept at its end."""
+        return self.prompt + self.output
+
+    @property
     def done(self) -> bool:
         return self.produced >= self.output
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -50,14 +51,18 @@ class Placer:
         home = self._nearest(nodes) if home is None else home
         return home is not None and int(self.plant.slots([home], self.gpus(nodes)).sum()) >= self.plant.model.experts
 
-    def home(self, scope: Scope) -> int | None:
-        """The live node nearest to the coordinator, of equal ones that with the most KV room; None where dense weights fit on none."""
-        return self._nearest(scope - self.dead - self.leaving)
+    def home(self, scope: Scope, wanted: Collection[int] = ()) -> int | None:
+        """The live node nearest to the coordinator, of equal ones that with the most KV room; None where dense weights fit on none.
+        wanted: KV tokens of requests; the home has room for the longest of those that some node has room for."""
+        return self._nearest(scope - self.dead - self.leaving, wanted)
 
-    def _nearest(self, nodes: Scope) -> int | None:
-        here = self.plant.cluster.coordinator
+    def _nearest(self, nodes: Scope, wanted: Collection[int] = ()) -> int | None:
+        here, room = self.plant.cluster.coordinator, self.plant.kv_tokens
         able = [n for n in sorted(nodes) if self._holds_dense(n)]
-        return min(able, key=lambda n: (self.plant.network.rtt_s(here, self.plant.nodes[n]), -self.plant.kv_tokens(n), n), default=None)
+        most = max(map(room, able), default=0)
+        least = max((w for w in wanted if w <= most), default=0)
+        able = [n for n in able if room(n) >= least]
+        return min(able, key=lambda n: (self.plant.network.rtt_s(here, self.plant.nodes[n]), -room(n), n), default=None)
 
     def _holds_dense(self, node: int) -> bool:
         mine = self.plant.gpus_of_node(node)

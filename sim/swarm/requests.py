@@ -77,7 +77,7 @@ class Requests:
         return self.forward(now, job)
 
     def forward(self, now: Time, job: Job) -> Sequence[Command]:
-        """To a group, over the network; waits where none is up."""
+        """To a group, over the network; waits where none that is up can hold it."""
         group = self.dispatcher.choose(now, job)
         if group is None:
             self._parked.append(job)
@@ -104,14 +104,15 @@ class Requests:
 
     def _forward_again(self, now: Time, timer: int) -> Sequence[Command]:
         job, group, _ = self._forwards.pop(timer)
-        return [self._forward(job, group)] if group.up else [] if job.taken else self.redirect(now, job)
+        return [self._forward(job, group)] if self.dispatcher.takes(group, job) else [] if job.taken else self.redirect(now, job)
 
     def _taken(self, now: Time, job: Job, group: Group) -> Sequence[Command]:
         """A request is at a group; one that has come before is known by its number."""
         if job.taken:
             self.outcome.discarded += 1
             return []
-        return self.running.started(group, group.add(now, [job])) if group.up else self.redirect(now, job)
+        takes = self.dispatcher.takes(group, job)
+        return self.running.started(group, group.add(now, [job])) if takes else self.redirect(now, job)
 
     def redirect(self, now: Time, job: Job) -> Sequence[Command]:
         job.moves += 1
@@ -119,11 +120,20 @@ class Requests:
         return self.forward(now, job)
 
     def unpark(self, now: Time) -> list[Command]:
-        """Requests that found no group up, if one is now."""
+        """Requests that found no group, if one is up now."""
         if not any(g.up for g in self.dispatcher.groups):
             return []
         parked, self._parked = self._parked, []
         return [c for job in parked for c in self.forward(now, job)]
+
+    def lengths(self) -> set[int]:
+        """KV tokens of each request that waits for a group."""
+        return {job.kv_tokens for job in self._parked}
+
+    def lengths_at(self, group: Group) -> set[int]:
+        """The same of those that wait at a group or are on their way to it."""
+        coming = (job for job, to, _ in self._forwards.values() if to is group and not job.taken)
+        return {job.kv_tokens for job in (*group.waiting, *coming)}
 
     # Steps and answers --------------------------------------------------------------------------
 
@@ -200,7 +210,8 @@ class Requests:
         commands: list[Command] = []
         for task, (job, group, _) in list(self._forwards.items()):
             if job.number in stranded:
-                commands += [self._drop(task, "its entry is gone"), *([self._forward(job, group)] if group.up else self.forward(now, job))]
+                again = [self._forward(job, group)] if self.dispatcher.takes(group, job) else self.forward(now, job)
+                commands += [self._drop(task, "its entry is gone"), *again]
         for task, (group, job, _) in list(self._answers.items()):
             if job.number in stranded:
                 commands += [self._drop(task, "its entry is gone"), self._answer(group, job)]

@@ -178,7 +178,10 @@ class Server:
     # Budgets and the end ------------------------------------------------------------------------
 
     def _check_memory(self) -> None:
-        """No GPU holds more than it can, loading included."""
+        """No home holds more KV entries than it has room for, and no GPU more than it can, loading included."""
+        for group in self.groups:
+            kept, room = group.kv_used, self.plant.kv_tokens(group.home)
+            assert kept <= room, f"{group.name}: KV entries of {kept:,} tokens, of {room:,} on {self.plant.nodes[group.home]}"
         if not self.changes.migrations and self.outcome.peak_share:
             return
         used = np.zeros(len(self.plant.node_of))

@@ -46,6 +46,17 @@ def small(nodes: int = 2, memory: int = 400_000_000, rtt_s: float = 0.04) -> Clu
     })  # fmt: skip
 
 
+def uneven(most: int = 400_000_000, least: int = 300_000_000) -> Cluster:
+    """The same, where only a-0 and b-1 have all the memory: the others' KV cache holds less."""
+    found = small(memory=most).model_dump(exclude_none=True)
+    found["gpus"]["S"] = {**found["gpus"]["G"], "memory_bytes": least}
+    for r in "abc":
+        nodes = found["nodes"].pop(r)
+        for i in range(2):
+            found["nodes"][f"{r}-{i}"] = {**nodes, "count": 1, "gpu": "G" if f"{r}-{i}" in ("a-0", "b-1") else "S"}
+    return Cluster.model_validate(found)
+
+
 def recorded(tokens: int = 500, seed: int = 0) -> Recorded:
     """Skewed tokens of tiny-mixtral's routers: 4 layers, 2 of 8 experts."""
     from sim.placement.problem import Sample
@@ -146,7 +157,11 @@ def scenario(seed: int) -> tuple[Study, Settings, Callable[[Server], None]]:
         troubles, settings, faulty = hired(troubles, settings, seed)
     policy = rng.choice(["greedy", "eplb", "replicate-hot", "round-robin"])
     requests = poisson(rng.randint(5, 40), rng.uniform(0.2, 3), seed)
-    return study(requests, troubles, policy), settings, with_a_liar(seed) if faulty == "liar" else nothing
+    cluster = None
+    if seed % 4 and seed % 7 == 3:
+        cluster, long = uneven(), random.Random(f"long {seed}")
+        requests = [replace(r, prompt_tokens=long.randint(17_000, 21_000)) if long.random() < 0.2 else r for r in requests]
+    return study(requests, troubles, policy, cluster), settings, with_a_liar(seed) if faulty == "liar" else nothing
 
 
 def hired(troubles: Sequence[Trouble], settings: Settings, seed: int) -> tuple[list[Trouble], Settings, str]:

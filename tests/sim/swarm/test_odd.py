@@ -9,11 +9,12 @@ import pytest
 from sim.errors import UserError
 from sim.events import Request
 from sim.swarm import trouble
+from sim.swarm.figures import figures
 from sim.swarm.settings import Settings
-from sim.swarm.study import simulate
+from sim.swarm.study import Study, simulate
 from sim.swarm.trouble import Trouble
 from sim.tasks import PS_PER_S
-from tests.sim.swarm.campaign import hold, poisson, small, study
+from tests.sim.swarm.campaign import hold, poisson, small, study, uneven
 
 REPLICAS = Settings(design="replicas", rebalance_s=0.0)
 
@@ -60,6 +61,44 @@ def test_a_study_without_requests_or_with_one_that_fits_nowhere_is_refused() -> 
         simulate(study([]), REPLICAS)
     with pytest.raises(UserError, match="request 0 has 1,000,000 tokens of prompt and 5 of output; the KV cache of a group holds 21,972"):
         simulate(study([Request(0, 1_000_000, 5, 5, 0)]), REPLICAS)
+
+
+LONG = Request(30, 20_000, 20, 20, 4 * PS_PER_S)
+"""More than the KV cache of any node of `uneven` holds, a-0 and b-1 apart."""
+
+
+def long_one(troubles: list[Trouble]) -> Study:
+    """LONG among others, all of which come in at the hub: a-0 is the nearest home."""
+    found = study([*poisson(30, 2.0), LONG], troubles, cluster=uneven())
+    return replace(found, origins=("hub",) * 31)
+
+
+@pytest.mark.parametrize("design", ["spread", "replicas"])
+def test_a_request_goes_to_a_home_that_can_hold_it(design: str) -> None:
+    """Its home is lost with the request under way: b-1 is left, although others are nearer."""
+    settings = Settings(design=design, rebalance_s=0.0, suspect_s=4.0, gossip_s=0.5)
+    done = simulate(long_one([Trouble(at_s=4.1, what="crash", node="a-0")]), settings)
+    hold(done)
+    job = done.server.requests.jobs[LONG.request_id]
+    assert done.server.plant.nodes[job.first_home] == "b-1"
+
+
+@pytest.mark.parametrize("design", ["spread", "replicas"])
+@pytest.mark.parametrize("back", [False, True])
+def test_a_request_that_no_home_can_hold_waits_for_one(design: str, back: bool) -> None:
+    """All others are answered meanwhile, and where none comes back the study ends and says what is lost."""
+    events = [Trouble(at_s=4.1, what="crash", node=n) for n in ("a-0", "b-1")]
+    events += [Trouble(at_s=60, what="rejoin", node="b-1")] if back else []
+    asked = long_one(events)
+    settings = Settings(design=design, rebalance_s=0.0, suspect_s=4.0, gossip_s=0.5, patience_s=100)
+    done = simulate(asked, settings)
+    found, job = figures(design, done, asked), done.server.requests.jobs[LONG.request_id]
+    assert (found["answered"], found["lost"]) == (31 - (not back), int(not back))
+    if back:
+        hold(done)
+        assert done.server.plant.nodes[job.first_home] == "b-1" and job.first > 60 * PS_PER_S
+    else:
+        assert done.seconds < 300 and job.first < 0
 
 
 @pytest.mark.parametrize(
