@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,8 +111,18 @@ def names(wanted: Wanted) -> tuple[Plant, Policy, tuple[Trouble, ...]]:
     policy = load_policy(wanted.placement, "--placement")
     if policy.whole_layers:
         raise UserError(f"--placement: {wanted.placement} places whole layers; a policy of experts is needed, as eplb or robust")
-    troubles = trouble.load(wanted.events, plant) if wanted.events is not None else ()
+    with from_flag("--events"):
+        troubles = trouble.load(wanted.events, plant) if wanted.events is not None else ()
     return plant, policy, tuple(sorted((*troubles, *market_events(wanted, plant)), key=lambda e: e.at_s))
+
+
+@contextmanager
+def from_flag(flag: str) -> Iterator[None]:
+    """What is wrong with a file is said with the flag that named it."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(f"{flag}: {e}") from None
 
 
 def named_files(wanted: Wanted) -> tuple[tuple[str, Path | None], ...]:
@@ -134,7 +145,9 @@ def market_events(wanted: Wanted, plant: Plant) -> tuple[Trouble, ...]:
     from sim.swarm.fleet import prices
 
     begin = None if wanted.prices_from is None else spot_prices.moment("--prices-from", wanted.prices_from)
-    steps = prices.steps_of(plant, spot_prices.read(wanted.prices), begin)
+    with from_flag("--prices"):
+        quotes = spot_prices.read(wanted.prices)
+    steps = prices.steps_of(plant, quotes, begin)
     return tuple(prices.events(plant, steps, wanted.bid, wanted.duration_s))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sim import configuration
+from sim import configuration, machines
 from sim.clusters.network import Network
 from sim.clusters.schema import Cluster
 from sim.errors import UserError
@@ -29,8 +29,11 @@ def load(name_or_file: str | Path) -> Cluster:
         from sim.clusters.importers import helix
 
         return helix.read_cluster(Path(name))
+    if name in machines.names():
+        some = ", ".join(names())
+        raise UserError(f"--machine: {name} is a machine, what is inside one node; a cluster is needed: {some}, or a YAML file")
     path = configuration.locate("--machine", name, _BUILTIN)
     values = configuration.read(path)
     if values.get("kind") != "cluster":
-        raise UserError(f"{path}: kind: is {values.get('kind')!r}; a cluster (kind: cluster) is needed")
+        raise UserError(f"--machine: {path}: kind: is {values.get('kind')!r}; a cluster (kind: cluster) is needed: {', '.join(names())}")
     return configuration.parse(path, values, Cluster)

@@ -77,6 +77,9 @@ def test_what_the_control_plane_does_not_bear_is_said(small_study: list[str], fl
         (["--events", "none.yaml"], "--events: none.yaml: no such file"), (["--trace", "none.npz"], "--trace: none.npz: no such file"),
         (["--requests", __file__], "--requests: .*not a readable Parquet file"),
         (["--placement", "x", "--trace", __file__], "--placement: unknown name"),
+        (["--machine", "8xh100"], "--machine: 8xh100 is a machine, .*a cluster is needed: five-regions, home-swarm, or a YAML file"),
+        (["--events", __file__], "--events: .*test_command.py: .*YAML"),
+        (["--prices", __file__], "--prices: .*test_command.py: column time: missing"),
         (["--silent", "4"], "--silent: is 4; must be 3 or less"), (["--model", "olmoe"], "has 4 layers of 8 experts; olmoe has 16 of 64"),
     ],
 )
