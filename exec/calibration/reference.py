@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from exec.cluster.priority import bind
+from exec.priority import bind
 from exec.products import product, set_threads
 
 STREAMED = 1 << 21

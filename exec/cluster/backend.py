@@ -17,9 +17,9 @@ from exec.cluster.header import HEADER
 from exec.cluster.job import Order
 from exec.cluster.mesh import AHEAD, Counters, Mesh
 from exec.cluster.outputs import Outputs
-from exec.cluster.priority import SHORT_SLICE_NS, ask_for_slice, own_cores
 from exec.cluster.rows import Floats, RowMemory, lasting
 from exec.cluster.store import Store
+from exec.priority import SHORT_SLICE_NS, ask_for_slice, own_cores
 from exec.products import set_threads
 from exec.runtime import Interrupt, Record
 from exec.weights import Weights

@@ -9,18 +9,21 @@ bulk-synchronous layer, would both be held up by that; so what one sends and wha
 from __future__ import annotations
 
 import os
+import time
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from exec.cluster.priority import short_slices
 from exec.cluster.rows import Floats
+from exec.priority import short_slices
 
 FOREVER = timedelta(hours=12)
 """Receives are posted ahead, and wait for as long as nobody sends; a group's own limit is for ranks that connect. Who notices a
 peer that is gone is the operating system, and one that has stalled, the controller."""
+
+LEAST_S = 0.1
 
 
 class Group:
@@ -52,10 +55,11 @@ def join_world(rank: int, ranks: int, timeout_s: float) -> Group:
 
 def join(store: Any, name: str, members: tuple[int, ...], rank: int, timeout_s: float) -> Group:
     """A group of some ranks, who find each other under `name` in a store. Raises RuntimeError where one does not come in time."""
-    place, timeout = members.index(rank), timedelta(seconds=timeout_s)
+    place, give_up = members.index(rank), time.monotonic() + timeout_s
 
     def one(way: str) -> Any:
-        found = dist.ProcessGroupGloo(dist.PrefixStore(f"{name}-{way}", store), place, len(members), timeout)
+        left = timedelta(seconds=max(LEAST_S, give_up - time.monotonic()))
+        found = dist.ProcessGroupGloo(dist.PrefixStore(f"{name}-{way}", store), place, len(members), left)
         found._set_default_timeout(FOREVER)
         return found
 

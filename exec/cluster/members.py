@@ -47,6 +47,8 @@ def called(door: Listener) -> Member:
     line = Line(door.accept())
     try:
         joined = line.receive()
+        if not isinstance(joined, wire.Joined):
+            raise EOFError(f"a caller said {type(joined).__name__} before who it is")
     except BaseException:
         line.close()
         raise

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from exec.cluster.group import FOREVER, Group
 from exec.cluster.header import DATA, HEADER, LAST, SIGNAL, counts_of, fill_header, header_of
-from exec.cluster.priority import SHORT_SLICE_NS, ask_for_slice
 from exec.cluster.rows import Floats, Piece, RowMemory
+from exec.priority import SHORT_SLICE_NS, ask_for_slice
 
 AHEAD = 4
 """Receives posted ahead for each peer. More messages that nobody has read yet still arrive, only later."""

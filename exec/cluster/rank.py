@@ -93,7 +93,7 @@ class Listener:
         """Whether the last order has come: the controller may go from then on."""
 
     def listen(self) -> None:
-        from exec.cluster.priority import SHORT_SLICE_NS, ask_for_slice
+        from exec.priority import SHORT_SLICE_NS, ask_for_slice
 
         ask_for_slice(SHORT_SLICE_NS)
         heard = asked = time.monotonic()

@@ -154,7 +154,7 @@ class RecoveringEngine(ClusterEngine):
         self._void()
         for one in lost:
             self._say(f"{one}; going on with ranks {', '.join(map(str, self._cluster.members))}")
-            self._lost_at.setdefault(one.rank, time.monotonic())
+            self._lost_at.setdefault(one.rank, one.at_s)
             self._cluster.replace(one.rank)
         self._tell()
 

@@ -31,11 +31,11 @@ HALT_S = 60.0
 
 
 class RankGone(RunStopped):
-    """A rank was lost; the others stand by for a halt."""
+    """A rank was lost; the others stand by for a halt. at_s: when that was noticed, by this process's monotonic clock."""
 
     def __init__(self, rank: int, why: str) -> None:
         super().__init__(f"rank {rank} was lost: {why}")
-        self.rank = rank
+        self.rank, self.at_s = rank, time.monotonic()
 
 
 class StandingCluster(Cluster):

@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 from dataclasses import dataclass
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
 from typing import Any
 
 from exec.cluster.engine import Stamp
@@ -30,7 +30,10 @@ of the process can say anything."""
 CONNECT_S = 60.0
 """How long ranks wait for the controller to listen, and it for them."""
 
-GROUP_S = 20.0
+CALL_S = CONNECT_S / 6
+"""How long a rank waits for its call to be taken before it calls again."""
+
+GROUP_S = 10.0
 """How long the ranks of a group wait for each other, where groups are formed again."""
 
 
@@ -69,18 +72,19 @@ class Line:
         self.connection.close()
 
 
-def _limit_waits(end: socket.socket) -> None:
+def _limit_waits(end: socket.socket, seconds: float = SILENCE_S / 3) -> None:
     """Timeouts of the operating system, which the blocking calls of a Connection do not know of. A call that got somewhere
     returns after as long, and so does the next, for which the buffers were made a little larger; then one fails: hence a third."""
-    timeout = struct.pack("ll", *divmod(int(SILENCE_S / 3 * 1e6), 1_000_000))
+    timeout = struct.pack("ll", *divmod(int(seconds * 1e6), 1_000_000))
     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
     end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
 
 
 def key() -> bytes:
-    """What both ends must know. Ranks of one launch share it through the environment."""
+    """What both ends must know. Ranks of one launch share it through the environment. Never empty: without a key nobody is asked for it."""
     env = os.environ
-    return env.get("TANDEM_KEY", f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}:{env.get('TORCHELASTIC_RUN_ID', '')}").encode()
+    launch = f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}:{env.get('TORCHELASTIC_RUN_ID', '')}"
+    return (env.get("TANDEM_KEY") or launch).encode()
 
 
 # From rank to controller ------------------------------------------------------------------------
@@ -242,4 +246,15 @@ def listen(host: str, port: int, ranks: int, patience_s: float) -> Listener:
 
 
 def connect(host: str, port: int) -> Line:
-    return Line(Client((host, port), authkey=key()))
+    """Raises OSError where nobody takes the call for long, and AuthenticationError where the keys differ."""
+    with socket.create_connection((host, port), timeout=CALL_S) as end:
+        end.settimeout(None)
+        _limit_waits(end, CALL_S)
+        connection = Connection(end.detach())
+    try:
+        answer_challenge(connection, key())
+        deliver_challenge(connection, key())
+    except BaseException:
+        connection.close()
+        raise
+    return Line(connection)

@@ -65,18 +65,19 @@ def _too_many(task: str, units: int, pool: str, capacity: int) -> UserError:
 def _check_takes(plan: Plan, capacity: NDArray[np.int64]) -> None:
     """A task's units of one pool, summed, must fit into the empty pool."""
     owner = np.repeat(np.arange(len(plan)), np.diff(plan.take_ptr))
-    over = plan.take_units > capacity[plan.take_pool]
+    units = plan.take_units
     repeats = owner[1:] == owner[:-1]
     if repeats.any():
         key = owner * len(plan.pools) + plan.take_pool
         keys, inverse = np.unique(key, return_inverse=True)
         sums = np.zeros(len(keys), np.int64)
         np.add.at(sums, inverse, plan.take_units)
-        over = (sums > capacity[keys % len(plan.pools)])[inverse]
+        units = sums[inverse]
+    over = units > capacity[plan.take_pool]
     if over.any():
         j = int(over.argmax())
         pool = int(plan.take_pool[j])
-        raise _too_many(_task_of(plan, j), int(plan.take_units[j]), plan.pools[pool], int(capacity[pool]))
+        raise _too_many(_task_of(plan, j), int(units[j]), plan.pools[pool], int(capacity[pool]))
 
 
 def _task_of(plan: Plan, take: int) -> str:

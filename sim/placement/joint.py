@@ -5,7 +5,7 @@ front, from balance alone to affinity alone; `place` returns the point of its ow
 strongest whose placement still keeps, on load that was left out, what balance is asked for: another policy's, EPLB's unless
 told. No other pull keeps that balance and touches fewer GPUs: weaker ones touch more, stronger ones are worse balanced.
 Where another policy is to be beaten in both goals, a weak pull leads more in balance and a strong one in reach: it is the
-one whose smaller lead, by its standard error, is largest.
+one between, where the smaller lead, by its standard error, is largest.
 Sources for the two goals: `robust` and `affinity`; weighing them in one objective as MoETuner (arXiv 2502.06643) does.
 """
 
@@ -31,7 +31,7 @@ from sim.placement.relabel import along_tokens, near_current
 from sim.placement.robust import filled
 from sim.placement.scenarios import scenarios
 
-CHOSEN = -1.0
+CHOSEN, KEPT = -1.0, "eplb"
 PULLS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0)
 """What is tried where the pull is chosen: by bisection, since balance falls as the pull grows."""
 LOOKS = 5
@@ -50,7 +50,7 @@ class Joint:
 
     whole_layers: ClassVar[bool] = False
     pull: float = CHOSEN
-    keep: str = "eplb"
+    keep: str = KEPT
     beat: str = ""
     unit: str = "gpu"
     nominal: float = 0.25
@@ -61,6 +61,8 @@ class Joint:
             raise UserError(f"option nominal: has {self.nominal}; must be 0 to 1")
         self._kept()
         self._rival()
+        if self.beat and (self.pull >= 0 or self.keep != KEPT):
+            raise UserError("option beat: chooses the pull by itself; it goes with neither pull nor keep")
 
     def place(self, problem: Problem, tell: Tell = silent) -> Placement:
         pull = self.pull if self.pull >= 0 else self._chosen(problem, tell)
@@ -87,9 +89,13 @@ class Joint:
         return PULLS[max(0, bisect_left(PULLS, True, key=fails) - 1)]
 
     def beating(self, problem: Problem, rival: Place, tell: Tell = silent) -> float:
-        """That of `PULLS` whose smaller lead over the rival, in balance or in units touched, is largest on what was left out."""
-        left_out = folds(problem) if effort_s(problem) >= ENOUGH_S else []
-        if not left_out or any(fold.tokens is None for fold in left_out):
+        """Of the two `PULLS` between which the lead over the rival in units touched passes that in balance, the one whose smaller lead
+        is larger, on what was left out. Raises UserError for load without tokens, which does not say what a token touches."""
+        left_out = folds(problem)
+        if problem.sample is None or any(fold.tokens is None for fold in left_out):
+            raise UserError("option beat: needs recorded tokens of all windows, a routing trace; counts do not say what a token touches")
+        if not left_out or effort_s(problem) < ENOUGH_S:
+            tell(f"pull {USUAL}: too few tokens, or too large a problem, to leave any out")
             return USUAL
         theirs = np.array([self._scores(fold, rival(fold.problem)) for fold in left_out])
         found = self._tried(problem, left_out)
@@ -102,7 +108,10 @@ class Joint:
             return sureness(gain[:, 0]), sureness(gain[:, 1])
 
         at = bisect_left(PULLS, True, key=lambda pull: leads(pull)[0] <= leads(pull)[1])
-        return max(PULLS[max(0, at - 1) : at + 1], key=lambda pull: min(leads(pull)))
+        best = max(PULLS[max(0, at - 1) : at + 1], key=lambda pull: min(leads(pull)))
+        if min(leads(best)) <= 0:
+            tell(f"pull {best}: does not lead in both on the parts left out")
+        return best
 
     def _scores(self, fold: Fold, placement: Placement) -> tuple[float, float]:
         """Balancedness and units that a token does not touch, on what was left out."""

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from exec.cluster import launch, priority, rank, wire
+from exec import priority
+from exec.cluster import launch, rank, wire
 from exec.cluster.controller import Cluster
 from exec.cluster.members import called
 from exec.cluster.mesh import PeerLost
@@ -120,6 +121,26 @@ def test_a_caller_that_does_not_say_who_it_is_is_hung_up_on(doors: Listener) -> 
             caller.result().receive()
 
 
+def test_a_caller_of_another_kind_is_hung_up_on(doors: Listener) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        caller = pool.submit(says_nothing_of_itself, *doors.address)
+        with pytest.raises(EOFError, match="said NoneType before who it is"):
+            called(doors)
+        with pytest.raises(EOFError):
+            caller.result().receive()
+
+
+def test_a_call_that_is_not_taken_is_given_up(doors: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "CALL_S", 0.2)
+    with pytest.raises(OSError):
+        wire.connect(*doors.address)  # the system takes it, and nobody else does
+
+
+def test_an_empty_key_is_none_that_all_know(doors: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TANDEM_KEY", "")
+    assert wire.key() == b"0:0:" + os.environ.get("TORCHELASTIC_RUN_ID", "").encode()
+
+
 @pytest.fixture
 def doors(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
     """Where ranks call."""
@@ -206,4 +227,10 @@ def falls_silent(host: str, port: int) -> wire.Line:
     line = wire.connect(host, port)
     with socket.socket(fileno=os.dup(line.connection.fileno())) as end:
         end.shutdown(socket.SHUT_WR)
+    return line
+
+
+def says_nothing_of_itself(host: str, port: int) -> wire.Line:
+    line = wire.connect(host, port)
+    line.send(None)
     return line

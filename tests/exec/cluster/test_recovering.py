@@ -25,6 +25,10 @@ MODEL = spec()
 REQUESTS, STEPS = 12, 4
 
 
+AGO_S = 1000.0
+"""How long ago the scripted losses were noticed: giving up what ran and forming a group took the time since."""
+
+
 class Scripted:
     """A StandingCluster of nobody: a Plan has ended as soon as it has begun.
 
@@ -47,7 +51,9 @@ class Scripted:
         rank = self._at.pop((what, self.called[what]), None)
         if rank is not None:
             self.members, self._said = [r for r in self.members if r != rank], []
-            raise RankGone(rank, "so the script")
+            gone = RankGone(rank, "so the script")
+            gone.at_s -= AGO_S
+            raise gone
 
     def start(
         self, plan: Plan, stamps: object, origin_ns: int | None, states: States, before: dict[int, Any]
@@ -143,7 +149,7 @@ def test_of_two_ranks_lost_at_once_no_plan_for_the_second_is_begun() -> None:
     assert scheduler.tally.lost_ranks == [1, 2]
     assert sorted(scheduler.tally.joined_ranks) == [1, 2]
     assert len(cluster.plans) == len(scheduler.tally.served) + 1  # one was given up
-    assert len(engine.replaced_s) == 2
+    assert len(engine.replaced_s) == 2 and min(engine.replaced_s) >= AGO_S
 
 
 def test_a_plan_that_waits_outlives_the_loss_of_a_replacement_that_comes_in() -> None:

@@ -169,7 +169,7 @@ def test_a_group_that_does_not_form_though_all_live_ends_the_run(
         return []
 
     monkeypatch.setattr(cluster, "hear", silence)
-    with pytest.raises(RunStopped, match="forming a group: not done within 23 s by ranks 0"):
+    with pytest.raises(RunStopped, match=f"forming a group: not done within {wire.GROUP_S + wire.SILENCE_S:g} s by ranks 0"):
         cluster.regroup()
 
 

@@ -86,7 +86,7 @@ def test_a_stall_for_ever_is_a_deadlock() -> None:
         ([task(0, "copy1", "urgnt")], "lane of a task: unknown name 'urgnt'; did you mean 'urgent'"),
         ([task(0, "copy1", takes=(("slot", 1),))], "pool of a task: unknown name 'slot'; did you mean 'slots'"),
         ([task(0, "copy1"), task(1, "copy1", takes=(("slots", 3),))], "task 1: takes 3 of pool 'slots', which holds 2"),
-        ([task(5, "copy1", takes=(("slots", 1), ("slots", 2)))], "task 5: takes 1 of pool 'slots', which holds 2"),
+        ([task(5, "copy1", takes=(("slots", 1), ("slots", 2)))], "task 5: takes 3 of pool 'slots', which holds 2"),
         ([task(0, "copy1", takes=(("slots", -1),))], "task 0: takes a negative number"),
         ([task(3, "copy1"), task(4, "copy1", deps=(2, 3))], "task 4: depends on 2, which was not submitted before it"),
         ([task(3, "copy1", deps=(3,))], "task 3: depends on 3, which was not submitted before it"),
