@@ -39,6 +39,7 @@ class Group:
 
     held [layers, experts, gpus] bool: live copies that it may use, over all GPUs of the plant. ready: every expert has one. loads: what
     a home knows of the GPUs' load. void: nodes that have lost their memory.
+    kv_used: tokens for which the home keeps room, those of `active`.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Group:
         self.tasks, self.tally, self.loads, self.void, self.seed = tasks, tasks.tally, loads, void, seed
         self.waiting = Waiting()
         self.active: list[Job] = []
+        self.kv_used = 0
         self.running: Step | None = None
         self.observed = np.zeros((plant.model.moe_layers, plant.model.experts))
         self.served = Served()
@@ -98,11 +100,6 @@ class Group:
         fits = self.kv_used + self.waiting[0].kv_tokens <= self.plant.kv_tokens(self.home)
         return fits and len(self.active) < MOST_BATCH
 
-    @property
-    def kv_used(self) -> int:
-        """Tokens for which the home keeps room."""
-        return sum(j.kv_tokens for j in self.active)
-
     def start(self, now: Time) -> list[Command]:
         """The next step, if there is something to do and every expert is somewhere."""
         if self.running is not None or not (self.up and self.ready) or (self.void and not self.nodes_used().isdisjoint(self.void)):
@@ -117,14 +114,14 @@ class Group:
 
     def _admit(self) -> list[Job]:
         new: list[Job] = []
-        used, budget = self.kv_used, self.plant.kv_tokens(self.home)
         rows, most = 0, PREFILL_TOKENS * (PREFILL_FAR if self._crosses else 1)
         while self.waiting and len(self.active) < MOST_BATCH:
             job = self.waiting[0]
-            if used + job.kv_tokens > budget or (rows + job.tokens > most and self.active):
+            if self.kv_used + job.kv_tokens > self.plant.kv_tokens(self.home) or (rows + job.tokens > most and self.active):
                 break
             self.waiting.take()
-            used, rows = used + job.kv_tokens, rows + job.tokens
+            self.kv_used += job.kv_tokens
+            rows += job.tokens
             self.active.append(job)
             new.append(job)
         return new
@@ -184,6 +181,7 @@ class Group:
         done = [j for j in self.active if j.done]
         self.active = [j for j in self.active if not j.done]
         for job in done:
+            self.kv_used -= job.kv_tokens
             self.served.ended(job)
         return done
 
@@ -201,6 +199,7 @@ class Group:
             job.resident = 0
         self.waiting.put_back(self.active)
         self.active = []
+        self.kv_used = 0
 
     def hand_over(self, stays: Callable[[Job], bool] = lambda job: False) -> list[Job]:
         """Jobs leave for elsewhere, all but those that stay and wait."""

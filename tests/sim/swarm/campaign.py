@@ -203,7 +203,7 @@ def hold(done: Finished) -> None:
     assert all(j.deliveries == 1 for j in server.requests.jobs.values())
     assert all(j.produced == j.output and j.answered >= j.first > j.arrival >= 0 for j in server.requests.jobs.values())
     assert 0 < server.outcome.peak_share <= 1
-    assert all(g.backlog_tokens == 0 for g in server.groups), "what groups were told to do has all been done"
+    assert all(g.backlog_tokens == g.kv_used == 0 for g in server.groups), "what groups were told to do has all been done"
     one_placement_an_epoch(server)
     nobody_works_longer_than_it_lasts(done)
     nothing_is_where_nothing_is_rented(server)
