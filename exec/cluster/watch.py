@@ -78,9 +78,10 @@ class Watch:
 
 
 def busy_s() -> float:
-    """CPU seconds that everything on this computer has taken; 0 where the system does not tell."""
+    """CPU seconds that processes have taken on this computer; 0 where the system does not tell. Interrupts are nobody's: packets of
+    the ranks' own messages are most of them."""
     if not os.path.exists("/proc/stat"):
         return 0.0
     with open("/proc/stat") as f:
-        user, nice, system, _, _, interrupts, soft, stolen, *_ = map(int, f.readline().split()[1:])
-    return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
+        user, nice, system, _, _, _, _, stolen, *_ = map(int, f.readline().split()[1:])
+    return (user + nice + system + stolen) / os.sysconf("SC_CLK_TCK")
