@@ -51,19 +51,27 @@ def together(works: Sequence[Work], *, budget_s: float = 0.6, threads: Sequence[
         if threads:
             set_threads(threads[i])
         works[i]()
-        gate.wait()
-        while not stop.is_set() or not samples[i]:  # a computer that was halted meanwhile has run none
+        try:
+            gate.wait()
+        except threading.BrokenBarrierError:
+            return  # this measurement was given up
+        while not stop.is_set() or not samples[i]:  # a computer that was halted meanwhile has run none yet
             start = time.perf_counter()
             works[i]()
             samples[i].append(time.perf_counter() - start)
 
     runners = [threading.Thread(target=loop, args=(i,), name=f"calibrate-{i}") for i in range(len(works))]
-    for t in runners:
-        t.start()
-    end, give_up = time.perf_counter() + budget_s, time.perf_counter() + 20 * budget_s
-    while time.perf_counter() < end or (min(map(len, samples)) < 4 and time.perf_counter() < give_up):
-        time.sleep(0.02)
-    stop.set()
+    try:
+        for t in runners:
+            t.start()
+        end, give_up = time.perf_counter() + budget_s, time.perf_counter() + 20 * budget_s
+        while time.perf_counter() < end or (min(map(len, samples)) < 4 and time.perf_counter() < give_up):
+            time.sleep(0.02)
+    except BaseException:  # also Ctrl-C: threads that go on would keep the process
+        gate.abort()
+        raise
+    finally:
+        stop.set()
     for t in runners:
         t.join()
     # The first call may have begun before the others ran.

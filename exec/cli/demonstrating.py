@@ -112,6 +112,7 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"-o {folder}: cannot be made ({e.strerror})") from None
+    output.check_writable("-o", folder / "report.html")
 
 
 def save(measured, routing: Path, folder: Path) -> None:

@@ -13,8 +13,10 @@ import os
 import secrets
 import signal
 import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
@@ -94,6 +96,8 @@ class Children:
         self._processes: dict[int, BaseProcess] = {}
         self._started: dict[int, float] = {}
         try:
+            with _deaf_to_interrupts():
+                forkserver.ensure_running()
             for rank in ranks:
                 self.start(rank)
         except BaseException:  # also Ctrl-C
@@ -152,6 +156,20 @@ class Children:
             if process.exitcode is None:
                 process.kill()  # also ends one that is stopped
                 process.join()
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """For processes that are started meanwhile, for good: Ctrl-C is for the one that commands them. The one that forks the ranks would
+    otherwise print where it was while it imports."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say so; where another one starts ranks, nobody sits at a terminal
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @cache

@@ -237,7 +237,8 @@ def write_timeline(done: Finished, study: Study, path: Path) -> None:
 def show(found: dict[str, Any]) -> None:
     """The table for people, with the floor that distance sets."""
     columns = (
-        "design", "tokens/s", "TTFT p50", "p99", "TPOT p50", "p99", "floor a token", "WAN", "$ / M tokens", "answered", "lost", "moves",
+        "design", "tokens/s", "TTFT p50", "p99", "TPOT p50", "p99", "floor a token", "WAN", "$ / M tokens", "answered", "under way", "lost",
+        "moves",
     )  # fmt: skip
     rows = []
     for r in found["results"]:
@@ -251,11 +252,13 @@ def show(found: dict[str, Any]) -> None:
             _s(r["floor_s_per_token"]),
              output.size(r["wire_bytes"].get("wan", 0.0)),
             "-" if r["usd_per_million_tokens"] is None else f"{r['usd_per_million_tokens']:,.0f}",
-            f"{r['answered']:,}", r["lost"], f"{r['moves']:,}",
+            f"{r['answered']:,}", f"{r['under_way']:,}", r["lost"], f"{r['moves']:,}",
         ))  # fmt: skip
     title = f"{found['model']} on {found['machine']}, {found['requests']:,} requests, experts placed by {found['placement']}"
     output.print_table(title, columns, rows, columns[1:])
     print("floor a token: layers that cross regions x the longest round trip of each; no schedule gets below it")
+    if any(r.get("under_way") for r in found["results"]):
+        print("under way: begun and not answered when --duration was over; tokens/s and $ count what was answered")
     for r in found["results"]:
         if "steps" in r:
             counts = f"{r['steps']:,} steps, {r['tasks']:,} tasks, {r['tokens_simulated']:,} tokens simulated in {r['wall_s']:.1f} s"
