@@ -123,7 +123,7 @@ def validate(
         profiling.validate(ranks or str(place[1]), machine, grid, json, device)
         return
     if machine is None:
-        raise typer.BadParameter("missing option --machine")
+        raise typer.BadParameter("missing option --machine: a profile of this computer, which `python -m exec calibrate` makes")
     validating.validate(machine, grid, device, json)
 
 

@@ -47,13 +47,19 @@ def _mode(given: Mapping[str, Any], ranks: bool) -> Mode:
     return FROM_DISK if given["ram_budget"] is not None or given["device_budget"] is not None else PLAIN
 
 
+NEEDED = {
+    "machine": "a profile of this computer, which `python -m exec calibrate` makes",
+    "workload": "what is to be served; `python -m sim list workloads` has some",
+}
+
+
 def _plain(_: int, given: Given) -> None:
     from exec.cli import running
 
     devices.check(given["device"])  # ahead of what only such a device can make, its profile
-    for name in ("machine", "workload"):
+    for name, what in NEEDED.items():
         if given[name] is None:
-            raise typer.BadParameter(f"missing option --{name}")
+            raise typer.BadParameter(f"missing option --{name}: {what}")
     running.run(**given)
 
 

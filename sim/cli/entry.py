@@ -24,4 +24,6 @@ def _meaning(error: Exception) -> tuple[str, int] | None:
         return str(error), BAD_INPUT
     if isinstance(error, Deadlock):
         return f"the run failed, nothing was saved: {error}", RUN_FAILED
+    if isinstance(error, RuntimeError) and str(error).startswith("cannot cache function"):  # Numba's, which has no class for it
+        return "NUMBA_CACHE_DIR: is not set, and no usual folder for compiled code can be written; one that can be is needed", BAD_INPUT
     return None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sim import units
 from sim.cli import options, output
 from sim.errors import UserError
 
@@ -283,8 +284,8 @@ def between_nodes(r: dict[str, Any]) -> str:
 def spent(r: dict[str, Any]) -> str:
     """What was rented and burnt, in a line."""
     idle = r["idle_energy_wh"]
-    watts = "idle power left out: not stated" if idle is None else f"{idle / 1e3:.2f} kWh idle"
-    energy = "" if r["busy_energy_wh"] is None else f"; energy: {r['busy_energy_wh'] / 1e3:.2f} kWh of work, {watts}"
+    watts = "idle power left out: not stated" if idle is None else f"{units.energy(idle)} idle"
+    energy = "" if r["busy_energy_wh"] is None else f"; energy: {units.energy(r['busy_energy_wh'])} of work, {watts}"
     moves = f"; {r['price_moves']} moves to cheaper nodes for $ {r['migration_usd']:,.2f}" if r["arbitrage"] else ""
     scaled = f", {r['scale_ups']} up, {r['scale_downs']} down, {r['wasted_starts']} started in vain" if r["autoscale"] != "none" else ""
     return f"rented: {r['node_hours']:,.2f} node-hours, $ {r['cost_usd']:,.2f}{scaled}{moves}{energy}"

@@ -190,3 +190,13 @@ def test_a_deadlock_exits_with_1(capsys: Capture, tmp_path: Path) -> None:
     assert captured.out == ""
     (line,) = lines(captured.err)
     assert line.startswith("error: the run failed, nothing was saved: ") and "one" in line
+
+
+def test_nowhere_to_keep_compiled_code(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba's error, word for word."""
+
+    def loaded(name: str) -> None:
+        raise RuntimeError("cannot cache function 'run_7fb85f6b': no locator available for file '/x/loop.py'")
+
+    monkeypatch.setattr(machines, "load", loaded)
+    assert refused(capsys, RUN).startswith("error: NUMBA_CACHE_DIR: is not set")

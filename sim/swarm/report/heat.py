@@ -43,7 +43,11 @@ def svg(
 
 def _top(share: Floats) -> float:
     """The darkest colour's share: a round one that nothing exceeds, so that small loads can be told apart."""
-    return next(t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if t >= min(float(share.max(initial=0.0)), 1.0))
+    most = min(float(share.max(initial=0.0)), 1.0)
+    if most <= 0:
+        return 1.0
+    tenfold = 10.0 ** np.floor(np.log10(most))
+    return float(next(t * tenfold for t in (1, 2, 5, 10) if t * tenfold >= most * (1 - 1e-9)))
 
 
 def _row(i: int, label: str, share: Floats, gone: NDArray[np.bool_], width: float, px: int, edges_s: Floats, top: float) -> str:
@@ -51,7 +55,7 @@ def _row(i: int, label: str, share: Floats, gone: NDArray[np.bool_], width: floa
     cells = []
     for k, value in enumerate(share):
         fill = GONE if gone[k] else shade(float(value) / top)
-        said = "given up or off" if gone[k] else f"{value:.2%}"
+        said = "given up or off" if gone[k] else f"{100 * value:.3g}%"
         title = f"{label}, {edges_s[k]:.0f} to {edges_s[k + 1]:.0f} s: {said}"
         box = f'x="{LEFT + k * width:.2f}" y="{y}" width="{width + 0.3:.2f}" height="{px - 2}" fill="{fill}"'
         cells.append(f"<rect {box}><title>{escape(title)}</title></rect>")

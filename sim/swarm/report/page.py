@@ -14,7 +14,7 @@ from sim.report.page import document
 from sim.report.sections import table
 from sim.swarm.report import atlas, heat
 from sim.swarm.study import Finished, Study
-from sim.units import size
+from sim.units import energy, mass, size
 from traces.files import replacing
 
 BINS = 120
@@ -72,13 +72,13 @@ def _usd(value: float | None) -> str:
 
 
 def _energy(row: Mapping[str, Any]) -> str:
-    return "&ndash;" if row["busy_energy_wh"] is None else f"{row['busy_energy_wh'] / 1e3:.2f} kWh"
+    return "&ndash;" if row["busy_energy_wh"] is None else energy(row["busy_energy_wh"])
 
 
 def _carbon(row: Mapping[str, Any]) -> str:
     idle = row["idle_energy_wh"]
-    said = f"of GPUs while they worked; {'idle power is not stated' if idle is None else f'idle {idle / 1e3:.2f} kWh'}"
-    return said if row["carbon_g"] is None else f"{said}; {row['carbon_g'] / 1e3:,.2f} kg CO&#8322;e"
+    said = f"of GPUs while they worked; {'idle power is not stated' if idle is None else f'idle {energy(idle)}'}"
+    return said if row["carbon_g"] is None else f"{said}; {mass(row['carbon_g'])} CO&#8322;e"
 
 
 def _map(study: Study, done: Finished) -> str:
