@@ -28,9 +28,6 @@ from sim import configuration
 from sim.errors import UserError
 from sim.machines.schema import Machine
 
-PROBE_RUNS = 1
-"""Runs of a probe in each round."""
-
 Say = Callable[[str], None]
 
 
@@ -89,7 +86,7 @@ def _rounds(
     for turn in range(rounds):
         for k, setup in enumerate(setups):
             say(f"round {turn + 1} of {rounds}: whole layers, {k + 1} of {len(setups)}, {setup.scheduler}")
-            seen[k].append(observe(cluster, setup, reference, PROBE_RUNS))
+            seen[k].append(observe(cluster, setup, reference))
         for k, (serving, kill) in enumerate(jobs):
             if kill is None or turn == rounds - 1:
                 say(f"round {turn + 1} of {rounds}: {len(serving.lengths)} requests{', a rank is killed' if kill else ''}")
