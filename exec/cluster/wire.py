@@ -33,7 +33,7 @@ CONNECT_S = 60.0
 CALL_S = CONNECT_S / 6
 """How long a rank waits for its call to be taken before it calls again."""
 
-GROUP_S = 10.0
+GROUP_S = 20.0
 """How long the ranks of a group wait for each other, where groups are formed again."""
 
 
