@@ -29,6 +29,11 @@ def build(flag: str, text: str, names: Mapping[str, tuple[str, str]], package: s
         raise UserError(f"{flag}: {name}: {e}") from None
 
 
+def options(found: type[Any]) -> dict[str, Any]:
+    """Those of a class, as they are said, and their defaults."""
+    return {f.name.replace("_", "-"): f.default for f in fields(found)}
+
+
 def _option(flag: str, name: str, found: type[Any], text: str) -> tuple[str, Any]:
     key, _, value = text.partition("=")
     known = {f.name.replace("_", "-"): f for f in fields(found)}

@@ -67,7 +67,7 @@ def validate(ranks: str | None, placement: str, machine: str | None, grid: Path 
     for number in numbers:  # ahead of the first measurement
         placed.jobs_of(cases, number, placement)
     each_number(
-        f"validating {len(cases)} cases on {ranks} ranks, {rounds} rounds each", numbers,
+        f"validating {len(cases)} cases on {ranks} ranks, at most {rounds} rounds each", numbers,
         lambda number, say: placed.validate(number, placement, cases, rounds, profile, say), _show_validated, as_json,
     )  # fmt: skip
 

@@ -2,7 +2,8 @@
 
 Rounds of serving take turns with probes, so that what is predicted and what it is predicted from saw the same computer. The
 profile is fitted to the probes alone; of the Plans served and of the probes count those that nothing disturbed, by one rule
-(`exec.cluster.watch.calmest`).
+(`exec.cluster.watch.calmest`). Rounds go on until throughput before the shift and after rebalancing is known well enough, by
+the rule of `exec.validation.ranks`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from exec.calibration.reference import Reference
 from exec.cluster.calibrate import draft
 from exec.cluster.fit import fitted
 from exec.cluster.observe import Observed, against_the_best, merged, observe
-from exec.cluster.phases import summarize
+from exec.cluster.phases import BEFORE, REBALANCED, phases, summarize
 from exec.cluster.placing import Served, Serving, largest_difference, serve, simulate, when_lost
 from exec.cluster.probes import PROBES, setup_of
 from exec.cluster.profile import Unknown
@@ -24,15 +27,18 @@ from exec.cluster.standing import StandingCluster
 from exec.cluster.traffic import Traffic
 from exec.cluster.watch import Watch
 from exec.validation.grid import DISTURBED, Grid, product
+from exec.validation.score import STEADY, standard_error
 from sim import configuration
 from sim.errors import UserError
 from sim.machines.schema import Machine
 
 Say = Callable[[str], None]
 
+Job = tuple[Serving, Kill | None]
+
 
 def load_grid(path: Path | None) -> tuple[int, list[Traffic]]:
-    """(rounds, cases) of a YAML grid; without a path, the one that comes with Tandem. Raises UserError naming each wrong field."""
+    """(rounds at most, cases) of a YAML grid; without a path, the one that comes with Tandem. Raises UserError naming each wrong field."""
     path = path or Path(__file__).with_name("grid_placed.yaml")
     grid = configuration.load(path, Grid)
     rows = [one for row in grid.cases for one in product(row)]
@@ -42,29 +48,29 @@ def load_grid(path: Path | None) -> tuple[int, list[Traffic]]:
 def validate(
     ranks: int, placement: str, cases: Sequence[Traffic], rounds: int, machine: Machine | None = None, say: Say = lambda text: None
 ) -> dict[str, Any]:
-    """The object of `validate --placement --json`, of one number of ranks. machine: profile to test as it is; without one, it is
-    made in between. counts: whether few enough Plans and probes were disturbed. Raises UserError for a case that cannot be served,
-    and what `StandingCluster` raises."""
+    """The object of `validate --placement --json`, of one number of ranks. rounds: at most. machine: profile to test as it is; without
+    one, it is made in between. counts: whether few enough Plans and probes were disturbed. Raises UserError for a case that cannot be
+    served, and what `StandingCluster` raises."""
     jobs = jobs_of(cases, ranks, placement)
     with StandingCluster(ranks) as cluster:
         unfitted = draft(cluster, say) if machine is None else machine
         reference = Reference()
-        served, probed = _rounds(cluster, jobs, rounds, machine is None, reference, say)
+        served, probed, turns = _rounds(cluster, jobs, rounds, machine is None, reference, say)
     best_s = reference.best_s
     seen = against_the_best(probed, best_s)
     say("simulating the same")
     profile = fitted(unfitted, seen) if machine is None else machine
     rows = [_row(serving, kill, runs, profile, best_s, say) for (serving, kill), runs in zip(jobs, served, strict=True)]
-    phases = [phase for row in rows for phase in row["phases"]]
-    disturbed = sum(p["disturbed"] or 0 for p in phases) + sum(one.disturbed for one in seen)
-    everything = sum(p["plans"] + (p["disturbed"] or 0) for p in phases) + sum(len(one.samples) for one in seen)
+    found = [phase for row in rows for phase in row["phases"]]
+    disturbed = sum(p["disturbed"] or 0 for p in found) + sum(one.disturbed for one in seen)
+    everything = sum(p["plans"] + (p["disturbed"] or 0) for p in found) + sum(len(one.samples) for one in seen)
     return {
-        "ranks": ranks, "placement": placement, "machine": profile.name, "rounds": rounds, "cases": rows, "runs": everything,
+        "ranks": ranks, "placement": placement, "machine": profile.name, "rounds": turns, "cases": rows, "runs": everything,
         "disturbed": disturbed, "counts": disturbed <= DISTURBED * everything,
     }  # fmt: skip
 
 
-def jobs_of(cases: Sequence[Traffic], ranks: int, placement: str) -> list[tuple[Serving, Kill | None]]:
+def jobs_of(cases: Sequence[Traffic], ranks: int, placement: str) -> list[Job]:
     """Raises UserError naming a case that so many ranks cannot serve."""
     found = []
     for i, case in enumerate(cases):
@@ -77,21 +83,37 @@ def jobs_of(cases: Sequence[Traffic], ranks: int, placement: str) -> list[tuple[
 
 
 def _rounds(
-    cluster: StandingCluster, jobs: Sequence[tuple[Serving, Kill | None]], rounds: int, probing: bool, reference: Reference, say: Say
-) -> tuple[list[list[Served]], list[Observed]]:
-    """Runs of each case, and probes. Ranks are lost in the last round alone: who starts meanwhile takes cores."""
+    cluster: StandingCluster, jobs: Sequence[Job], rounds: int, probing: bool, reference: Reference, say: Say
+) -> tuple[list[list[Served]], list[Observed], int]:
+    """Runs of each case, probes, and how many rounds it took. Ranks are lost after the last one: who starts meanwhile takes cores."""
     served: list[list[Served]] = [[] for _ in jobs]
     setups = [setup_of(probe, cluster.ranks) for probe in PROBES] if probing else []
     seen: list[list[Observed]] = [[] for _ in setups]
-    for turn in range(rounds):
-        for k, setup in enumerate(setups):
-            say(f"round {turn + 1} of {rounds}: whole layers, {k + 1} of {len(setups)}, {setup.scheduler}")
-            seen[k].append(observe(cluster, setup, reference))
-        for k, (serving, kill) in enumerate(jobs):
-            if kill is None or turn == rounds - 1:
-                say(f"round {turn + 1} of {rounds}: {len(serving.lengths)} requests{', a rank is killed' if kill else ''}")
-                served[k].append(serve(cluster, serving, Unknown(), kill, watch=Watch(reference)))
-    return served, [merged(one) for one in seen]
+    drills = [k for k, (_, kill) in enumerate(jobs) if kill is not None]
+    others = [k for k in range(len(jobs)) if k not in drills]
+
+    def run(k: int, what: str) -> None:
+        serving, kill = jobs[k]
+        say(f"{what}: {len(serving.lengths)} requests{', a rank is killed' if kill else ''}")
+        served[k].append(serve(cluster, serving, Unknown(), kill, watch=Watch(reference)))
+
+    turns = 0
+    while turns < rounds and not (turns and all(steady(jobs[k][0], served[k], reference.best_s) for k in others)):
+        turns += 1
+        for i, setup in enumerate(setups):
+            say(f"round {turns} of at most {rounds}: whole layers, {i + 1} of {len(setups)}, {setup.scheduler}")
+            seen[i].append(observe(cluster, setup, reference))
+        for k in others:
+            run(k, f"round {turns} of at most {rounds}")
+    for k in drills:
+        run(k, "after the rounds")
+    return served, [merged(one) for one in seen], turns
+
+
+def steady(serving: Serving, runs: Sequence[Served], at_best_s: float) -> bool:
+    """Whether throughput before the shift and after rebalancing is known well enough; what never was tells nothing."""
+    found = phases(serving, runs, at_best_s)
+    return all(standard_error(np.array(found[name].rates)) <= STEADY for name in (BEFORE, REBALANCED) if found[name].rates)
 
 
 def _row(serving: Serving, kill: Kill | None, runs: Sequence[Served], profile: Machine, best_s: float, say: Say) -> dict[str, Any]:

@@ -6,7 +6,6 @@ alike, and the profile is fitted to the probes of all rounds; no case is ever fi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,13 @@ from exec.cluster.prices import simulate
 from exec.cluster.probes import LAYERS
 from exec.cluster.runs import Setup, layers_setup
 from exec.validation.grid import DISTURBED, Grid, product
-from exec.validation.score import rank_agreement, relative
+from exec.validation.score import STEADY, rank_agreement, relative, standard_error
 from sim import configuration
 from sim.errors import UserError
 from sim.machines.schema import Machine
 
 APART = 0.08
 """Schedulers that measure closer than this are not ranked."""
-
-STEADY = 0.025
-"""No more rounds are needed once each case's median is known to this standard error, relative: two schedulers 8 % apart then
-change places only by over two standard errors of their difference."""
 
 Say = Callable[[str], None]
 
@@ -128,13 +123,6 @@ def _rounds(
         if all(standard_error(_layers_s(one)) <= STEADY for one in found[: len(setups)]):
             break
     return found[: len(setups)], found[len(setups) :]
-
-
-def standard_error(samples: NDArray[np.float64]) -> float:
-    """Of the median of samples, relative to it, as if they were normal; infinite for fewer than four, which hardly tell their spread."""
-    if len(samples) < 4:
-        return math.inf
-    return float(math.sqrt(math.pi / 2 / len(samples)) * samples.std(ddof=1) / np.median(samples))
 
 
 def _layers_s(seen: Observed) -> NDArray[np.float64]:

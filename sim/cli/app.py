@@ -22,13 +22,16 @@ app = typer.Typer(
 class Kind(StrEnum):
     models = "models"
     machines = "machines"
+    clusters = "clusters"
     workloads = "workloads"
     schedulers = "schedulers"
+    systems = "systems"
+    policies = "policies"
 
 
 @app.command("list")
 def list_(kind: Kind, json: options.Json = False) -> None:
-    """What is built in: models, machines, workloads or schedulers."""
+    """What is built in. systems: of expert parallelism, for moe-layer; policies: of placement, for place and swarm."""
     from sim.cli import listing
 
     listing.show(kind.value, json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import Any
 
 from sim.cli import output
@@ -63,15 +64,57 @@ def schedulers() -> list[dict[str, Any]]:
     rows = []
     for name in registry.names():
         cls = registry.load(name)
-        summary = (sys.modules[cls.__module__].__doc__ or "").strip().splitlines()[0]
         rows.append({
-            "name": name, "class": f"{cls.__module__}.{cls.__qualname__}", "lanes": list(cls.lanes), "summary": summary,
+            "name": name, "class": f"{cls.__module__}.{cls.__qualname__}", "lanes": list(cls.lanes), "summary": _first_line(cls),
             "description": " ".join((cls.__doc__ or "").split()),
         })  # fmt: skip
     return rows
 
 
-KINDS = {"models": models, "machines": machines, "workloads": workloads, "schedulers": schedulers}
+def systems() -> list[dict[str, Any]]:
+    from sim.ep import systems
+
+    short = {full: name for name, full in systems.SHORT.items()}
+    return [
+        {"name": s.name, "short": short.get(s.name), "scheduler": s.scheduler, "padded": s.padded, "summary": s.source}
+        for s in systems.SYSTEMS.values()
+    ]  # fmt: skip
+
+
+def policies() -> list[dict[str, Any]]:
+    from sim import named
+    from sim.placement import policy
+
+    return [
+        {
+            "name": name, "options": named.options(found), "whole_layers": found.whole_layers,
+            "summary": _first_line(found),
+        }
+        for name, found in ((name, type(policy.load(name))) for name in policy.names())
+    ]  # fmt: skip
+
+
+def clusters() -> list[dict[str, Any]]:
+    from sim import clusters
+
+    return [
+        {
+            "name": name, "description": c.description, "regions": list(c.regions), "nodes": len(c.node),
+            "gpus": dict(Counter(gpu.kind for gpu in c.gpu)), "memory_bytes": sum(gpu.spec.memory_bytes for gpu in c.gpu),
+        }
+        for name, c in ((name, clusters.load(name)) for name in clusters.names())
+    ]  # fmt: skip
+
+
+def _first_line(cls: type[Any]) -> str:
+    """Of the file that it is in."""
+    return (sys.modules[cls.__module__].__doc__ or "").strip().splitlines()[0]
+
+
+KINDS = {
+    "models": models, "machines": machines, "clusters": clusters, "workloads": workloads, "schedulers": schedulers, "systems": systems,
+    "policies": policies,
+}  # fmt: skip
 
 
 def show(kind: str, as_json: bool) -> None:
@@ -83,7 +126,7 @@ def show(kind: str, as_json: bool) -> None:
     output.print_table(kind, columns, cells, numeric=_NUMERIC)
 
 
-_NUMERIC = ("ranks", "layers", "experts", "params", "active", "weights", "longest prompt", "gen", "GPU memory", "H2D")
+_NUMERIC = ("ranks", "regions", "nodes", "layers", "experts", "params", "active", "weights", "longest prompt", "gen", "GPU memory", "H2D")
 _Table = tuple[tuple[str, ...], list[tuple[object, ...]]]
 
 
@@ -123,4 +166,24 @@ def _schedulers_table(rows: list[dict[str, Any]]) -> _Table:
     return ("name", "lanes", "what it is"), [(r["name"], " ".join(r["lanes"]), r["summary"]) for r in rows]
 
 
-_TABLES = {"models": _models_table, "machines": _machines_table, "workloads": _workloads_table, "schedulers": _schedulers_table}
+def _systems_table(rows: list[dict[str, Any]]) -> _Table:
+    return ("name", "or", "what it is"), [(r["name"], r["short"] or "", r["summary"]) for r in rows]
+
+
+def _policies_table(rows: list[dict[str, Any]]) -> _Table:
+    return ("name", "options", "what it is"), [(r["name"], " ".join(r["options"]), r["summary"]) for r in rows]
+
+
+def _clusters_table(rows: list[dict[str, Any]]) -> _Table:
+    columns = ("name", "regions", "nodes", "GPUs", "GPU memory", "description")
+    return columns, [
+        (r["name"], len(r["regions"]), r["nodes"], ", ".join(f"{n} {kind}" for kind, n in r["gpus"].items()),
+         output.size(r["memory_bytes"]), r["description"])
+        for r in rows
+    ]  # fmt: skip
+
+
+_TABLES = {
+    "models": _models_table, "machines": _machines_table, "clusters": _clusters_table, "workloads": _workloads_table,
+    "schedulers": _schedulers_table, "systems": _systems_table, "policies": _policies_table,
+}  # fmt: skip

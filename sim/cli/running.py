@@ -35,12 +35,28 @@ def compare(make: Callable[[str], Job], schedulers: str, *, trace: Path | None, 
         if not name:
             raise UserError(f"--schedulers: {schedulers!r} has an empty name; names separated by commas are needed")
         registry.load(name, "--schedulers")
-    jobs = [make(name) for name in names]
+    jobs, refused = _prepared(make, names)
     results = [_simulate(job, trace, engine).summary for job in jobs]
     if as_json:
-        output.print_json({"results": results})
+        output.print_json({"results": results, "refused": [{"scheduler": name, "why": str(why)} for name, why in refused.items()]})
     else:
         print_comparison(results)
+        for name, why in refused.items():
+            output.note(f"{name} is left out: {why}")
+
+
+def _prepared(make: Callable[[str], Job], names: Sequence[str]) -> tuple[list[Job], dict[str, UserError]]:
+    """Jobs, and the schedulers whose plan the machine has no room or no lanes for. Raises the first UserError where that is all of them."""
+    jobs: list[Job] = []
+    refused: dict[str, UserError] = {}
+    for name in names:
+        try:
+            jobs.append(make(name))
+        except UserError as e:
+            refused[name] = e
+    if not jobs:
+        raise next(iter(refused.values()))
+    return jobs, refused
 
 
 def _simulate(job: Job, trace: Path | None, engine: str) -> Outcome:

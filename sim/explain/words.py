@@ -15,7 +15,7 @@ from sim.report.critical import Share
 def sentence(e: Explanation) -> str:
     """What limits the run and what to buy, in one sentence."""
     top = e.by_limit[0]
-    return f"{_limited(top, e.by_op)}; {_advice(top, e.elasticities)}."
+    return f"{_limited(top, e.by_op)}; {_advice(top, e.elasticities)}{_not_worth(top, e.elasticities)}."
 
 
 def _limited(top: Limit, by_op: Sequence[Share]) -> str:
@@ -42,6 +42,14 @@ def _advice(top: Limit, found: Sequence[Elasticity]) -> str:
         said += f" or make {own.upgrade.name} faster, which reach {top.reach:.0%} of it ({own.gain:+.1%})"
     rest = [e for e in (*parts[1:], *code) if e.upgrade.name != f"ops on {top.lane}"]
     return said + (f"; then {_gives(max(rest, key=lambda e: e.gain))}" if rest else "")
+
+
+def _not_worth(top: Limit, found: Sequence[Elasticity]) -> str:
+    """Why what limits the run is not what to buy, where something else is."""
+    own = next((e for e in found if e.upgrade.name == top.resource and e.gain < WORTH), None)
+    if own is None or all(e.gain < WORTH for e in found):
+        return ""
+    return f"; {own.upgrade.factor - 1:+.0%} of {top.resource} alone gives {own.gain:+.1%}: other lanes' work takes nearly as long"
 
 
 def _gives(e: Elasticity) -> str:

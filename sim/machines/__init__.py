@@ -47,4 +47,6 @@ def load_rig(name_or_file: str | Path) -> Rig:
 def _locate(flag: str, name: str, known: tuple[str, ...]) -> Path:
     if name in known:
         return _BUILTIN / ("rigs" if name in rig_names() else ".") / f"{name}.yaml"
+    if name in configuration.names(_BUILTIN.parent / "clusters"):
+        raise UserError(f"{flag}: {name} is a cluster, for `swarm` and `place`; a machine is needed: {', '.join(known)}, or a YAML file")
     return configuration.own_file(flag, name, known)

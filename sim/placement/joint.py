@@ -83,7 +83,7 @@ class Joint:
 
         def fails(pull: float) -> bool:
             gain = np.array([fold.score(one) for fold, one in zip(left_out, found(pull), strict=True)]) - kept
-            tell(f"pull {pull}: {gain.mean():+.3f} balancedness on {len(left_out)} parts left out")
+            tell(f"trying pull {pull}: balancedness {gain.mean():+.3f} against the goal, on {len(left_out)} parts left out")
             return not surely_above(gain)
 
         return PULLS[max(0, bisect_left(PULLS, True, key=fails) - 1)]
@@ -95,7 +95,7 @@ class Joint:
         if problem.sample is None or any(fold.tokens is None for fold in left_out):
             raise UserError("option beat: needs recorded tokens of all windows, a routing trace; counts do not say what a token touches")
         if not left_out or effort_s(problem) < ENOUGH_S:
-            tell(f"pull {USUAL}: too few tokens, or too large a problem, to leave any out")
+            tell(f"taking pull {USUAL}: too few tokens, or too large a problem, to leave any out")
             return USUAL
         theirs = np.array([self._scores(fold, rival(fold.problem)) for fold in left_out])
         found = self._tried(problem, left_out)
@@ -104,13 +104,14 @@ class Joint:
         def leads(pull: float) -> tuple[float, float]:
             ours = np.array([self._scores(fold, one) for fold, one in zip(left_out, found(pull), strict=True)])
             gain = ours - theirs
-            tell(f"pull {pull}: {gain[:, 0].mean():+.3f} balancedness, {-gain[:, 1].mean():+.3f} touched on {len(left_out)} parts left out")
+            told = f"balancedness {gain[:, 0].mean():+.3f}, GPUs touched {-gain[:, 1].mean():+.3f} against the rival"
+            tell(f"trying pull {pull}: {told}, on {len(left_out)} parts left out")
             return sureness(gain[:, 0]), sureness(gain[:, 1])
 
         at = bisect_left(PULLS, True, key=lambda pull: leads(pull)[0] <= leads(pull)[1])
         best = max(PULLS[max(0, at - 1) : at + 1], key=lambda pull: min(leads(pull)))
         if min(leads(best)) <= 0:
-            tell(f"pull {best}: does not lead in both on the parts left out")
+            tell(f"taking pull {best}, which does not lead in both on the parts left out")
         return best
 
     def _scores(self, fold: Fold, placement: Placement) -> tuple[float, float]:

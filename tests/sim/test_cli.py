@@ -21,8 +21,12 @@ FIELDS = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "some"), [("models", "olmoe"), ("machines", "laptop-rig"), ("workloads", "mixed"), ("schedulers", "flexgen-c")]
-)
+    ("kind", "some"),
+    [
+        ("models", "olmoe"), ("machines", "laptop-rig"), ("workloads", "mixed"), ("schedulers", "flexgen-c"), ("clusters", "five-regions"),
+        ("systems", "comet"), ("policies", "joint"),
+    ],
+)  # fmt: skip
 def test_list(capsys: Capture, kind: str, some: str) -> None:
     rows = run_json(capsys, ["list", kind])[kind]
     assert some in [r["name"] for r in rows]
@@ -72,11 +76,23 @@ def test_mixed_reacts_and_serves_every_token(capsys: Capture) -> None:
 
 def test_compare(capsys: Capture) -> None:
     found = run_json(capsys, ["compare", *SMALL, "--schedulers", "cgopipe,flexgen, resident"])
-    assert list(found) == ["results"]
+    assert list(found) == ["results", "refused"] and not found["refused"]
     assert [r["scheduler"] for r in found["results"]] == ["cgopipe", "flexgen", "resident"]
     assert all(list(r) == FIELDS for r in found["results"])
     assert main(["compare", *SMALL, "--schedulers", "cgopipe,resident"]) == 0
     assert "of the best" in capsys.readouterr().out
+
+
+def test_compare_leaves_out_what_does_not_fit_and_says_so(capsys: Capture) -> None:
+    large = with_flags(SMALL, model="mixtral-8x7b", machine="l4", batch="4", microbatch="4", gen="2")
+    found = run_json(capsys, ["compare", *large, "--schedulers", "resident,cgopipe"])
+    assert [r["scheduler"] for r in found["results"]] == ["cgopipe"]
+    (refused,) = found["refused"]
+    assert refused["scheduler"] == "resident" and "bytes are missing" in refused["why"]
+    assert main(["compare", *large, "--schedulers", "resident,cgopipe"]) == 0
+    shown = capsys.readouterr()
+    assert "cgopipe" in shown.out and "resident is left out: " in shown.err
+    assert main(["compare", *large, "--schedulers", "resident"]) == 2  # nothing to compare with
 
 
 def test_padding_and_default_batch(capsys: Capture) -> None:

@@ -69,6 +69,11 @@ def test_an_uncalibrated_rig_says_what_to_run(capsys: Capture) -> None:
     )
 
 
+def test_a_cluster_is_no_machine(capsys: Capture) -> None:
+    told = refused(capsys, with_flags(RUN, machine="five-regions"))
+    assert told.startswith("error: --machine: five-regions is a cluster, for `swarm` and `place`; a machine is needed: ")
+
+
 def changed_l4(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> str:
     values = machines.load("l4").model_dump(mode="json", exclude_defaults=True)
     change(values)

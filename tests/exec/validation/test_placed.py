@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from exec.calibration import reference
 from exec.cli.app import main
 from exec.cluster.calibrate import OPS, WORDS
 from exec.cluster.machine import Place, of_ranks
-from exec.cluster.phases import BEFORE, MOVING, REBALANCED
+from exec.cluster.phases import BEFORE, MOVING, REBALANCED, Phase
+from exec.cluster.recovering import Kill
 from exec.cluster.traffic import Traffic
 from exec.validation import placed
 from sim.errors import UserError
@@ -56,6 +60,36 @@ def test_every_run_is_answered_on_both_clocks_and_what_was_disturbed_is_told(mod
     everything = [p for c in found["cases"] for p in c["phases"]]
     assert found["runs"] == sum(p["plans"] + (p["disturbed"] or 0) for p in everything)
     assert found["disturbed"] == sum(p["disturbed"] or 0 for p in everything)
+
+
+@dataclass
+class Named:
+    """Stands for a serving, and has no requests."""
+
+    name: str
+    lengths: tuple[int, ...] = ()
+
+
+@pytest.mark.parametrize(("spread", "turns"), [(0.001, 2), (0.3, 5)])
+def test_rounds_go_on_until_throughput_is_steady_and_ranks_are_lost_after_the_last(
+    spread: float, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, order = np.random.default_rng(3), list[str]()
+
+    def serve(cluster: object, serving: Named, profile: object, kill: object, watch: object) -> None:
+        order.append(serving.name)
+
+    def rates(serving: object, runs: list[object], at_best_s: float) -> dict[str, Phase]:
+        some = [tuple(1000 * (1 + spread * rng.standard_normal(3 * len(runs)))) for _ in range(2)]
+        return {BEFORE: Phase(some[0]), REBALANCED: Phase(some[1]), MOVING: Phase((1.0, 9.0))}
+
+    monkeypatch.setattr(placed, "serve", serve)
+    monkeypatch.setattr(placed, "phases", rates)
+    jobs: list[Any] = [(Named("shifts"), None), (Named("loses"), Kill(1, 1)), (Named("shifts too"), None)]
+    served, probed, took = placed._rounds(None, jobs, 5, False, reference.Reference(), lambda text: None)  # type: ignore[arg-type]
+    assert took == turns and not probed
+    assert [len(runs) for runs in served] == [turns, 1, turns]
+    assert order == ["shifts", "shifts too"] * turns + ["loses"]
 
 
 def test_the_default_grid_shifts_moves_and_loses_a_rank_and_never_ends_in_the_middle_of_a_phase() -> None:

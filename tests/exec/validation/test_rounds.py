@@ -11,7 +11,7 @@ import pytest
 from exec.cluster.observe import Observed
 from exec.cluster.watch import Sample
 from exec.validation import ranks
-from exec.validation.ranks import STEADY, standard_error
+from exec.validation.score import STEADY, standard_error
 
 ROUNDS = 6
 

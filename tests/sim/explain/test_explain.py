@@ -90,6 +90,13 @@ def test_where_nothing_pays_it_says_so() -> None:
     assert "no part pays, but make" in sentence(better)
 
 
+def test_what_limits_and_is_not_worth_buying_says_why() -> None:
+    e = explained(link=0.01)
+    other = [replace(x, gain=0.0 if x.upgrade.name == "link.h2d" else 0.05) for x in e.elasticities]
+    said = sentence(replace(e, elasticities=other))
+    assert said.endswith("; +10% of link.h2d alone gives +0.0%: other lanes' work takes nearly as long.")
+
+
 def test_a_low_reach_speaks_for_better_code() -> None:
     e = explained(link=0.01)
     low = [replace(e.by_limit[0], reach=0.2), *e.by_limit[1:]]
