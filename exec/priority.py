@@ -46,6 +46,16 @@ def short_slices() -> Iterator[None]:
         ask_for_slice(SHORT_SLICE_NS, int(thread))
 
 
+def let_in() -> None:
+    """Let threads in that wait for the calling one's core. Call it where a long stretch of computing begins.
+
+    Often a thread that computes and one that passes on wake at the same moment, because both waited for the same. Whoever has run a
+    little more than the other is then put off, and EEVDF looks again only at the next tick of the clock, up to 4 ms later.
+    """
+    if hasattr(os, "sched_yield"):
+        os.sched_yield()
+
+
 def own_cores(rank: int, ranks: int, threads: int) -> None:
     """Bind the calling thread to `threads` cores that no other rank's compute lane is bound to, where there are as many.
 

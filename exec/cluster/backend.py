@@ -19,7 +19,7 @@ from exec.cluster.mesh import AHEAD, Counters, Mesh
 from exec.cluster.outputs import Outputs
 from exec.cluster.rows import Floats, RowMemory, lasting
 from exec.cluster.store import Store
-from exec.priority import SHORT_SLICE_NS, ask_for_slice, own_cores
+from exec.priority import SHORT_SLICE_NS, ask_for_slice, let_in, own_cores
 from exec.products import set_threads
 from exec.runtime import Interrupt, Record
 from exec.weights import Weights
@@ -120,9 +120,12 @@ class RankBackend:
             self._warm = True
 
     def run(self, task: Record, interrupt: Interrupt) -> Result | None:
+        computes = task.work.op not in PASSING
+        if computes:
+            let_in()
         began_s = time.thread_time()
         result = self._ops[task.work.op](task, interrupt)
-        if task.work.op not in PASSING:
+        if computes:
             self._computed_s.append(time.thread_time() - began_s)
         return result
 
