@@ -23,7 +23,7 @@ from exec.cluster.controller import Cluster
 from exec.cluster.experts import run_experts, space_floats
 from exec.cluster.fit import fitted
 from exec.cluster.job import Order
-from exec.cluster.machine import Place
+from exec.cluster.machine import LOCAL, NETWORK, Place
 from exec.cluster.observe import against_the_best, observe
 from exec.cluster.probes import probes_of, setup_of, sized, threads_of
 from exec.cluster.rows import lasting
@@ -171,7 +171,7 @@ def passing(
     words: dict[str, list[OpRate]] = {}
     for a, b in permutations(range(cluster.ranks), 2):
         networked = places[a].host != places[b].host
-        family = "put.network" if networked else "put.local"
+        family = NETWORK if networked else LOCAL
         if places[a].host in links if networked else family in words:
             continue
         word = transport.time_words(cluster, a, b)
@@ -181,4 +181,4 @@ def passing(
             rows.append(transport.row_of("put", family, timed, networked))
         if networked:
             links[places[a].host] = transport.link_of(timed)
-    return [*rows, *(words.get("put.network") or words.get("put.local", []))], links
+    return [*rows, *(words.get(NETWORK) or words.get(LOCAL, []))], links

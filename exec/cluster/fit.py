@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from exec.calibration.insitu import LIMITS, _tamed
 from exec.cluster.backend import PASSING
+from exec.cluster.machine import NETWORK
 from exec.cluster.observe import Observed
 from exec.cluster.prices import HANDED, SPREAD, ClusterCosts, rows_of, simulate
 from sim.demands import ratio_at
@@ -108,7 +109,7 @@ def _joined(parts: Sequence[_Tasks]) -> _Tasks:
 def _correct(rows: dict[tuple[str, str], OpRate], family: str, op: str, tasks: _Tasks) -> None:
     """Compute ops by a latency and a ratio, experts, which are long, by a ratio alone: few parameters, fitted to medians, because
     a shared computer disturbs single tasks much. What waits rather than computes by a latency, the mean, because the long waits
-    are part of it."""
+    are part of it; puts over a network by the median: what holds long messages up, both ways being full, is no latency of short ones."""
     name = op if op in ("put", "barrier") else f"task.{op}" if family == "gpu" else "*"
     row = rows[family, name]
     update: dict[str, Any] = {
@@ -121,7 +122,9 @@ def _correct(rows: dict[tuple[str, str], OpRate], family: str, op: str, tasks: _
         update["latency_s"] = latency_s
         update["ratio"] = ((1.0, float(np.clip(np.median((alone_s - latency_s) / base_s), *LIMITS))),)
     else:
-        update["latency_s"] = max(0.0, row.latency_s + float(_tamed(tasks.measured_s - tasks.simulated_s).mean()))
+        left_s = tasks.measured_s - tasks.simulated_s
+        more_s = float(np.median(left_s) if family == NETWORK else _tamed(left_s).mean())
+        update["latency_s"] = max(0.0, row.latency_s + more_s)
     rows[family, name] = row.model_copy(update=update)
 
 

@@ -10,6 +10,8 @@ from sim.machines.schema import Lane, Machine, OpRate, Resource
 
 RIG = "ranks"
 """What profiles of ranks name as their rig."""
+LOCAL, NETWORK = "put.local", "put.network"
+"""Families of lanes of puts within a host, and between two."""
 
 
 def lanes_of(rank: int, ranks: int) -> Machine:
@@ -55,7 +57,7 @@ def _put(a: int, b: int, places: Sequence[Place]) -> Lane:
     """The sender's computer pays for a put."""
     same = places[a].host == places[b].host
     path = () if same else (f"link.{places[a].host}.out", f"link.{places[b].host}.in")
-    family = "put.local" if same else "put.network"
+    family = LOCAL if same else NETWORK
     cores = f"cores.{places[a].computer}"
     return Lane(name=names.put(a, b), order="ready", kind="copy", path=path, cores=cores, threads=1, families=(family, "put"))
 

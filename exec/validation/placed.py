@@ -32,6 +32,9 @@ from sim import configuration
 from sim.errors import UserError
 from sim.machines.schema import Machine
 
+LEAST = 2
+"""Rounds, where as many are asked for: few runs may agree by chance, and the probes have to be sure as well."""
+
 Say = Callable[[str], None]
 
 Job = tuple[Serving, Kill | None]
@@ -98,7 +101,7 @@ def _rounds(
         served[k].append(serve(cluster, serving, Unknown(), kill, watch=Watch(reference)))
 
     turns = 0
-    while turns < rounds and not (turns and all(steady(jobs[k][0], served[k], reference.best_s) for k in others)):
+    while turns < rounds and not (turns >= LEAST and all(steady(jobs[k][0], served[k], reference.best_s) for k in others)):
         turns += 1
         for i, setup in enumerate(setups):
             say(f"round {turns} of at most {rounds}: whole layers, {i + 1} of {len(setups)}, {setup.scheduler}")

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from exec.cluster import calibrate, observe, phases, prices, watch
+from exec.cluster import calibrate, fit, observe, phases, prices, watch
 from exec.cluster.fit import core_s, fitted
-from exec.cluster.machine import Place, of_ranks
+from exec.cluster.machine import LOCAL, NETWORK, Place, of_ranks
 from exec.cluster.observe import Observed
 from exec.cluster.outputs import Outputs
 from exec.cluster.runs import Setup
@@ -112,6 +112,14 @@ def test_the_fit_finds_what_made_the_runs_so() -> None:
     fresh = made_by(truth, "chunked", 96)
     twin = prices.simulate(fitted(draft, seen), fresh.order, fresh.plan, fresh.outputs)
     assert twin.makespan_ps / 1e12 == pytest.approx(fresh.samples[0].makespan_s, rel=0.03)
+
+
+@pytest.mark.parametrize(("family", "latency_s"), [(NETWORK, 1e-3), (LOCAL, 1.2e-3)])
+def test_long_waits_are_part_of_a_latency_but_over_a_network(family: str, latency_s: float) -> None:
+    rows = {(family, "put"): OpRate(op="put", lane=family, curve=((1.0, 1e-4), (1e6, 1e-4)), latency_s=5e-4, source="test")}
+    more_s = np.array([5e-4] * 9 + [25e-4])
+    fit._correct(rows, family, "put", fit._Tasks(0.02 + more_s, np.full(10, 0.02), np.full(10, 0.02)))
+    assert rows[family, "put"].latency_s == pytest.approx(latency_s, rel=0.05)
 
 
 def test_what_handing_out_takes_is_found_by_the_cpu_time_outside_of_the_ops() -> None:

@@ -80,7 +80,7 @@ def test_rounds_go_on_until_throughput_is_steady_and_ranks_are_lost_after_the_la
         order.append(serving.name)
 
     def rates(serving: object, runs: list[object], at_best_s: float) -> dict[str, Phase]:
-        some = [tuple(1000 * (1 + spread * rng.standard_normal(3 * len(runs)))) for _ in range(2)]
+        some = [tuple(1000 * (1 + spread * rng.standard_normal(6 * len(runs)))) for _ in range(2)]
         return {BEFORE: Phase(some[0]), REBALANCED: Phase(some[1]), MOVING: Phase((1.0, 9.0))}
 
     monkeypatch.setattr(placed, "serve", serve)
