@@ -181,6 +181,8 @@ def _register_end() -> None:
 
 
 def _child(environment: Mapping[str, str], rank: int, world: int, host: str, port: int) -> None:
+    for name in TOLD:  # those of whoever was started first by the process that forks the ranks, and may be long gone
+        os.environ.pop(name, None)
     os.environ.update(environment)
     # Numba makes a lock by this rule. A "forkserver" lock would be reported as leaked whenever a rank is killed.
     multiprocessing.set_start_method("fork", force=True)

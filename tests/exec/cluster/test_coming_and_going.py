@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import queue
 import socket
@@ -87,6 +88,18 @@ def test_a_rank_tells_in_one_line_whom_it_lacks(error: Exception, peer: int, why
         rank.Listener(controller, 0, quiet=False).broken(error)  # type: ignore[arg-type]
     assert sent[0].peer == peer
     assert sent[0].why.startswith(why) and "\n" not in sent[0].why
+
+
+def test_ranks_of_one_group_after_ranks_that_outlive_each_other_do_not_look_for_the_store_of_those(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that forks all ranks keeps the environment in which the first were started."""
+    seen: list[dict[str, str]] = []
+    monkeypatch.setattr(multiprocessing, "set_start_method", lambda *_, **__: None)
+    monkeypatch.setattr(rank, "main", lambda *_: seen.append({name: os.environ[name] for name in launch.TOLD if name in os.environ}) or 0)
+    for name in launch.TOLD:
+        monkeypatch.setenv(name, "of others")
+    with pytest.raises(SystemExit):
+        launch._child({"MASTER_ADDR": "127.0.0.1", "TANDEM_KEY": "key"}, 0, 2, "127.0.0.1", 1)
+    assert seen == [{"MASTER_ADDR": "127.0.0.1", "TANDEM_KEY": "key"}]
 
 
 @pytest.mark.parametrize("kind", [Cluster, StandingCluster])
